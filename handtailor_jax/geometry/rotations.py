@@ -1,0 +1,143 @@
+"""Rotations: axis-angle vectors (radians), 3x3 matrices and quaternions (w, x, y, z).
+
+Singularities are met with series in the squared angle (at zero) and double ``where`` (at pi), so that values and
+gradients of every order stay finite.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# Below this squared angle the series are used; their first neglected term is then under 1e-12 relative.
+_SERIES_BELOW = 1e-2
+
+
+def _sinc_coefficients(squared_angle: Array) -> tuple[Array, Array, Array]:
+    """sin(t)/t, (1 - cos(t))/t^2 and (t - sin(t))/t^3 as functions of t^2, smooth at zero."""
+    t2 = squared_angle
+    small = t2 < _SERIES_BELOW
+    safe = jnp.where(small, 1.0, t2)  # double where: the unused branch must not divide by zero in its gradient
+    t = jnp.sqrt(safe)
+    half_sine = jnp.sin(0.5 * t)
+    sine = jnp.sin(t)
+    a = jnp.where(small, 1.0 - t2 / 6.0 * (1.0 - t2 / 20.0 * (1.0 - t2 / 42.0 * (1.0 - t2 / 72.0))), sine / t)
+    b = jnp.where(
+        small,
+        0.5 * (1.0 - t2 / 12.0 * (1.0 - t2 / 30.0 * (1.0 - t2 / 56.0 * (1.0 - t2 / 90.0)))),
+        2.0 * half_sine * half_sine / safe,
+    )
+    c = jnp.where(
+        small,
+        (1.0 - t2 / 20.0 * (1.0 - t2 / 42.0 * (1.0 - t2 / 72.0 * (1.0 - t2 / 110.0)))) / 6.0,
+        (t - sine) / (safe * t),
+    )
+    return a, b, c
+
+
+def _identity_like(vector: Float[Array, "*batch n"]) -> Float[Array, "*batch 3 3"]:
+    """Identity matrices of a vector's batch shape and dtype."""
+    return jnp.broadcast_to(jnp.eye(3, dtype=vector.dtype), (*vector.shape[:-1], 3, 3))
+
+
+def skew(vector: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
+    """The matrix of the cross product: ``skew(v) @ x == cross(v, x)``."""
+    x, y, z = vector[..., 0], vector[..., 1], vector[..., 2]
+    zero = jnp.zeros_like(x)
+    rows = [zero, -z, y, z, zero, -x, -y, x, zero]
+    return jnp.stack(rows, axis=-1).reshape(*vector.shape[:-1], 3, 3)
+
+
+def matrix_from_axis_angle(axis_angle: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
+    """Rodrigues' formula, R = I + a [v] + b [v]^2, from an axis-angle vector in radians."""
+    a, b, _ = _sinc_coefficients(jnp.sum(axis_angle * axis_angle, axis=-1))
+    v = skew(axis_angle)
+    outer = axis_angle[..., :, None] * axis_angle[..., None, :]
+    t2 = jnp.sum(axis_angle * axis_angle, axis=-1)
+    eye = _identity_like(axis_angle)
+    # [v]^2 = v v^T - |v|^2 I
+    return (1.0 - b * t2)[..., None, None] * eye + a[..., None, None] * v + b[..., None, None] * outer
+
+
+def left_jacobian(axis_angle: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
+    """J with ``R(v + dv) = R(J dv) R(v)`` to first order: turns axis-angle rates into angular velocity."""
+    t2 = jnp.sum(axis_angle * axis_angle, axis=-1)
+    a, b, c = _sinc_coefficients(t2)
+    outer = axis_angle[..., :, None] * axis_angle[..., None, :]
+    eye = _identity_like(axis_angle)
+    return a[..., None, None] * eye + b[..., None, None] * skew(axis_angle) + c[..., None, None] * outer
+
+
+def quaternion_from_axis_angle(axis_angle: Float[Array, "*batch 3"]) -> Float[Array, "*batch 4"]:
+    """Unit quaternion (w, x, y, z) of an axis-angle vector in radians; w >= 0 for angles up to pi."""
+    quarter = 0.25 * jnp.sum(axis_angle * axis_angle, axis=-1)
+    a, b, _ = _sinc_coefficients(quarter)
+    w = 1.0 - b * quarter  # cos(t/2)
+    return jnp.concatenate([w[..., None], 0.5 * a[..., None] * axis_angle], axis=-1)
+
+
+def axis_angle_from_quaternion(quaternion: Float[Array, "*batch 4"]) -> Float[Array, "*batch 3"]:
+    """Axis-angle in radians, of angle at most pi, from a quaternion (w, x, y, z) of any non-zero length.
+
+    q and -q give the same result. A zero quaternion gives zero.
+    """
+    norm2 = jnp.sum(quaternion * quaternion, axis=-1, keepdims=True)
+    degenerate = norm2 <= 0.0
+    q = jnp.where(degenerate, 0.0, quaternion / jnp.sqrt(jnp.where(degenerate, 1.0, norm2)))
+    w, xyz = q[..., :1], q[..., 1:]
+    xyz = jnp.where(w < 0.0, -xyz, xyz)
+    w = jnp.abs(w)
+    sine2 = jnp.sum(xyz * xyz, axis=-1, keepdims=True)
+    small = sine2 < 1e-8
+    sine = jnp.sqrt(jnp.where(small, 1.0, sine2))
+    # atan2(s, w)/s -> 1/w (1 - s^2 / (3 w^2)) near s = 0, where w is close to 1.
+    safe_w = jnp.where(small & ~degenerate, w, 1.0)
+    factor = jnp.where(
+        small,
+        2.0 / safe_w * (1.0 - sine2 / (3.0 * safe_w * safe_w)),
+        2.0 * jnp.arctan2(sine, jnp.where(small, 1.0, w)) / sine,
+    )
+    return factor * xyz
+
+
+def quaternion_from_matrix(matrix: Float[Array, "*batch 3 3"]) -> Float[Array, "*batch 4"]:
+    """Unit quaternion (w, x, y, z) of a rotation matrix, from the best conditioned of Shepperd's four forms."""
+    m = matrix
+    xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
+    wx, wy, wz = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
+    xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
+    candidates = jnp.stack(  # row i is 4 q_i q
+        [
+            jnp.stack([1.0 + xx + yy + zz, wx, wy, wz], axis=-1),
+            jnp.stack([wx, 1.0 + xx - yy - zz, xy, xz], axis=-1),
+            jnp.stack([wy, xy, 1.0 - xx + yy - zz, yz], axis=-1),
+            jnp.stack([wz, xz, yz, 1.0 - xx - yy + zz], axis=-1),
+        ],
+        axis=-2,
+    )
+    diagonal = jnp.stack([candidates[..., i, i] for i in range(4)], axis=-1)
+    best = jnp.argmax(diagonal, axis=-1)[..., None, None]
+    q = jnp.take_along_axis(candidates, best, axis=-2)[..., 0, :]
+    return q / jnp.sqrt(jnp.sum(q * q, axis=-1, keepdims=True))
+
+
+def axis_angle_from_matrix(matrix: Float[Array, "*batch 3 3"]) -> Float[Array, "*batch 3"]:
+    """Axis-angle in radians, of angle at most pi, of a rotation matrix."""
+    return axis_angle_from_quaternion(quaternion_from_matrix(matrix))
+
+
+def matrix_from_quaternion(quaternion: Float[Array, "*batch 4"]) -> Float[Array, "*batch 3 3"]:
+    """Rotation matrix of a quaternion (w, x, y, z) of any non-zero length."""
+    n2 = jnp.sum(quaternion * quaternion, axis=-1)
+    s = (2.0 / n2)[..., None, None]
+    w, v = quaternion[..., 0], quaternion[..., 1:]
+    outer = v[..., :, None] * v[..., None, :]
+    v2 = jnp.sum(v * v, axis=-1)[..., None, None]
+    eye = _identity_like(quaternion)
+    return eye + s * (w[..., None, None] * skew(v) + outer - v2 * eye)
+
+
+def angle_between(first: Float[Array, "*batch 3 3"], second: Float[Array, "*batch 3 3"]) -> Float[Array, "*batch"]:
+    """Geodesic distance of two rotation matrices in radians, in [0, pi]."""
+    relative = jnp.einsum("...ji,...jk->...ik", first, second)
+    squared = jnp.sum(axis_angle_from_matrix(relative) ** 2, axis=-1)
+    equal = squared <= 0.0
+    return jnp.where(equal, 0.0, jnp.sqrt(jnp.where(equal, 1.0, squared)))  # double where: gradient 0, not NaN, at 0

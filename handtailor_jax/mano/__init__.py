@@ -1,0 +1,17 @@
+"""The hand model: stages from shape to mesh, its anatomy, and where models come from."""
+
+from handtailor_jax.mano.anatomy import Anatomy
+from handtailor_jax.mano.hand_model import HandModel, LinearBlendSkin, PosedHand, ShapedHand
+from handtailor_jax.mano.loading import HandModelError, embedded_hand, load_hand, load_mano
+
+__all__ = [
+    "Anatomy",
+    "HandModel",
+    "HandModelError",
+    "LinearBlendSkin",
+    "PosedHand",
+    "ShapedHand",
+    "embedded_hand",
+    "load_hand",
+    "load_mano",
+]

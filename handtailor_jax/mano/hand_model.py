@@ -1,0 +1,275 @@
+"""The hand model M(theta, beta) = W(T(theta, beta), J(beta), theta, omega) (Eq. 1), in stages.
+
+    model --shape(betas)--> ShapedHand --pose(pose)--> PosedHand --skin()--> HandMesh
+
+Each stage is a frozen pytree that owns the next verb, so a mesh cannot be skinned before it is posed. `PosedHand` has
+the 21 keypoints without skinning the mesh: only the five fingertips are skinned. Any number of vertices is accepted.
+
+Rest frame (MANO's): right hand, fingers along -x, palm toward -y, thumb toward +z, metres. A left hand is the mirror
+image (x' = -x), so its fingers point along +x.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, Float, Int
+
+from handtailor_jax.geometry.rotations import left_jacobian, matrix_from_axis_angle, skew
+from handtailor_jax.mano.anatomy import Anatomy
+from handtailor_jax.skeleton import (
+    JOINT_PARENTS,
+    KEYPOINTS_FROM_MANO,
+    NUM_JOINTS,
+    ancestors,
+    joint_levels,
+)
+from handtailor_jax.types import HandMesh, Side, pytree, static
+
+# Row j holds 1 at j and at every ancestor of j: sums along the chain become one matrix product.
+ANCESTRY = np.zeros((NUM_JOINTS, NUM_JOINTS), np.float32)
+for _joint in range(NUM_JOINTS):
+    ANCESTRY[_joint, list(ancestors(_joint))] = 1.0
+
+_PARENTS = np.asarray(JOINT_PARENTS[1:], np.int32)
+
+# The children of level n are, finger by finger, those of level n - 1: three batched products instead of fifteen.
+_LEVELS = joint_levels()
+_FROM_LEVELS = np.argsort(np.concatenate([np.asarray(level) for level in _LEVELS])).astype(np.int32)
+
+
+@pytree
+class LinearBlendSkin:
+    """The part of a hand model that belongs to a set of vertices; a selection of vertices is a smaller one."""
+
+    template: Float[Array, "vertices 3"]
+    """Rest vertices of the mean shape, metres."""
+    shape_directions: Float[Array, "vertices 3 betas"]
+    """Displacement per standard deviation of each shape coefficient, metres."""
+    pose_directions: Float[Array, "vertices 3 135"]
+    """Displacement per entry of (R_1 ... R_15) - I, row-major, metres."""
+    weights: Float[Array, "vertices 16"]
+    """Blend weights; rows sum to 1."""
+
+    def select(self, vertices: Int[Array, "selected"]) -> "LinearBlendSkin":
+        """The skin of the given vertices only."""
+        return jax.tree.map(lambda leaf: leaf[vertices], self)
+
+    def rest_vertices(self, betas: Float[Array, "betas"]) -> Float[Array, "vertices 3"]:
+        """T + B_S(beta): the shaped vertices in the rest pose, metres."""
+        return self.template + self.shape_directions @ betas
+
+
+@pytree
+class HandModel:
+    """A MANO-like hand model; see `load` for where one comes from."""
+
+    skin: LinearBlendSkin
+    tips: LinearBlendSkin
+    """The five fingertips (thumb, index, middle, ring, little): vertices of `skin`, kept for joints-only evaluation."""
+    rest_joints: Float[Array, "16 3"]
+    """Rest joints of the mean shape, metres."""
+    joint_shape_directions: Float[Array, "16 3 betas"]
+    """Displacement of the rest joints per standard deviation of each shape coefficient, metres."""
+    joint_regressor: Float[Array, "16 vertices"]
+    """Rest joints from rest vertices; rows sum to 1."""
+    faces: Int[Array, "faces 3"]
+    """Triangles with outward normals."""
+    tip_vertices: Int[Array, "5"]
+    """Vertex index of each fingertip: thumb, index, middle, ring, little."""
+    pose_mean: Float[Array, "45"]
+    """Mean of the 15 finger rotations (axis-angle, radians), used only where a pose is given relative to it."""
+    pose_components: Float[Array, "45 45"]
+    """Principal components of the finger rotations, one per row."""
+    anatomy: Anatomy
+    """Flexion, abduction and twist axes of the 15 finger joints with their limits and priors."""
+    side: Side = static(default="right")
+    """Which hand this is."""
+
+    @property
+    def num_betas(self) -> int:
+        """Number of shape coefficients."""
+        return self.joint_shape_directions.shape[-1]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Floating-point type of every array of the model."""
+        return self.rest_joints.dtype
+
+    def astype(self, dtype: npt.DTypeLike) -> "HandModel":
+        """The same model with its floating-point arrays in another type."""
+        return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, self)
+
+    def shape(self, betas: Float[Array, "betas"]) -> "ShapedHand":
+        """Applies shape coefficients (standard deviations)."""
+        return ShapedHand(model=self, betas=betas, rest_joints=self.rest_joints + self.joint_shape_directions @ betas)
+
+    def finger_pose_from_pca(
+        self, coefficients: Float[Array, "n"], *, flat_hand_mean: bool = True
+    ) -> Float[Array, "15 3"]:
+        """Axis-angle finger rotations from the first n PCA coefficients, relative to the flat rest pose.
+
+        Args:
+            coefficients: n <= 45 coefficients of the principal pose components.
+            flat_hand_mean: False where zero coefficients mean the mean pose (MANO's ``flat_hand_mean=False``).
+        """
+        pose = coefficients @ self.pose_components[: coefficients.shape[0]]
+        return self.finger_pose_from_axis_angle(pose.reshape(15, 3), flat_hand_mean=flat_hand_mean)
+
+    def finger_pose_from_axis_angle(
+        self, rotations: Float[Array, "15 3"], *, flat_hand_mean: bool
+    ) -> Float[Array, "15 3"]:
+        """Axis-angle finger rotations relative to the flat rest pose.
+
+        Args:
+            rotations: axis-angle, radians, MANO's joint order.
+            flat_hand_mean: False where `rotations` are relative to the mean pose (smplx's default, FreiHAND's files).
+        """
+        return rotations if flat_hand_mean else rotations + self.pose_mean.reshape(15, 3)
+
+    def mirrored(self) -> "HandModel":
+        """The other hand: mirrored in x, with faces turned so that their normals point outward again."""
+        flip = jnp.asarray([-1.0, 1.0, 1.0], self.dtype)
+        # Under x' = -x an axis-angle (x, y, z) becomes (x, -y, -z), and a rotation entry changes sign where exactly
+        # one of its two indices is x.
+        axial = jnp.asarray([1.0, -1.0, -1.0], self.dtype)
+        axial45 = jnp.tile(axial, 15)
+        entries = jnp.tile((flip[:, None] * flip[None, :]).reshape(9), 15)
+
+        def mirror_skin(skin: LinearBlendSkin) -> LinearBlendSkin:
+            return LinearBlendSkin(
+                template=skin.template * flip[None],
+                shape_directions=skin.shape_directions * flip[None, :, None],
+                pose_directions=skin.pose_directions * flip[None, :, None] * entries[None, None],
+                weights=skin.weights,
+            )
+
+        return HandModel(
+            skin=mirror_skin(self.skin),
+            tips=mirror_skin(self.tips),
+            rest_joints=self.rest_joints * flip[None],
+            joint_shape_directions=self.joint_shape_directions * flip[None, :, None],
+            joint_regressor=self.joint_regressor,
+            faces=self.faces[:, ::-1],
+            tip_vertices=self.tip_vertices,
+            pose_mean=self.pose_mean * axial45,
+            pose_components=self.pose_components * axial45[None],
+            anatomy=dataclasses.replace(self.anatomy, axes=self.anatomy.axes * axial[None, None]),
+            side="left" if self.side == "right" else "right",
+        )
+
+
+@pytree
+class ShapedHand:
+    """A hand with its shape applied, in the rest pose."""
+
+    model: HandModel
+    betas: Float[Array, "betas"]
+    rest_joints: Float[Array, "16 3"]
+    """J(beta): joints in the rest pose, metres."""
+
+    def pose(self, pose: Float[Array, "16 3"]) -> "PosedHand":
+        """Applies axis-angle rotations (radians, MANO's joint order, relative to the flat rest pose)."""
+        rotations, joint_rotations, joints = forward_kinematics(pose, self.rest_joints)
+        return PosedHand(shaped=self, rotations=rotations, joint_rotations=joint_rotations, joints=joints)
+
+    def articulate(self, rotations: Float[Array, "16 3 3"]) -> "PosedHand":
+        """Applies rotation matrices (MANO's joint order, each relative to its parent)."""
+        joint_rotations, joints = chain_rotations(rotations, self.rest_joints)
+        return PosedHand(shaped=self, rotations=rotations, joint_rotations=joint_rotations, joints=joints)
+
+
+@pytree
+class PosedHand:
+    """A shaped hand with its pose applied: joints and keypoints are known, the mesh is not yet skinned."""
+
+    shaped: ShapedHand
+    rotations: Float[Array, "16 3 3"]
+    """Rotation of each joint relative to its parent."""
+    joint_rotations: Float[Array, "16 3 3"]
+    """Rotation of each joint relative to the rest frame."""
+    joints: Float[Array, "16 3"]
+    """Posed joints in MANO's order, metres, rest frame."""
+
+    @property
+    def keypoints(self) -> Float[Array, "21 3"]:
+        """The 21 keypoints in canonical order, metres, rest frame; skins the five fingertips only."""
+        tips = self.skin_vertices(self.shaped.model.tips)
+        return jnp.concatenate([self.joints, tips])[np.asarray(KEYPOINTS_FROM_MANO)]
+
+    def skin_vertices(self, skin: LinearBlendSkin) -> Float[Array, "vertices 3"]:
+        """W(T(theta, beta), ...): the posed positions of the vertices of `skin`, metres, rest frame (Eq. 1)."""
+        correction = (self.rotations[1:] - jnp.eye(3, dtype=self.rotations.dtype)[None]).reshape(135)
+        rest = skin.rest_vertices(self.shaped.betas) + skin.pose_directions @ correction
+        # x' = sum_j w_j (R_j (x - rest_j) + joint_j) = (sum_j w_j R_j) x + sum_j w_j t_j
+        offsets = self.joints - jnp.einsum("jab,jb->ja", self.joint_rotations, self.shaped.rest_joints)
+        blended = (skin.weights @ self.joint_rotations.reshape(NUM_JOINTS, 9)).reshape(-1, 3, 3)
+        return jnp.einsum("vab,vb->va", blended, rest) + skin.weights @ offsets
+
+    def skin(self) -> HandMesh:
+        """Skins the whole mesh."""
+        model = self.shaped.model
+        return HandMesh(vertices=self.skin_vertices(model.skin), faces=model.faces, keypoints=self.keypoints)
+
+
+@jax.custom_jvp
+def forward_kinematics(
+    pose: Float[Array, "16 3"], rest_joints: Float[Array, "16 3"]
+) -> tuple[Float[Array, "16 3 3"], Float[Array, "16 3 3"], Float[Array, "16 3"]]:
+    """Rotations relative to the parents, rotations relative to the rest frame, and posed joints.
+
+    Args:
+        pose: axis-angle, radians, MANO's joint order.
+        rest_joints: metres, rest frame.
+
+    The derivative is given in closed form: if joint i turns with angular velocity w_i about itself, everything below
+    it moves rigidly, so joint j has the angular velocity W_j = sum of w_i over its ancestors and itself. Sums along
+    the chain are products with a constant matrix, in both directions of differentiation, which halves the time of
+    batched solves compared with differentiating the chain step by step.
+    """
+    rotations = matrix_from_axis_angle(pose)
+    return (rotations, *chain_rotations(rotations, rest_joints))
+
+
+@forward_kinematics.defjvp
+def _forward_kinematics_jvp(primals, tangents):  # type: ignore[no-untyped-def]
+    pose, rest_joints = primals
+    pose_rate, rest_rate = tangents
+    rotations, joint_rotations, joints = forward_kinematics(pose, rest_joints)
+    eye = jnp.eye(3, dtype=pose.dtype)
+    ancestry = jnp.asarray(ANCESTRY, pose.dtype)
+
+    local_velocity = jnp.einsum("jab,jb->ja", left_jacobian(pose), pose_rate)
+    parent_rotations = jnp.concatenate([eye[None], joint_rotations[_PARENTS]])
+    velocity = jnp.einsum("jab,jb->ja", parent_rotations, local_velocity)
+    total_velocity = ancestry @ velocity
+
+    # The rate of joint j is W_parent x (bone) summed along the chain; regrouped about the origin that is
+    # W_j x p_j + c_j with c_j the sum of (stretch of the bone - w_i x p_i).
+    stretch = jnp.einsum("jab,jb->ja", joint_rotations[_PARENTS], rest_rate[1:] - rest_rate[_PARENTS])
+    offsets = jnp.concatenate([rest_rate[:1], stretch]) - jnp.cross(velocity, joints)
+    joints_rate = jnp.cross(total_velocity, joints) + ancestry @ offsets
+
+    rotations_rate = jnp.einsum("jab,jbc->jac", skew(local_velocity), rotations)
+    joint_rotations_rate = jnp.einsum("jab,jbc->jac", skew(total_velocity), joint_rotations)
+    return (rotations, joint_rotations, joints), (rotations_rate, joint_rotations_rate, joints_rate)
+
+
+def chain_rotations(
+    rotations: Float[Array, "16 3 3"], rest_joints: Float[Array, "16 3"]
+) -> tuple[Float[Array, "16 3 3"], Float[Array, "16 3"]]:
+    """Rotations relative to the rest frame and posed joints (metres), from rotations relative to the parents."""
+    level_rotations = [rotations[np.asarray(_LEVELS[0])]]
+    for level in _LEVELS[1:]:
+        parent_rotations = level_rotations[-1]
+        if parent_rotations.shape[0] == 1:
+            parent_rotations = jnp.broadcast_to(parent_rotations, (len(level), 3, 3))
+        level_rotations.append(jnp.einsum("jab,jbc->jac", parent_rotations, rotations[np.asarray(level)]))
+    joint_rotations = jnp.concatenate(level_rotations)[_FROM_LEVELS]
+
+    bones = rest_joints[1:] - rest_joints[_PARENTS]
+    steps = jnp.einsum("jab,jb->ja", joint_rotations[_PARENTS], bones)
+    joints = jnp.asarray(ANCESTRY, rotations.dtype) @ jnp.concatenate([rest_joints[:1], steps])
+    return joint_rotations, joints

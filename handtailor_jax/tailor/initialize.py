@@ -1,0 +1,145 @@
+"""Scale and root in closed form, before the iterations (Eq. 12, 15, 17), with guards where the formulas can fail."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from handtailor_jax.geometry.cameras import depth_divisor, inverse_linear, unproject
+from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.skeleton import REFERENCE_BONE, ROOT
+from handtailor_jax.tailor.energy import reference_bone_length
+from handtailor_jax.types import Camera, HandParameters, Observation
+
+# |dz'| of the unit reference bone is kept below this: at 1 the bone points at the camera and Eq. 15 divides by zero.
+_MAX_BONE_DEPTH = 0.95
+
+# The released program lets Eq. 12 shrink the proposed bone by no more than this.
+_RELEASED_FLOOR = 0.9
+
+
+def initialize(
+    hand: HandModel,
+    pose: Float[Array, "16 3"],
+    betas: Float[Array, "betas"],
+    observation: Observation,
+    *,
+    root_depth: Float[Array, ""],
+    bone: Float[Array, ""] | None = None,
+    scale: Literal["closed_form", "released"] = "closed_form",
+) -> HandParameters:
+    """Places a proposed pose and shape: the root on its keypoint's ray, the scale in closed form (Eq. 12, 17).
+
+    Args:
+        hand: the hand model.
+        pose: proposed rotations, axis-angle, radians.
+        betas: proposed shape.
+        observation: keypoints in the model's own convention, and camera.
+        root_depth: z of the root in the camera frame, metres; ignored in weak perspective.
+        bone: proposed length of the reference bone, metres; the released program's Eq. 12 corrects it. None takes the
+            model's own.
+        scale: "closed_form", or "released" for the released program's formula and its floor of 0.9.
+
+    Returns:
+        The start of the tailor.
+    """
+    camera = observation.camera
+    perspective = camera.perspectivity > 0.5
+    root_depth = jnp.where(perspective, root_depth, 0.0)
+    root = root_position(observation, root_depth)
+    posed = hand.shape(betas).pose(pose)
+    keypoints = posed.keypoints - posed.keypoints[ROOT][None]
+    length = reference_bone_length(keypoints)
+    start_scale = closed_form_scale(observation, keypoints, root)
+    if scale == "released":
+        bone = length if bone is None else bone
+        correction = closed_form_scale_with_depths(observation, keypoints / length, root, bone)
+        released = jnp.maximum(correction, _RELEASED_FLOOR) * bone / length
+        start_scale = jnp.where(perspective, released, start_scale)
+    return HandParameters(pose=pose, betas=betas, scale=start_scale, translation=root)
+
+
+def root_position(observation: Observation, root_depth: Float[Array, ""]) -> Float[Array, "3"]:
+    """p_root: the root joint on the ray of its keypoint at `root_depth` (metres; the depth is kept in weak perspective)."""
+    return unproject(observation.camera, observation.keypoints_2d[ROOT][None], root_depth[None])[0]
+
+
+def closed_form_scale(
+    observation: Observation, keypoints: Float[Array, "21 3"], root: Float[Array, "3"]
+) -> Float[Array, ""]:
+    """s*, the scale of a root-relative hand that best reprojects, all joints taken at the root's depth.
+
+    Eq. 12 in perspective and Eq. 17 in weak perspective are the same least-squares solution, with
+    z_root replaced by 1 in the latter.
+
+    Args:
+        keypoints: root-relative model keypoints in camera axes, any unit.
+        root: camera-frame root joint.
+
+    Returns:
+        Camera-frame units per unit of `keypoints`; not clipped, and negative if the hand points the wrong way.
+    """
+    camera = observation.camera
+    divisor = depth_divisor(camera, root[2][None])[0]
+    model = keypoints[:, :2] @ camera.linear.T
+    target = observation.keypoints_2d - observation.keypoints_2d[ROOT][None]
+    weight = observation.confidence[:, None]
+    return divisor * _safe_ratio(jnp.sum(weight * model * target), jnp.sum(weight * model * model))
+
+
+def closed_form_scale_with_depths(
+    observation: Observation, keypoints: Float[Array, "21 3"], root: Float[Array, "3"], bone: Float[Array, ""]
+) -> Float[Array, ""]:
+    """The released program's version of Eq. 12, in which each joint keeps its own depth at the current bone length.
+
+    Args:
+        keypoints: root-relative model keypoints in camera axes with a unit reference bone.
+        root: camera-frame root joint.
+        bone: current length of the reference bone, camera-frame units.
+
+    Returns:
+        Factor by which `bone` should grow; the released program raises it to at least 0.9.
+    """
+    camera = observation.camera
+    points = keypoints * bone
+    divisor = depth_divisor(camera, root[2] + points[:, 2])[:, None]
+    rays = (observation.keypoints_2d - camera.center[None]) @ inverse_linear(camera).T
+    model = points[:, :2] / divisor
+    return _safe_ratio(jnp.sum(model * (rays - root[None, :2] / divisor)), jnp.sum(model * model))
+
+
+def relative_depth(
+    joints: Float[Array, "21 3"], keypoints_2d: Float[Array, "21 2"], confidence: Float[Array, "21"]
+) -> Float[Array, "21"]:
+    """Depths relative to the root, in pixels, from another method's 3D keypoints and the 2D keypoints they belong to.
+
+    The pixels that a metre covers are the weak-perspective scale that best maps the former onto the latter (Eq. 17 about
+    the centroid), so `joints` may have any unit; their axes are the camera's.
+    """
+    weight = confidence / jnp.maximum(jnp.sum(confidence), 1e-6)
+    model = joints[:, :2] - (weight @ joints[:, :2])[None]
+    target = keypoints_2d - (weight @ keypoints_2d)[None]
+    scale = _safe_ratio(jnp.sum(weight[:, None] * model * target), jnp.sum(weight[:, None] * model * model))
+    return scale * (joints[:, 2] - joints[ROOT, 2])
+
+
+def lift_scale(uvd: Float[Array, "21 3"]) -> Float[Array, ""]:
+    """s, pixels per unit reference bone, from keypoints with root-relative depth (u, v in pixels, d in bones), Eq. 15.
+
+    With noisy depths the reference bone may seem longer in depth than it is; its depth is clipped so that s stays
+    finite and its gradient defined.
+    """
+    bone = uvd[REFERENCE_BONE[0]] - uvd[REFERENCE_BONE[1]]
+    depth = jnp.clip(bone[2], -_MAX_BONE_DEPTH, _MAX_BONE_DEPTH)
+    return jnp.sqrt(jnp.maximum(bone[0] ** 2 + bone[1] ** 2, 1e-12) / (1.0 - depth * depth))
+
+
+def lift(camera: Camera, uvd: Float[Array, "21 3"], bone: Float[Array, ""], root_depth: Float[Array, ""]) -> Array:
+    """Camera-frame keypoints from (u, v, root-relative depth): Eq. 5 in perspective, Eq. 14 in weak perspective."""
+    return unproject(camera, uvd[:, :2], uvd[:, 2] * bone + root_depth)
+
+
+def _safe_ratio(numerator: Float[Array, ""], denominator: Float[Array, ""]) -> Float[Array, ""]:
+    """numerator / denominator, or 1 where all model points fall onto the root and no scale is better than another."""
+    degenerate = denominator < 1e-20
+    return jnp.where(degenerate, 1.0, numerator / jnp.where(degenerate, 1.0, denominator))

@@ -1,0 +1,62 @@
+"""The tailor's configuration and its named presets."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from handtailor_jax.tailor.calibrated import CalibratedEnergy
+from handtailor_jax.tailor.paper import PaperEnergy
+from handtailor_jax.tailor.solve import Adam, GradientMode, LevenbergMarquardt, Solver
+
+
+@dataclasses.dataclass(frozen=True)
+class TailorConfig:
+    """What the tailor minimises, how, and how it is differentiated."""
+
+    energy: CalibratedEnergy | PaperEnergy
+    solver: Solver
+    scale: Literal["closed_form", "released"] = "closed_form"
+    """How the start is scaled before the iterations: Eq. 12 / 17, or the released program's version of Eq. 12 whose
+    correction is never below 0.9."""
+    gradient: GradientMode = "unrolled"
+
+    @classmethod
+    def default(cls) -> "TailorConfig":
+        """Ours: calibrated robust energy, Levenberg-Marquardt."""
+        return cls(energy=CalibratedEnergy(), solver=LevenbergMarquardt(iterations=2))
+
+    @classmethod
+    def paper(cls) -> "TailorConfig":
+        """The paper's constants: Eq. 13 with weights 1, 100, 0.1, Adam at 0.003 for 20 iterations."""
+        return cls(energy=PaperEnergy(), solver=Adam())
+
+    @classmethod
+    def official(cls) -> "TailorConfig":
+        """The released program's constants and departures from the paper (means instead of sums, Adam with
+        b1 = b2 = 0.5 at 0.03 whose bias correction starts one step late)."""
+        return cls(
+            energy=PaperEnergy(
+                joint=1.0 / 42.0,
+                non_planarity=100.0 * 1e4 / 5.0,
+                backward_bend=100.0 * 1e5,
+                identity_pose=0.01 / 48.0,
+                identity_betas=0.01 / 10.0,
+                released=True,
+            ),
+            solver=Adam(learning_rate=0.03, b1=0.5, b2=0.5, first_step=1),
+            scale="released",
+        )
+
+    @classmethod
+    def keypoints_only(cls) -> "TailorConfig":
+        """For 2D keypoints without any proposal: the pose prior and joint limits take the place of the identity."""
+        return cls(
+            energy=CalibratedEnergy(
+                rotation_std=math.inf, finger_std=math.inf, betas_std=math.inf, prior=1.0, betas_prior=1.0
+            ),
+            solver=LevenbergMarquardt(iterations=20),
+        )
+
+
+PRESETS = {"default": TailorConfig.default, "paper": TailorConfig.paper, "official": TailorConfig.official}
+"""The presets that refine a proposal, by the name the command line uses."""

@@ -1,0 +1,210 @@
+"""From 2D keypoints alone to a hand: several starts, one batch of solves, the best kept by energy.
+
+A palm seen from afar is an affine image of the flat model palm, which fixes the global rotation up to the Necker twin
+(the palm tilted the other way). Each palm hypothesis is tried with each of three finger curls.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from handtailor_jax.geometry.cameras import depth_divisor, inverse_linear, unproject
+from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
+from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
+from handtailor_jax.skeleton import KEYPOINTS, MANO_JOINTS, ROOT
+from handtailor_jax.tailor.placement import ROOT_JOINT, camera_keypoints
+from handtailor_jax.tailor.presets import TailorConfig
+from handtailor_jax.tailor.solve import LevenbergMarquardt
+from handtailor_jax.tailor.tailor import pose_problem
+from handtailor_jax.types import Camera, HandParameters, Observation, pytree
+
+_PALM = np.asarray([KEYPOINTS.index(n) for n in ("wrist", "thumb_cmc", "index_mcp", "middle_mcp", "ring_mcp", "little_mcp")])
+# The thumb's base moves against the palm, so it counts less.
+_PALM_WEIGHTS = np.asarray([1.0, 0.3, 1.0, 1.0, 1.0, 1.0], np.float32)
+
+# Flexion (degrees) of MCP, PIP and DIP of the four fingers in each start; None keeps the mean of the pose prior.
+_CURLS = (None, (45.0, 50.0, 30.0), (75.0, 95.0, 55.0))
+_FINGER_JOINTS = np.asarray(
+    [[MANO_JOINTS.index(f"{f}_{j}") - 1 for j in ("mcp", "pip", "dip")] for f in ("index", "middle", "ring", "little")]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """How many iterations the starts get, and how many survive the first round."""
+
+    screening: int = 6
+    """Levenberg-Marquardt iterations of every start."""
+    survivors: int = 5
+    """Starts that are solved to the end."""
+    distinct: float = 0.01
+    """Mean distance of keypoints (metres, in units of the model) from which two solutions count as different."""
+
+
+@pytree
+class SearchResult:
+    """The solutions of one search, best first."""
+
+    parameters: HandParameters
+    """The surviving solutions by rising energy, leading axis (survivors)."""
+    energies: Float[Array, "survivors"]
+    """Their energies (half squared standard deviations)."""
+    runner_up: Array
+    """Index of the best solution that is a different hand from the first; 0 if all survivors are the same."""
+
+
+def palm_rotations(
+    observation: Observation, palm: Float[Array, "6 3"], root: Float[Array, "3"]
+) -> tuple[Float[Array, "5 3 3"], Float[Array, ""], Float[Array, "2"]]:
+    """Five hypotheses of the global rotation, pixels per metre and the root's pixel, from the keypoints of the palm.
+
+    The keypoints are an affine image A of the palm plane (x, z): A = s (r_x, r_z) restricted to the picture, so s is
+    its larger singular value and the rows missing from r_x and r_z have known length. Their sign is the Necker
+    ambiguity. The four sign choices of tilt and of the facing (palm or back, which an edge-on palm hides), then the
+    untilted palm.
+
+    Args:
+        observation: keypoints and camera.
+        palm: model points that the palm's keypoints mark, rest frame.
+        root: rest-frame root joint.
+    """
+    dtype = palm.dtype
+    weight = jnp.asarray(_PALM_WEIGHTS, dtype) * observation.confidence[_PALM] + 1e-6
+    weight = weight / jnp.sum(weight)
+    plane = palm[:, jnp.asarray([0, 2])]
+    center = weight @ plane
+    model = plane - center[None]
+    # Rays through the camera's linear part: pixels of a unit camera, so that fx != fy or a rotated image do not skew A
+    focal = jnp.sqrt(jnp.abs(jnp.linalg.det(observation.camera.linear)))
+    rays = observation.keypoints_2d[_PALM] @ inverse_linear(observation.camera).T * focal
+    image_center = weight @ rays
+    weighted = model * weight[:, None]
+    normal = weighted.T @ model + 1e-9 * jnp.eye(2, dtype=dtype)
+    a = jnp.linalg.solve(normal, weighted.T @ (rays - image_center[None])).T
+    root_ray = image_center + a @ (root[jnp.asarray([0, 2])] - center)
+
+    u, sigma, vt = jnp.linalg.svd(a)
+    scale = jnp.maximum(sigma[0], 1e-6)
+
+    def rotation(affine: Array, sign: float, tilt: float) -> Array:
+        ax, az = affine[:, 0] / scale, affine[:, 1] / scale
+        dx = jnp.sqrt(jnp.maximum(1.0 - jnp.sum(ax * ax), 0.0))
+        dz = jnp.sqrt(jnp.maximum(1.0 - jnp.sum(az * az), 0.0))
+        # r_x and r_z are orthogonal, so their depths have the sign of minus the product of their image parts
+        dz = jnp.where(jnp.sum(ax * az) > 0.0, -dz, dz)
+        rx = jnp.concatenate([ax, sign * tilt * dx[None]])
+        rz = jnp.concatenate([az, sign * tilt * dz[None]])
+        rx = rx / jnp.sqrt(jnp.sum(rx * rx) + 1e-12)
+        rz = rz - jnp.sum(rx * rz) * rx
+        rz = rz / jnp.sqrt(jnp.sum(rz * rz) + 1e-12)
+        return jnp.stack([rx, jnp.cross(rz, rx), rz], axis=-1)
+
+    other = u @ jnp.diag(sigma * jnp.asarray([1.0, -1.0], dtype)) @ vt
+    flat = u @ vt * scale
+    hypotheses = [rotation(a, 1.0, 1.0), rotation(a, -1.0, 1.0), rotation(other, 1.0, 1.0), rotation(other, -1.0, 1.0)]
+    root_pixel = observation.camera.linear @ root_ray / focal
+    return jnp.stack([*hypotheses, rotation(flat, 1.0, 0.0)]), scale, root_pixel
+
+
+def starts(
+    hand: HandModel, observation: Observation, convention: LandmarkConvention, betas: Float[Array, "betas"]
+) -> HandParameters:
+    """The starts of the search, palm hypotheses times curls, along a leading axis."""
+    dtype = hand.dtype
+    camera = observation.camera
+    means = hand.anatomy.mean
+    coordinates = []
+    for curl in _CURLS:
+        if curl is None:
+            coordinates.append(means)
+        else:
+            flexion = jnp.asarray(np.tile(np.radians(curl), (4, 1)), dtype)
+            coordinates.append(means.at[_FINGER_JOINTS, 0].set(flexion))
+    fingers = jnp.stack([hand.anatomy.finger_pose(c) for c in coordinates])
+
+    shaped = hand.shape(betas)
+    rest = shaped.pose(jnp.concatenate([jnp.zeros((1, 3), dtype), fingers[0]]))
+    palm = convention.landmarks(rest)[_PALM]
+    rotations, magnification, root_pixel = palm_rotations(observation, palm, rest.joints[ROOT_JOINT])
+    perspective = camera.perspectivity > 0.5
+    focal = jnp.sqrt(jnp.abs(jnp.linalg.det(camera.linear)))
+    depth = jnp.where(perspective, focal / magnification, 0.0)
+    scale = jnp.where(perspective, 1.0, magnification / focal)
+    root = unproject(camera, root_pixel[None], depth[None])[0]
+    # Off the optical axis the affine view holds in a frame that looks along the ray.
+    ray = jnp.where(perspective, root / jnp.maximum(jnp.sqrt(jnp.sum(root * root)), 1e-6), jnp.asarray([0.0, 0.0, 1.0], dtype))
+    rotations = jnp.einsum("ab,nbc->nac", _turn_to(ray), rotations)
+
+    count, curls = rotations.shape[0], len(_CURLS)
+    global_rotation = jnp.repeat(axis_angle_from_matrix(rotations), curls, axis=0)[:, None]
+    n = count * curls
+    return HandParameters(
+        pose=jnp.concatenate([global_rotation, jnp.tile(fingers, (count, 1, 1))], axis=1),
+        betas=jnp.broadcast_to(betas[None], (n, betas.shape[0])),
+        scale=jnp.broadcast_to(scale, (n,)),
+        translation=jnp.broadcast_to(root[None], (n, 3)),
+    )
+
+
+def search(
+    hand: HandModel,
+    observation: Observation,
+    config: TailorConfig,
+    search_config: SearchConfig = SearchConfig(),
+    *,
+    convention: LandmarkConvention = MANO,
+    betas_mean: Float[Array, "betas"] | None = None,
+) -> SearchResult:
+    """Solves for a hand without any proposal; see the module docstring.
+
+    Args:
+        hand: the hand model; its side is the side of the hand in the picture.
+        observation: keypoints, confidences, camera, and relative depths if some method knows them.
+        config: energy (a `CalibratedEnergy` with a prior) and a Levenberg-Marquardt solver.
+        search_config: effort.
+        convention: what the keypoints mark on the hand.
+        betas_mean: shape to start from and mean of its prior; zero if None.
+    """
+    if not isinstance(config.solver, LevenbergMarquardt):
+        raise ValueError("a search over starts needs the Levenberg-Marquardt solver")
+    mean = jnp.zeros((hand.num_betas,), hand.dtype) if betas_mean is None else betas_mean
+
+    def solve_from(start: HandParameters, iterations: int) -> tuple[HandParameters, Array]:
+        problem = pose_problem(hand, start, observation, config, convention, mean)
+        x = dataclasses.replace(config.solver, iterations=iterations).minimise(problem)[0]
+        energy = problem.energy(x)
+        return problem.parameters(x), jnp.where(jnp.isfinite(energy), energy, jnp.inf)
+
+    first, energies = jax.vmap(lambda s: solve_from(s, search_config.screening))(
+        starts(hand, observation, convention, mean)
+    )
+    keep = jnp.argsort(energies)[: search_config.survivors]
+    solved, energies = jax.vmap(lambda s: solve_from(s, config.solver.iterations))(
+        jax.tree.map(lambda leaf: leaf[keep], first)
+    )
+    order = jnp.argsort(energies)
+    solved, energies = jax.tree.map(lambda leaf: leaf[order], (solved, energies))
+
+    def shape_of(parameters: HandParameters) -> Array:
+        keypoints = camera_keypoints(hand, parameters)
+        return (keypoints - keypoints[ROOT][None]) / parameters.scale
+
+    keypoints = jax.vmap(shape_of)(solved)
+    apart = jnp.mean(jnp.sqrt(jnp.sum((keypoints - keypoints[:1]) ** 2, axis=-1)), axis=-1)
+    return SearchResult(solved, energies, jnp.argmax(apart > search_config.distinct))
+
+
+def _turn_to(direction: Float[Array, "3"]) -> Float[Array, "3 3"]:
+    """The smallest rotation that takes the optical axis to a unit direction in front of the camera."""
+    x, y, z = direction[0], direction[1], direction[2]
+    sine2 = x * x + y * y
+    sine = jnp.sqrt(jnp.maximum(sine2, 1e-20))
+    angle = jnp.arctan2(jnp.sqrt(sine2 + 1e-20), z)
+    return matrix_from_axis_angle(jnp.stack([-y, x, jnp.zeros_like(x)]) * (angle / sine))
+
+

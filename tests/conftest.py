@@ -1,0 +1,92 @@
+"""Shared set-up: a strict JAX, run-time shape checks on the package, and the fixtures that most tests use."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# Several virtual devices, so that the code for many devices is tested on one machine. Read once, when JAX starts.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+
+import jax
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+PACKAGE = "handtailor_jax"
+
+
+def _register_dataclass_unchecked(cls: type, data_fields: Any, meta_fields: Any, **kwargs: Any) -> type:
+    """Registers the package's dataclasses so that JAX rebuilds them without calling their checked constructor.
+
+    JAX also fills pytrees with things that are no arrays (axis numbers, None, markers) and adds batch axes to them
+    from outside. What the package itself constructs keeps being checked.
+    """
+    if not cls.__module__.startswith(PACKAGE):
+        return _register_dataclass(cls, data_fields, meta_fields, **kwargs)
+    data_fields, meta_fields = tuple(data_fields), tuple(meta_fields)
+
+    def flatten_with_keys(tree: Any) -> Any:
+        children = tuple((jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in data_fields)
+        return children, tuple(getattr(tree, name) for name in meta_fields)
+
+    def flatten(tree: Any) -> Any:
+        return tuple(getattr(tree, name) for name in data_fields), tuple(getattr(tree, name) for name in meta_fields)
+
+    def unflatten(meta: Any, children: Any) -> Any:
+        tree = object.__new__(cls)
+        for name, value in zip(data_fields + meta_fields, (*children, *meta), strict=True):
+            object.__setattr__(tree, name, value)
+        return tree
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+assert not any(name.split(".")[0] == PACKAGE for name in sys.modules), "imported before the checks were installed"
+_register_dataclass = jax.tree_util.register_dataclass
+jax.tree_util.register_dataclass = _register_dataclass_unchecked  # type: ignore[assignment]
+install_import_hook(PACKAGE, "beartype.beartype")
+
+from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.mano.loading import embedded_hand
+
+
+@pytest.fixture(scope="session")
+def hand() -> HandModel:
+    """The embedded right hand, float32."""
+    return embedded_hand()
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Runs the test with 64-bit types; without it they would silently become 32-bit ones."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def hand64(x64: None) -> HandModel:
+    """The embedded right hand, float64; the test runs with 64-bit types."""
+    return embedded_hand(dtype=np.float64)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with the golden vectors and the photographs."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("HANDTAILOR_SHARED", default))
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"no golden vectors: {folder} has no folder golden (set HANDTAILOR_SHARED to where they are)")
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A seeded generator of random numbers."""
+    return np.random.default_rng(0)

@@ -1,0 +1,105 @@
+"""The order of the package's parts, read from the imports, and what importing it costs."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "handtailor_jax"
+
+# Each part may import from earlier ones and from itself; two of the same rank never import each other.
+RANKS = (
+    {"skeleton", "types"},
+    {"geometry"},
+    {"mano"},
+    {"hand_module", "tailor", "render", "data"},
+    {"pipeline", "fit"},
+    {"training", "evaluation", "export"},
+    {"cli", "__main__"},
+)
+RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
+WITHIN_A_RANK = {("types", "skeleton")}
+
+
+def modules():
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        parts = (PACKAGE, *path.relative_to(ROOT / PACKAGE).with_suffix("").parts)
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+MODULES = dict(modules())
+
+
+def imports(path, module):
+    """Names of everything that a file imports, wherever in it; `from a import b` gives a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively, which this test does not follow"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part_of(name):
+    return name.split(".")[1] if name.startswith(f"{PACKAGE}.") else None
+
+
+def owner(name):
+    """The module of the package that an imported name belongs to."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != PACKAGE])
+def test_imports_point_one_way(module):
+    part = part_of(module)
+    assert part in RANK, f"{part} has no place in the order of the parts"
+    for name in imports(MODULES[module], module):
+        other = part_of(name)
+        if other and other != part:
+            allowed = RANK[other] < RANK[part] or (part, other) in WITHIN_A_RANK
+            assert allowed, f"{module} ({part}) imports {name}"
+
+
+def test_no_cycles():
+    graph = {
+        module: {owner(name) for name in imports(path, module) if name.startswith(f"{PACKAGE}.")} - {module, PACKAGE}
+        for module, path in MODULES.items()
+        if module != PACKAGE
+    }
+    assert sum(map(len, graph.values())) > 10
+    list(TopologicalSorter(graph).static_order())
+
+
+def test_no_drawer_for_odds_and_ends_and_no_import_of_tools():
+    for module, path in MODULES.items():
+        assert not {"utils", "util", "helpers", "misc", "common"} & set(module.split("."))
+        for name in imports(path, module):
+            assert name.split(".")[0] not in ("tools", "tests", "configs"), f"{module} imports {name}"
+
+
+def run(code):
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def test_importing_the_package_is_light():
+    heavy = {"cv2", "tensorflow", "torch", "trimesh", "matplotlib", "scipy", "tensorflow_datasets", "anny", "PIL"}
+    # jax itself may import some of them; only what comes on top of it is ours.
+    code = f"import jax, sys; old = set(sys.modules); import {PACKAGE}.mano; print(*(set(sys.modules) - old))"
+    loaded = {name.split(".")[0] for name in run(code)}
+    assert PACKAGE in loaded
+    assert not heavy & loaded
+
+
+def test_importing_the_package_starts_no_backend():
+    early = {"skeleton", "types", "geometry", "mano", "tailor"}
+    everything = ", ".join(module for module in MODULES if part_of(module) in early)
+    code = f"import {PACKAGE}, {everything}; from jax._src import xla_bridge as b; print(b.backends_are_initialized())"
+    assert run(code) == ["False"]
