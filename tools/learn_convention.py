@@ -29,8 +29,8 @@ from handtailor_jax.types import Camera, Observation
 
 BELOW = np.asarray(KEYPOINT_JOINT)
 ABOVE = np.asarray([max(JOINT_PARENTS[j], 0) for j in KEYPOINT_JOINT])
-WORST = 0.05
-"""Share of the photographs, those that reproject worst, left out of each least-squares solve: their pose is wrong."""
+# No photograph is left out of the least-squares solves for reprojecting badly: those are the rare views (a palm seen
+# edge-on) that alone show the offsets across the palm.
 
 
 def read_photos(folder: Path, per_group: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,14 +83,13 @@ def learn(keypoints: np.ndarray, depths: np.ndarray, rounds: int, ridge: float) 
         ]
         model, label, bone, rotations, shapes = (np.stack(parts) for parts in zip(*fits, strict=True))
         error = np.linalg.norm(label - keypoints, axis=-1).mean(axis=1) / size
-        weight = (error <= np.quantile(error, 1.0 - WORST)).astype(float)
         print(f"error: median {100 * np.median(error):.2f} %, 97th percentile {100 * np.quantile(error, 0.97):.2f} %")
         residual = (keypoints - model) / size[:, None, None]
         for k in range(21):
             frames = np.concatenate([rotations[:, ABOVE[k], :2], rotations[:, BELOW[k], :2]], axis=-1)
             frames = frames * (bone / size)[:, None, None]
-            normal = np.einsum("n,nra,nrb->ab", weight, frames, frames) + ridge * np.eye(6)
-            offsets[k] = np.linalg.solve(normal, np.einsum("n,nra,nr->a", weight, frames, residual[:, k])).reshape(2, 3)
+            normal = np.einsum("nra,nrb->ab", frames, frames) + ridge * np.eye(6)
+            offsets[k] = np.linalg.solve(normal, np.einsum("nra,nr->a", frames, residual[:, k])).reshape(2, 3)
         betas = np.median(shapes, axis=0)
     return offsets, betas
 

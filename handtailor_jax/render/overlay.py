@@ -142,7 +142,7 @@ def draw_skeleton(
                     color = _INK if casing else tuple(int(c) for c in colors[finger_of[child]])
                     ends = fixed(points[parent]), fixed(points[child])
                     cv2.line(canvas, *ends, color, thickness + (2 if casing else 0), cv2.LINE_AA, shift)
-    for k in np.flatnonzero(shown):
+    for k in np.flatnonzero(shown).tolist():
         color = tuple(int(c) for c in colors[finger_of[k]]) if k in finger_of else (250, 250, 250)
         if hollow:
             disc(points[k], radius + 0.6 * line_width, _INK, max(2, thickness))

@@ -64,6 +64,9 @@ class CalibratedEnergy:
     """Identity: the root's pixel, as a share of the hand's size."""
     zoom_std: float = math.inf
     """Identity: log depth (with intrinsics) or log scale (without)."""
+    size_share: float = 0.0
+    """With intrinsics a hand that looks too small is smaller or farther away. This share of the log ratio goes to its
+    scale, the rest to its depth: 0 trusts the start's scale, 1 its depth."""
     prior: float = 0.0
     """Precision multiplier of the anatomical pose prior, including the coupling of DIP to PIP flexion."""
     betas_prior: float = 0.0
@@ -138,8 +141,13 @@ class CalibratedProblem:
         """Root pixel, scale and root depth at x."""
         camera, start = self.observation.camera, self.start
         pixel = project(camera, start.translation[None])[0] + self.size * x[-3:-1]
-        p = camera.perspectivity
-        return pixel, start.scale * jnp.exp((1.0 - p) * x[-1]), start.translation[2] * jnp.exp(-p * x[-1])
+        size, depth = self._shares()
+        return pixel, start.scale * jnp.exp(size * x[-1]), start.translation[2] * jnp.exp(-depth * x[-1])
+
+    def _shares(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """How much of the zoom goes to scale and to (inverse) depth."""
+        depth = self.observation.camera.perspectivity * (1.0 - self.config.size_share)
+        return 1.0 - depth, depth
 
     def _energy(self, x: Float[Array, "unknowns"]) -> tuple[Float[Array, ""], "_State"]:
         c, camera, anatomy = self.config, self.observation.camera, self.hand.anatomy
@@ -227,9 +235,9 @@ class CalibratedProblem:
         rows = jnp.einsum("ab,kbc->kac", camera.linear, ray) / divisor[..., None] / (c.keypoint_std * self.size)
         root_divisor = depth_divisor(camera, s.depth[None])[0]
         pixel = jnp.einsum("kab,bc->kac", rows[..., :2], inverse_linear(camera)) * (root_divisor * self.size)
-        p = camera.perspectivity
         root = s.points[0] - s.relative[0]
-        zoom = jnp.einsum("kab,kb->ka", rows, (1.0 - p) * s.relative - p * root[None])
+        size, depth = self._shares()
+        zoom = jnp.einsum("kab,kb->ka", rows, size * s.relative - depth * root[None])
         if self.observation.relative_depth is not None:
             towards = s.magnification / (c.depth_std * self.size)
             row = jnp.broadcast_to(towards * jnp.asarray([0.0, 0.0, 1.0], dtype)[None, None], (21, 1, 3))

@@ -26,7 +26,7 @@ def initialize(
     *,
     root_depth: Float[Array, ""],
     bone: Float[Array, ""] | None = None,
-    scale: Literal["closed_form", "released"] = "closed_form",
+    scale: Literal["closed_form", "released", "proposed"] = "closed_form",
 ) -> HandParameters:
     """Places a proposed pose and shape: the root on its keypoint's ray, the scale in closed form (Eq. 12, 17).
 
@@ -36,9 +36,10 @@ def initialize(
         betas: proposed shape.
         observation: keypoints in the model's own convention, and camera.
         root_depth: z of the root in the camera frame, metres; ignored in weak perspective.
-        bone: proposed length of the reference bone, metres; the released program's Eq. 12 corrects it. None takes the
-            model's own.
-        scale: "closed_form", or "released" for the released program's formula and its floor of 0.9.
+        bone: proposed length of the reference bone, metres, for the last two kinds of scale. None takes the model's
+            own.
+        scale: "closed_form"; "released" for the released program's formula, which corrects the proposed bone, and its
+            floor of 0.9; or "proposed", which with intrinsics keeps the proposed bone's length.
 
     Returns:
         The start of the tailor.
@@ -51,8 +52,10 @@ def initialize(
     keypoints = posed.keypoints - posed.keypoints[ROOT][None]
     length = reference_bone_length(keypoints)
     start_scale = closed_form_scale(observation, keypoints, root)
+    bone = length if bone is None else bone
+    if scale == "proposed":
+        start_scale = jnp.where(perspective, bone / length, start_scale)
     if scale == "released":
-        bone = length if bone is None else bone
         correction = closed_form_scale_with_depths(observation, keypoints / length, root, bone)
         released = jnp.maximum(correction, _RELEASED_FLOOR) * bone / length
         start_scale = jnp.where(perspective, released, start_scale)

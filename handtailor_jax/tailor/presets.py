@@ -15,9 +15,9 @@ class TailorConfig:
 
     energy: CalibratedEnergy | PaperEnergy
     solver: Solver
-    scale: Literal["closed_form", "released"] = "closed_form"
-    """How the start is scaled before the iterations: Eq. 12 / 17, or the released program's version of Eq. 12 whose
-    correction is never below 0.9."""
+    scale: Literal["closed_form", "released", "proposed"] = "closed_form"
+    """How the start is scaled before the iterations: Eq. 12 / 17; the released program's version of Eq. 12, whose
+    correction is never below 0.9; or, with intrinsics, not at all (the energy finds scale and depth together)."""
     gradient: GradientMode = "unrolled"
 
     @classmethod

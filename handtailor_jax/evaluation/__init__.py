@@ -1,0 +1,1 @@
+"""What is measured, on which problems, and how the figures are printed."""

@@ -1,0 +1,232 @@
+"""A seeded set of tailor problems with known truth, made from the hand model alone.
+
+Every problem is a hand in front of a camera, what a keypoint detector would see of it, and what a pose network would
+propose. All of it is a function of the seed, the count and the options.
+"""
+
+import importlib.resources
+import json
+import math
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from handtailor_jax.geometry.cameras import project, unproject
+from handtailor_jax.geometry.rotations import axis_angle_from_matrix, axis_angle_from_quaternion, matrix_from_axis_angle
+from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.skeleton import FINGERS, KEYPOINTS, MANO_JOINTS
+from handtailor_jax.tailor.energy import reference_bone_length
+from handtailor_jax.tailor.initialize import initialize
+from handtailor_jax.tailor.placement import ROOT_JOINT, camera_keypoints
+from handtailor_jax.tailor.presets import TailorConfig
+from handtailor_jax.types import Camera, HandParameters, Observation, pytree
+
+Noise = Literal["gaussian", "heavy_tailed"]
+"""Keypoint noise: one Gaussian for all, or Student-t of each joint's own width with outliers among them."""
+
+View = Literal["perspective", "weak_perspective"]
+
+_CROP = 256  # pixels
+_HAND = 0.18  # metres, a hand's length; sets the focal length that makes it fill the crop
+_BETAS_NOISE = 0.5  # standard deviations
+_DEPTH_NOISE = 0.03  # share of the root's depth
+_BONE_NOISE = 0.03  # share of the reference bone
+_OUTLIERS = 0.02  # share of keypoints that a heavy-tailed detector puts somewhere else
+_OUTLIER_NOISE = 0.15  # how far away, as a share of the hand's size
+
+_GESTURES = 0.4  # share of hands that are near a gesture or on the way from one to another
+_CURL = 0.5**0.5  # the share of flexion, as a standard deviation, that the four fingers have in common
+
+_COORDINATES = {name: 3 * i for i, name in enumerate(MANO_JOINTS[1:])}  # where a joint's flexion is among the 45
+_CURLING = np.asarray([_COORDINATES[f"{f}_{j}"] for f in FINGERS[1:] for j in ("mcp", "pip")])
+_DIP = np.asarray([_COORDINATES[f"{f}_dip"] for f in FINGERS[1:]])
+_PIP = np.asarray([_COORDINATES[f"{f}_pip"] for f in FINGERS[1:]])
+
+
+def _noise_of(keypoint: str) -> float:
+    """How much noisier than the average a detector is on a keypoint: most on tips and on the thumb."""
+    along = {"mcp": 0.7, "cmc": 0.9, "pip": 0.9, "ip": 1.0, "dip": 1.0, "tip": 1.4}
+    finger, _, joint = keypoint.partition("_")
+    return 0.9 if not joint else along[joint] * (1.2 if finger == "thumb" else 1.0)
+
+
+_JOINT_NOISE = np.asarray([_noise_of(name) for name in KEYPOINTS], np.float32)
+
+
+@pytree
+class TailorProblems:
+    """Problems along a leading axis."""
+
+    truth: HandParameters
+    """The hand in the camera frame; its scale is 1 in perspective."""
+    keypoints: Float[Array, "*batch 21 3"]
+    """Its keypoints in the camera frame: metres, or pixels in weak perspective."""
+    observation: Observation
+    """Noisy keypoints in the pixels of a 256 x 256 crop, their confidences, the true camera."""
+    pose: Float[Array, "*batch 16 3"]
+    """Proposed rotations, axis-angle, radians."""
+    betas: Float[Array, "*batch betas"]
+    """Proposed shape."""
+    root_depth: Float[Array, "*batch"]
+    """Proposed depth of the root joint, metres; 0 in weak perspective."""
+    bone: Float[Array, "*batch"]
+    """Proposed length of the reference bone, metres."""
+
+    def starts(self, hand: HandModel, config: TailorConfig) -> HandParameters:
+        """The start of the tailor in every problem."""
+        return jax.vmap(lambda problem: problem.start(hand, config))(self)
+
+    def start(self, hand: HandModel, config: TailorConfig) -> HandParameters:
+        """The start of the tailor in a single problem (no leading axis)."""
+        return initialize(
+            hand,
+            self.pose,
+            self.betas,
+            self.observation,
+            root_depth=self.root_depth,
+            bone=self.bone,
+            scale=config.scale,
+        )
+
+
+def tailor_problems(
+    hand: HandModel,
+    count: int,
+    seed: int,
+    noise: Noise = "gaussian",
+    camera: View = "perspective",
+    *,
+    keypoint_noise: float = 0.0125,
+    start_noise: float = 0.15,
+) -> TailorProblems:
+    """Hands in anatomically likely poses and shapes, seen from all sides 0.3 to 1 m away.
+
+    Args:
+        hand: the hand model.
+        count: number of problems.
+        seed: everything else follows from it.
+        noise: of the keypoints.
+        camera: a pinhole camera with fx != fy and an off-centre principal point, or weak perspective.
+        keypoint_noise: standard deviation of the keypoints as a share of the hand's size (the longer side of the box
+            around its keypoints), per axis; heavy-tailed noise has it on average over the joints, outliers aside.
+        start_noise: standard deviation of each proposed rotation about each axis, radians.
+
+    Raises:
+        ValueError: on an unknown `noise` or `camera`.
+    """
+    if noise not in get_args(Noise):
+        raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, not {noise!r}")
+    if camera not in get_args(View):
+        raise ValueError(f"camera must be one of {', '.join(get_args(View))}, not {camera!r}")
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # the same problems whatever the accelerator
+        keys = jax.random.split(jax.random.key(seed), count)
+        make = jax.jit(jax.vmap(lambda key: _problem(hand, key, noise, camera, keypoint_noise, start_noise)))
+        return make(keys)
+
+
+def sample_fingers(hand: HandModel, key: Array) -> Float[Array, "15 3"]:
+    """Flexion, abduction and twist (radians) of a likely pose, within the joint limits."""
+    anatomy, dtype = hand.anatomy, hand.dtype
+    keys = jax.random.split(key, 6)
+    # From the prior: the fingers curl together in part, and DIP joints follow PIP joints.
+    z = jax.random.normal(keys[0], (45,), dtype)
+    together = jax.random.normal(keys[1], (), dtype)
+    z = z.at[_CURLING].set(_CURL * z[_CURLING] + _CURL * together)
+    sample = anatomy.mean.reshape(45) + anatomy.std.reshape(45) * z
+    dip = 0.6 * sample[_PIP] + math.radians(10.0) * z[_DIP]
+    sample = sample.at[_DIP].set(dip).reshape(15, 3)
+    # Near a gesture, or on the way between two.
+    gestures = jnp.asarray(_gestures(), dtype)
+    first, second = gestures[jax.random.randint(keys[2], (2,), 0, gestures.shape[0])]
+    way = jax.random.uniform(keys[3], (), dtype)
+    near = first + way * (second - first) + 0.3 * anatomy.std * jax.random.normal(keys[4], (15, 3), dtype)
+    coordinates = jnp.where(jax.random.uniform(keys[5]) < _GESTURES, near, sample)
+    return jnp.clip(coordinates, anatomy.lower, anatomy.upper)
+
+
+def _gestures() -> np.ndarray:
+    """The gestures of assets/gestures.json, anatomical coordinates in radians, (n, 15, 3)."""
+    text = importlib.resources.files("handtailor_jax").joinpath("assets", "gestures.json").read_text()
+    return np.radians(np.asarray(list(json.loads(text).values()), np.float32))
+
+
+def _problem(
+    hand: HandModel, key: Array, noise: Noise, view: View, keypoint_noise: float, start_noise: float
+) -> TailorProblems:
+    dtype = hand.dtype
+    keys = iter(jax.random.split(key, 12))
+
+    def normal(*shape: int) -> Array:
+        return jax.random.normal(next(keys), shape, dtype)
+
+    fingers = hand.anatomy.finger_pose(sample_fingers(hand, next(keys)))
+    turn = axis_angle_from_quaternion(normal(4))  # a normal quaternion points anywhere on SO(3) with equal density
+    pose = jnp.concatenate([turn[None], fingers])
+    betas = normal(hand.num_betas)
+    posed = hand.shape(betas).pose(pose)
+    relative = posed.keypoints - posed.joints[ROOT_JOINT][None]
+    true_bone = reference_bone_length(relative)
+
+    camera, truth = _place(relative, pose, betas, view, jax.random.uniform(next(keys), (7,), dtype))
+    keypoints = camera_keypoints(hand, truth)
+    pixels = project(camera, keypoints)
+    size = jnp.max(jnp.max(pixels, axis=0) - jnp.min(pixels, axis=0))
+    error, confidence = _keypoint_noise(next(keys), noise, keypoint_noise, dtype)
+    disturbance = matrix_from_axis_angle(start_noise * normal(16, 3))
+    return TailorProblems(
+        truth=truth,
+        keypoints=keypoints,
+        observation=Observation(pixels + size * error, confidence, camera),
+        pose=axis_angle_from_matrix(jnp.einsum("jab,jbc->jac", disturbance, matrix_from_axis_angle(pose))),
+        betas=betas + _BETAS_NOISE * normal(hand.num_betas),
+        root_depth=truth.translation[2] * (1.0 + _DEPTH_NOISE * normal()),
+        bone=true_bone * (1.0 + _BONE_NOISE * normal()),
+    )
+
+
+def _place(
+    relative: Float[Array, "21 3"],
+    pose: Float[Array, "16 3"],
+    betas: Float[Array, "betas"],
+    view: View,
+    uniform: Float[Array, "7"],
+) -> tuple[Camera, HandParameters]:
+    """A camera and a place in front of it where the hand fills between a half and three quarters of the crop."""
+    dtype = relative.dtype
+    middle = 0.5 * (jnp.max(relative, axis=0) + jnp.min(relative, axis=0))
+    magnification = _CROP * (0.5 + 0.25 * uniform[0]) / _HAND  # pixels per metre
+    centre = 0.5 * (_CROP - 1) + 0.1 * _CROP * (uniform[1:3] - 0.5)
+    one = jnp.ones((), dtype)
+    if view == "weak_perspective":
+        camera = Camera.weak_perspective(one)
+        translation = jnp.concatenate([centre - magnification * middle[:2], jnp.zeros((1,), dtype)])
+        return camera, HandParameters(pose=pose, betas=betas, scale=magnification, translation=translation)
+    distance = 0.3 + 0.7 * uniform[3]
+    focal = magnification * distance
+    # A crop out of a larger picture: the optical axis need not pass through it, and it may have been stretched.
+    principal = 0.5 * (_CROP - 1) + 0.5 * _CROP * (uniform[4:6] * 2.0 - 1.0)
+    stretch = 0.95 + 0.1 * uniform[6]
+    camera = Camera.perspective(focal * stretch, focal / stretch, principal[0], principal[1])
+    translation = unproject(camera, centre[None], distance[None])[0] - middle
+    return camera, HandParameters(pose=pose, betas=betas, scale=one, translation=translation)
+
+
+def _keypoint_noise(
+    key: Array, noise: Noise, width: float, dtype: jnp.dtype
+) -> tuple[Float[Array, "21 2"], Float[Array, "21"]]:
+    """Keypoint errors (share of the hand's size) and the confidences that a detector would report with them."""
+    if noise == "gaussian":
+        return width * jax.random.normal(key, (21, 2), dtype), jnp.ones((21,), dtype)
+    keys = jax.random.split(key, 5)
+    # Student-t with 3 degrees of freedom has a variance of 3.
+    error = jax.random.t(keys[0], 3.0, (21, 2), dtype) * (width / math.sqrt(3.0))
+    error = error * jnp.asarray(_JOINT_NOISE, dtype)[:, None]
+    elsewhere = _OUTLIER_NOISE * jax.random.normal(keys[1], (21, 2), dtype)
+    error = jnp.where(jax.random.uniform(keys[2], (21, 1)) < _OUTLIERS, elsewhere, error)
+    # The detector feels its error, through noise, except for one keypoint in five on which it is simply sure.
+    felt = jnp.sqrt(jnp.sum(error * error, axis=-1)) / width * jnp.exp(0.5 * jax.random.normal(keys[3], (21,), dtype))
+    unsure = 1.0 / (1.0 + (felt / 3.0) ** 2)
+    return error, jnp.where(jax.random.uniform(keys[4], (21,)) < 0.2, 1.0, unsure)
