@@ -108,6 +108,9 @@ BONE_LENGTHS = {
     "ring": (0.0365, 0.0255, 0.0230),
     "little": (0.0290, 0.0195, 0.0195),
 }
+# Mean second shape coefficient (finger length against palm length) of the hands in 600 photographs, as found by
+# tools/learn_convention.py before this shift: real fingers are longer than the population model's.
+FINGER_LENGTH_SHIFT = 0.65
 # Direction of the straight fingers in the palm plane, and lean of the curled ones; + toward the thumb.
 FAN_DEGREES = {"index": 4.0, "middle": 0.0, "ring": -8.0, "little": -17.0}
 LEAN_DEGREES = {"index": 0.0, "middle": 1.0, "ring": 2.0, "little": 4.0}
@@ -865,6 +868,7 @@ def bake(population: Population, seed: int) -> tuple[dict[str, np.ndarray], dict
     bases = joints.mean(0)[list(CHAINS.values())]
     knuckles = np.linalg.norm(mean - bases[:, None], axis=-1).argmin(1)
     directions = oriented_shape_space(mean, directions, faces, tips, knuckles)
+    mean = mean + FINGER_LENGTH_SHIFT * directions[..., 1]
     regressor = fit_joint_regressor(vertices, joints)
     errors = np.linalg.norm(np.einsum("jv,nva->nja", regressor, vertices) - joints, axis=-1)
     rest_joints = regressor @ mean

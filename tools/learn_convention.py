@@ -5,7 +5,7 @@
 DIR holds a labels.json: path -> {split, side, size, keypoints_2d (21x2 pixels), joints_3d (21x3 metres, a hint)}. Only
 the `train` split is used. Fitting the hand (2D keypoints with the depth hint) alternates with a linear least-squares
 solve for the offsets: each label is the model's keypoint plus an offset rigid with the bone above and one rigid with the
-bone below. The mean shape of the photographed people is learned along with them.
+bone below. The mean shape of the photographed people is printed: bake_hand.py recentres its template on it.
 """
 
 import argparse
@@ -54,18 +54,16 @@ def read_photos(folder: Path, per_group: int, seed: int) -> tuple[np.ndarray, np
     return np.stack(keypoints), np.stack(depths)
 
 
-def learn(keypoints: np.ndarray, depths: np.ndarray, rounds: int, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets (21, 2, 3) in reference-bone units and mean betas (10,)."""
+def learn(keypoints: np.ndarray, depths: np.ndarray, rounds: int, ridge: float) -> np.ndarray:
+    """Offsets (21, 2, 3) in reference-bone units."""
     hand = embedded_hand()
     config = TailorConfig.keypoints_only()
 
     @jax.jit
-    def fit(uv, depth, offsets, betas):
+    def fit(uv, depth, offsets):
         convention = LandmarkConvention(offsets, "learned")
         seen = Observation(uv, jnp.ones(21), Camera.weak_perspective(), depth)
-        found = search(
-            hand, seen, config, SearchConfig(screening=6, survivors=3), convention=convention, betas_mean=betas
-        )
+        found = search(hand, seen, config, SearchConfig(screening=6, survivors=3), convention=convention)
         best = jax.tree.map(lambda leaf: leaf[0], found.parameters)
         posed = posed_hand(hand, best)
         root = posed.joints[ROOT_JOINT]
@@ -75,10 +73,10 @@ def learn(keypoints: np.ndarray, depths: np.ndarray, rounds: int, ridge: float) 
         return model, label, best.scale * jnp.sqrt(jnp.sum(bone * bone)), posed.joint_rotations, best.betas
 
     size = (keypoints.max(axis=1) - keypoints.min(axis=1)).max(axis=-1)
-    offsets, betas = np.zeros((21, 2, 3)), np.zeros(hand.num_betas)
+    offsets = np.zeros((21, 2, 3))
     for number in range(rounds):
         fits = [
-            jax.device_get(fit(uv, depth, jnp.asarray(offsets, jnp.float32), jnp.asarray(betas, jnp.float32)))
+            jax.device_get(fit(uv, depth, jnp.asarray(offsets, jnp.float32)))
             for uv, depth in tqdm(list(zip(keypoints, depths, strict=True)), desc=f"round {number + 1}/{rounds}")
         ]
         model, label, bone, rotations, shapes = (np.stack(parts) for parts in zip(*fits, strict=True))
@@ -90,8 +88,8 @@ def learn(keypoints: np.ndarray, depths: np.ndarray, rounds: int, ridge: float) 
             frames = frames * (bone / size)[:, None, None]
             normal = np.einsum("nra,nrb->ab", frames, frames) + ridge * np.eye(6)
             offsets[k] = np.linalg.solve(normal, np.einsum("nra,nr->a", frames, residual[:, k])).reshape(2, 3)
-        betas = np.median(shapes, axis=0)
-    return offsets, betas
+        print(f"median betas {np.round(np.median(shapes, axis=0), 2)}")
+    return offsets
 
 
 def main() -> None:
@@ -107,13 +105,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     keypoints, depths = read_photos(options.photos, options.per_group, options.seed)
-    offsets, betas = learn(keypoints, depths, options.rounds, options.ridge)
+    offsets = learn(keypoints, depths, options.rounds, options.ridge)
     content = {
         "name": options.name,
         "source": options.source,
         "photographs": len(keypoints),
         "offsets": np.round(offsets, 5).tolist(),
-        "betas_mean": np.round(betas, 3).tolist(),
     }
     temporary = options.out.with_name(options.out.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -42,8 +42,6 @@ class LandmarkConvention:
     offsets: Float[Array, "21 2 3"] | None
     """Offset of each label from the model's keypoint: in the frame of the bone above, then of the bone below, both in
     rest-frame axes of a right hand and in units of the reference bone. None for the model's own keypoints."""
-    betas_mean: Float[Array, "betas"] | None = None
-    """Mean shape, in the embedded hand's coefficients, of the people on whom the offsets were learned."""
     name: str = static(default="mano")
 
     def landmarks(self, posed: PosedHand) -> Float[Array, "21 3"]:
@@ -80,8 +78,4 @@ def load_convention(name: str) -> LandmarkConvention:
     if name == "mano":
         return MANO
     content = json.loads(resources.files("handtailor_jax").joinpath("assets", f"{name}.json").read_text())
-    return LandmarkConvention(
-        offsets=jnp.asarray(content["offsets"], jnp.float32),
-        betas_mean=jnp.asarray(content["betas_mean"], jnp.float32),
-        name=name,
-    )
+    return LandmarkConvention(offsets=jnp.asarray(content["offsets"], jnp.float32), name=name)

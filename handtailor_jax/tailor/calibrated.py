@@ -21,7 +21,7 @@ from handtailor_jax.geometry.cameras import depth_divisor, inverse_linear, proje
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, left_jacobian, matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import ANCESTRY, HandModel, PosedHand
 from handtailor_jax.mano.landmarks import KEYPOINT_JOINT, LandmarkConvention
-from handtailor_jax.skeleton import JOINT_PARENTS, KEYPOINTS_FROM_MANO, MANO_JOINTS
+from handtailor_jax.skeleton import FINGERS, JOINT_PARENTS, KEYPOINTS_FROM_MANO, MANO_JOINTS
 from handtailor_jax.tailor import energy as terms
 from handtailor_jax.tailor.placement import ROOT_JOINT
 from handtailor_jax.types import HandParameters, Observation, pytree
@@ -35,9 +35,14 @@ _PARENTS = np.asarray(JOINT_PARENTS[1:])
 _MOVES = np.repeat(ANCESTRY[_KEYPOINT_JOINT, 1:], 3, axis=1)
 # Sums of bone vectors along the chain give keypoints: 16 joints and 5 tips to 21 keypoints.
 _CHAIN = np.block([[ANCESTRY, np.zeros((16, 5))], [ANCESTRY[_TIP_JOINT], np.eye(5)]])[np.asarray(KEYPOINTS_FROM_MANO)]
-# Rows and columns of the DIP and PIP flexion coordinates of the four fingers.
-_DIP = np.asarray([3 * (MANO_JOINTS.index(f"{f}_dip") - 1) for f in ("index", "middle", "ring", "little")])
-_PIP = np.asarray([3 * (MANO_JOINTS.index(f"{f}_pip") - 1) for f in ("index", "middle", "ring", "little")])
+# Flexion coordinates of the four fingers, (finger, MCP PIP DIP).
+_FLEXION = np.asarray(
+    [[3 * (MANO_JOINTS.index(f"{f}_{j}") - 1) for j in ("mcp", "pip", "dip")] for f in FINGERS if f != "thumb"], np.int32
+)
+
+
+_FLEXION_RATIO = 0.6
+"""Flexion of a DIP or an MCP joint per flexion of the PIP joint of the same finger."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +76,14 @@ class CalibratedEnergy:
     """Precision multiplier of the anatomical pose prior, including the coupling of DIP to PIP flexion."""
     betas_prior: float = 0.0
     """Precision multiplier of the unit-variance shape prior."""
-    coupling_std: float = math.radians(15.0)
-    """Prior: DIP flexion - 0.6 PIP flexion, radians."""
-    coupling_ratio: float = 0.6
-    """Prior: DIP flexion per PIP flexion."""
+    extent: float = 0.159
+    """Prior without intrinsics: metres that the hand's size in the picture covers."""
+    extent_std: float = math.inf
+    """Prior without intrinsics: standard deviation of the log extent."""
+    dip_std: float = math.radians(15.0)
+    """Prior: DIP flexion - 0.6 PIP flexion of a finger (its tendons are shared), radians."""
+    mcp_std: float = math.inf
+    """Prior: MCP flexion - 0.6 PIP flexion of a finger (a finger closes as a whole), radians."""
     limit_std: float = math.radians(3.0)
     """Joint limits: how firmly they hold, radians."""
 
@@ -207,11 +216,15 @@ class CalibratedProblem:
         if c.prior == 0.0 and c.betas_prior == 0.0:
             return jnp.diag(identity), start
         prior = jnp.concatenate([c.prior / anatomy.std.reshape(45) ** 2, jnp.full((betas,), c.betas_prior, dtype)])
-        prior = jnp.diag(jnp.concatenate([prior, jnp.zeros((6,), dtype)]))
-        prior_mean = jnp.concatenate([anatomy.mean.reshape(45), self.betas_mean, jnp.zeros((6,), dtype)])
-        coupling = np.zeros((4, 51 + betas), np.float32)
-        coupling[np.arange(4), _DIP], coupling[np.arange(4), _PIP] = 1.0, -c.coupling_ratio
-        coupling = jnp.asarray(coupling * math.sqrt(c.prior) / c.coupling_std, dtype)
+        # Only without intrinsics is the size of the hand in the picture unrelated to its size in metres.
+        camera = self.observation.camera
+        zoom = (1.0 - camera.perspectivity) / c.extent_std**2
+        per_metre = jnp.sqrt(jnp.abs(jnp.linalg.det(camera.linear))) * jnp.abs(self.start.scale)
+        zoom_mean = jnp.log(self.size / (c.extent * jnp.maximum(per_metre, 1e-12)))
+        zeros = jnp.zeros((5,), dtype)
+        prior = jnp.diag(jnp.concatenate([prior, zeros, zoom[None]]))
+        prior_mean = jnp.concatenate([anatomy.mean.reshape(45), self.betas_mean, zeros, zoom_mean[None]])
+        coupling = jnp.asarray(math.sqrt(c.prior) * _couplings(c, 51 + betas), dtype)
         precision = jnp.diag(identity) + prior + coupling.T @ coupling
         # Minimum of the sum of the three quadratics; unknowns without any precision stay at the start.
         free = jnp.diagonal(precision) == 0.0
@@ -270,6 +283,21 @@ class CalibratedProblem:
         turn = jnp.einsum("kab,bc->kac", turn, left_jacobian(x[n : n + 3]))
         rest = jnp.concatenate([betas, turn, pixel, zoom[..., None]], axis=-1)
         return jnp.concatenate([fingers, rest.reshape(21 * count, -1)], axis=1)
+
+
+def _couplings(c: CalibratedEnergy, unknowns: int) -> np.ndarray:
+    """Rows of the prior that tie flexions together, each divided by its standard deviation."""
+    rows = []
+
+    def tie(joint: int, pip: int, std: float) -> None:
+        row = np.zeros(unknowns)
+        row[joint], row[pip] = 1.0 / std, -_FLEXION_RATIO / std
+        rows.append(row)
+
+    for mcp, pip, dip in _FLEXION:
+        tie(dip, pip, c.dip_std)
+        tie(mcp, pip, c.mcp_std)
+    return np.stack(rows)
 
 
 @pytree

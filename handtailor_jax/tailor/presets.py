@@ -52,7 +52,16 @@ class TailorConfig:
         """For 2D keypoints without any proposal: the pose prior and joint limits take the place of the identity."""
         return cls(
             energy=CalibratedEnergy(
-                rotation_std=math.inf, finger_std=math.inf, betas_std=math.inf, prior=1.0, betas_prior=1.0
+                keypoint_std=0.02,
+                robustness=4.0,
+                depth_std=0.09,
+                rotation_std=math.inf,
+                finger_std=math.inf,
+                betas_std=math.inf,
+                prior=0.5,
+                betas_prior=1.0,
+                mcp_std=0.45,
+                extent_std=0.2,
             ),
             solver=LevenbergMarquardt(iterations=20),
         )

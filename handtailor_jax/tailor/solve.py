@@ -97,25 +97,25 @@ class LevenbergMarquardt:
     ) -> tuple[Array, Array]:
         """x after the last iteration, and ``keep(x)`` of every iterate, stacked (the default keeps nothing)."""
         x = problem.initial
-        damping = jnp.asarray(self.damping, x.dtype)
-
-        def propose(x, damping, gradient, curvature):  # type: ignore[no-untyped-def]
-            damped = curvature + jnp.diag(damping * jnp.diagonal(curvature) + 1e-6)
-            return x - jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped), gradient)
 
         def iteration(carry, _):  # type: ignore[no-untyped-def]
-            x, damping, best = carry
-            candidate = propose(x, damping, best[1], best[2])
+            x, damping, best, candidate = carry
             proposed = problem.normal_equations(candidate)
             better = proposed[0] < best[0]  # also False for NaN, so a failed factorisation is a rejected step
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), proposed, best)
             damping = damping * jnp.where(better, self.accepted, self.rejected)
-            return (jnp.where(better, candidate, x), damping, best), keep(x)
+            x = jnp.where(better, candidate, x)
+            _, gradient, curvature = best
+            damped = curvature + jnp.diag(damping * jnp.diagonal(curvature) + 1e-6)
+            step = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped), gradient)
+            return (x, damping, best, x - step), keep(x)
 
-        carry = (x, damping, problem.normal_equations(x))
+        # Everything is better than nothing: the start is the first candidate, so that normal equations are compiled
+        # once, in the body of the loop.
+        nothing = (jnp.asarray(jnp.inf, x.dtype), jnp.zeros_like(x), jnp.zeros((x.shape[0], x.shape[0]), x.dtype))
+        carry = (x, jnp.asarray(self.damping / self.accepted, x.dtype), nothing, x)
+        (x, _, best, candidate), kept = jax.lax.scan(iteration, carry, length=self.iterations)
         # The last step needs no curvature at its end, so it stands outside the loop.
-        (x, damping, best), kept = jax.lax.scan(iteration, carry, length=self.iterations - 1)
-        candidate = propose(x, damping, best[1], best[2])
         return jnp.where(problem.energy(candidate) < best[0], candidate, x), kept
 
 
