@@ -87,6 +87,25 @@ def permutation(source: Sequence[str], target: Sequence[str]) -> tuple[int, ...]
     return tuple(list(source).index(name) for name in target)
 
 
+def _fingers(*fingers: str, reverse: bool = False) -> tuple[str, ...]:
+    """Keypoints of the named fingers in turn, base to tip or reversed."""
+    each = [[k for k in KEYPOINTS if k.split("_")[0] == finger] for finger in fingers]
+    return tuple(name for joints in each for name in (joints[::-1] if reverse else joints))
+
+
+KEYPOINT_ORDERS = {
+    "canonical": KEYPOINTS,
+    "mano": MANO_JOINTS + FINGER_TIPS,
+    "rhd": ("wrist", *_fingers(*FINGERS, reverse=True)),
+    "stb": ("wrist", *_fingers(*FINGERS[::-1])),
+    "interhand": (*_fingers(*FINGERS, reverse=True), "wrist"),
+}
+"""Orders in which others list the 21 keypoints. Canonical: MediaPipe, OpenPose, FreiHAND, HandTailor, MMPose's
+COCO-WholeBody hand, HaMeR's output. mano: 16 MANO joints then the tips from thumb to little finger (smplx, HO-3D).
+rhd: one hand of RHD, each finger tip to base. stb: STB's files (whose first point is the palm centre, not the wrist).
+interhand: InterHand2.6M, each finger tip to base, wrist last."""
+
+
 KEYPOINTS_FROM_MANO = permutation(MANO_JOINTS + FINGER_TIPS, KEYPOINTS)
 """Reorders ``concatenate(16 MANO joints, 5 tips)`` into the 21 keypoints."""
 

@@ -120,16 +120,17 @@ THUMB_BASE_SHIFT = (0.03, -0.05, -0.01)
 WRIST_SHIFT = (0.0, -0.08, 0.0)  # from the skin of the back to the middle of the wrist
 JOINT_DEPTH = 0.43  # finger joints lie at this share of the segment's depth, from the back
 
-# Anatomical coordinates in degrees: (mean, standard deviation, lower, upper) for flexion, abduction, twist.
+# Anatomical coordinates in degrees: (mean, standard deviation, lower, upper) for flexion, abduction, twist. Limits from
+# the literature; means and deviations rounded from fits to 600 photographs with a depth hint (2D alone cannot tell).
 FINGER_RANGES = (
-    ((12, 35, -30, 95), (0, 9, -22, 22), (0, 5, -12, 12)),  # MCP
-    ((15, 45, -8, 115), (0, 3, -8, 8), (0, 3, -8, 8)),  # PIP
-    ((10, 25, -12, 85), (0, 3, -8, 8), (0, 3, -8, 8)),  # DIP
+    ((20, 32, -30, 95), (0, 8, -22, 22), (0, 4, -12, 12)),  # MCP
+    ((35, 40, -8, 115), (0, 3, -8, 8), (0, 3, -8, 8)),  # PIP
+    ((20, 25, -12, 85), (0, 3, -8, 8), (0, 3, -8, 8)),  # DIP
 )
 THUMB_RANGES = (
-    ((0, 25, -50, 60), (0, 22, -55, 50), (0, 15, -40, 40)),  # CMC
-    ((10, 22, -20, 65), (0, 7, -18, 18), (0, 6, -15, 15)),  # MCP
-    ((15, 30, -25, 90), (0, 3, -8, 8), (0, 3, -8, 8)),  # IP
+    ((20, 22, -50, 60), (-12, 17, -55, 50), (-5, 11, -40, 40)),  # CMC
+    ((15, 18, -20, 65), (0, 5, -18, 18), (0, 4, -15, 15)),  # MCP
+    ((18, 24, -25, 90), (0, 3, -8, 8), (0, 3, -8, 8)),  # IP
 )
 DIP_PER_PIP = 0.6
 

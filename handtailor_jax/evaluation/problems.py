@@ -4,6 +4,7 @@ Every problem is a hand in front of a camera, what a keypoint detector would see
 propose. All of it is a function of the seed, the count and the options.
 """
 
+import functools
 import importlib.resources
 import json
 import math
@@ -122,29 +123,43 @@ def tailor_problems(
     if camera not in get_args(View):
         raise ValueError(f"camera must be one of {', '.join(get_args(View))}, not {camera!r}")
     with jax.default_device(jax.local_devices(backend="cpu")[0]):  # the same problems whatever the accelerator
-        keys = jax.random.split(jax.random.key(seed), count)
-        make = jax.jit(jax.vmap(lambda key: _problem(hand, key, noise, camera, keypoint_noise, start_noise)))
-        return make(keys)
+        widths = (jnp.asarray(width, hand.dtype) for width in (keypoint_noise, start_noise))
+        return _problems(hand, jax.random.key(seed), count, noise, camera, *widths)
 
 
-def sample_fingers(hand: HandModel, key: Array) -> Float[Array, "15 3"]:
+class _Draws:
+    """Random numbers handed out in pieces: drawn at once, because every generator in a program is slow to compile."""
+
+    def __init__(self, key: Array, dtype: jnp.dtype) -> None:
+        normal, uniform = jax.random.split(key)
+        self._normals = jax.random.normal(normal, (512,), dtype)
+        self._uniforms = jax.random.uniform(uniform, (64,), dtype)
+
+    def normal(self, *shape: int) -> Array:
+        count = math.prod(shape)
+        piece, self._normals = self._normals[:count], self._normals[count:]
+        return piece.reshape(shape)
+
+    def uniform(self, *shape: int) -> Array:
+        count = math.prod(shape)
+        piece, self._uniforms = self._uniforms[:count], self._uniforms[count:]
+        return piece.reshape(shape)
+
+
+def _fingers(hand: HandModel, draws: _Draws) -> Float[Array, "15 3"]:
     """Flexion, abduction and twist (radians) of a likely pose, within the joint limits."""
     anatomy, dtype = hand.anatomy, hand.dtype
-    keys = jax.random.split(key, 6)
     # From the prior: the fingers curl together in part, and DIP joints follow PIP joints.
-    z = jax.random.normal(keys[0], (45,), dtype)
-    together = jax.random.normal(keys[1], (), dtype)
-    z = z.at[_CURLING].set(_CURL * z[_CURLING] + _CURL * together)
+    z = draws.normal(45)
+    z = z.at[_CURLING].set(_CURL * z[_CURLING] + _CURL * draws.normal())
     sample = anatomy.mean.reshape(45) + anatomy.std.reshape(45) * z
     dip = 0.6 * sample[_PIP] + math.radians(10.0) * z[_DIP]
     sample = sample.at[_DIP].set(dip).reshape(15, 3)
     # Near a gesture, or on the way between two.
     gestures = jnp.asarray(_gestures(), dtype)
-    first, second = gestures[jax.random.randint(keys[2], (2,), 0, gestures.shape[0])]
-    way = jax.random.uniform(keys[3], (), dtype)
-    near = first + way * (second - first) + 0.3 * anatomy.std * jax.random.normal(keys[4], (15, 3), dtype)
-    coordinates = jnp.where(jax.random.uniform(keys[5]) < _GESTURES, near, sample)
-    return jnp.clip(coordinates, anatomy.lower, anatomy.upper)
+    first, second = gestures[(draws.uniform(2) * gestures.shape[0]).astype(jnp.int32)]
+    near = first + draws.uniform() * (second - first) + 0.3 * anatomy.std * draws.normal(15, 3)
+    return jnp.clip(jnp.where(draws.uniform() < _GESTURES, near, sample), anatomy.lower, anatomy.upper)
 
 
 def _gestures() -> np.ndarray:
@@ -153,37 +168,41 @@ def _gestures() -> np.ndarray:
     return np.radians(np.asarray(list(json.loads(text).values()), np.float32))
 
 
-def _problem(
-    hand: HandModel, key: Array, noise: Noise, view: View, keypoint_noise: float, start_noise: float
+@functools.partial(jax.jit, static_argnames=("count", "noise", "view"))
+def _problems(
+    hand: HandModel, key: Array, count: int, noise: Noise, view: View, keypoint_noise: Array, start_noise: Array
 ) -> TailorProblems:
-    dtype = hand.dtype
-    keys = iter(jax.random.split(key, 12))
+    def problem(key: Array) -> TailorProblems:
+        return _problem(hand, _Draws(key, hand.dtype), noise, view, keypoint_noise, start_noise)
 
-    def normal(*shape: int) -> Array:
-        return jax.random.normal(next(keys), shape, dtype)
+    return jax.vmap(problem)(jax.random.split(key, count))
 
-    fingers = hand.anatomy.finger_pose(sample_fingers(hand, next(keys)))
-    turn = axis_angle_from_quaternion(normal(4))  # a normal quaternion points anywhere on SO(3) with equal density
+
+def _problem(
+    hand: HandModel, draws: _Draws, noise: Noise, view: View, keypoint_noise: Array, start_noise: Array
+) -> TailorProblems:
+    fingers = hand.anatomy.finger_pose(_fingers(hand, draws))
+    turn = axis_angle_from_quaternion(draws.normal(4))  # a normal quaternion is a rotation uniform on SO(3)
     pose = jnp.concatenate([turn[None], fingers])
-    betas = normal(hand.num_betas)
+    betas = draws.normal(hand.num_betas)
     posed = hand.shape(betas).pose(pose)
     relative = posed.keypoints - posed.joints[ROOT_JOINT][None]
     true_bone = reference_bone_length(relative)
 
-    camera, truth = _place(relative, pose, betas, view, jax.random.uniform(next(keys), (7,), dtype))
+    camera, truth = _place(relative, pose, betas, view, draws.uniform(7))
     keypoints = camera_keypoints(hand, truth)
     pixels = project(camera, keypoints)
     size = jnp.max(jnp.max(pixels, axis=0) - jnp.min(pixels, axis=0))
-    error, confidence = _keypoint_noise(next(keys), noise, keypoint_noise, dtype)
-    disturbance = matrix_from_axis_angle(start_noise * normal(16, 3))
+    error, confidence = _keypoint_noise(draws, noise, keypoint_noise)
+    disturbance = matrix_from_axis_angle(start_noise * draws.normal(16, 3))
     return TailorProblems(
         truth=truth,
         keypoints=keypoints,
         observation=Observation(pixels + size * error, confidence, camera),
         pose=axis_angle_from_matrix(jnp.einsum("jab,jbc->jac", disturbance, matrix_from_axis_angle(pose))),
-        betas=betas + _BETAS_NOISE * normal(hand.num_betas),
-        root_depth=truth.translation[2] * (1.0 + _DEPTH_NOISE * normal()),
-        bone=true_bone * (1.0 + _BONE_NOISE * normal()),
+        betas=betas + _BETAS_NOISE * draws.normal(hand.num_betas),
+        root_depth=truth.translation[2] * (1.0 + _DEPTH_NOISE * draws.normal()),
+        bone=true_bone * (1.0 + _BONE_NOISE * draws.normal()),
     )
 
 
@@ -214,19 +233,16 @@ def _place(
     return camera, HandParameters(pose=pose, betas=betas, scale=one, translation=translation)
 
 
-def _keypoint_noise(
-    key: Array, noise: Noise, width: float, dtype: jnp.dtype
-) -> tuple[Float[Array, "21 2"], Float[Array, "21"]]:
+def _keypoint_noise(draws: _Draws, noise: Noise, width: Array) -> tuple[Float[Array, "21 2"], Float[Array, "21"]]:
     """Keypoint errors (share of the hand's size) and the confidences that a detector would report with them."""
+    error = width * draws.normal(21, 2)
     if noise == "gaussian":
-        return width * jax.random.normal(key, (21, 2), dtype), jnp.ones((21,), dtype)
-    keys = jax.random.split(key, 5)
-    # Student-t with 3 degrees of freedom has a variance of 3.
-    error = jax.random.t(keys[0], 3.0, (21, 2), dtype) * (width / math.sqrt(3.0))
-    error = error * jnp.asarray(_JOINT_NOISE, dtype)[:, None]
-    elsewhere = _OUTLIER_NOISE * jax.random.normal(keys[1], (21, 2), dtype)
-    error = jnp.where(jax.random.uniform(keys[2], (21, 1)) < _OUTLIERS, elsewhere, error)
+        return error, jnp.ones((21,), width.dtype)
+    # Student-t with 3 degrees of freedom, divided by the square root of its variance, which is 3.
+    error = error / jnp.sqrt(jnp.sum(draws.normal(21, 2, 3) ** 2, axis=-1))
+    error = error * jnp.asarray(_JOINT_NOISE, width.dtype)[:, None]
+    error = jnp.where(draws.uniform(21, 1) < _OUTLIERS, _OUTLIER_NOISE * draws.normal(21, 2), error)
     # The detector feels its error, through noise, except for one keypoint in five on which it is simply sure.
-    felt = jnp.sqrt(jnp.sum(error * error, axis=-1)) / width * jnp.exp(0.5 * jax.random.normal(keys[3], (21,), dtype))
-    unsure = 1.0 / (1.0 + (felt / 3.0) ** 2)
-    return error, jnp.where(jax.random.uniform(keys[4], (21,)) < 0.2, 1.0, unsure)
+    felt = jnp.sqrt(jnp.sum(error * error, axis=-1)) / jnp.maximum(width, 1e-6)
+    unsure = 1.0 / (1.0 + (felt * jnp.exp(0.5 * draws.normal(21)) / 3.0) ** 2)
+    return error, jnp.where(draws.uniform(21) < 0.2, 1.0, unsure)

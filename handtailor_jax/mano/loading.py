@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from handtailor_jax.errors import InputError
 from handtailor_jax.mano.anatomy import Anatomy
 from handtailor_jax.mano.hand_model import HandModel, LinearBlendSkin
 from handtailor_jax.skeleton import (
@@ -78,7 +79,7 @@ _MANO_SHAPES: Mapping[str, tuple[int | str, ...]] = {
 }
 
 
-class HandModelError(ValueError):
+class HandModelError(InputError):
     """A hand model file cannot be used; the message is one line that names the file and the remedy."""
 
 

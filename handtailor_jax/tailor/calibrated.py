@@ -108,9 +108,10 @@ class CalibratedProblem:
 
     @property
     def size(self) -> Float[Array, ""]:
-        """Longer side of the box around the observed keypoints, pixels."""
-        x = self.observation.keypoints_2d
-        return jnp.maximum(jnp.max(jnp.max(x, axis=0) - jnp.min(x, axis=0)), 1e-6)
+        """Longer side of the box around the observed keypoints (those of any confidence), pixels."""
+        x, seen = self.observation.keypoints_2d, self.observation.confidence[:, None] > 0.0
+        box = jnp.max(jnp.where(seen, x, -jnp.inf), axis=0) - jnp.min(jnp.where(seen, x, jnp.inf), axis=0)
+        return jnp.maximum(jnp.max(box), 1e-6)
 
     def parameters(self, x: Float[Array, "unknowns"]) -> HandParameters:
         """The hand at x."""
@@ -289,14 +290,11 @@ def _couplings(c: CalibratedEnergy, unknowns: int) -> np.ndarray:
     """Rows of the prior that tie flexions together, each divided by its standard deviation."""
     rows = []
 
-    def tie(joint: int, pip: int, std: float) -> None:
-        row = np.zeros(unknowns)
-        row[joint], row[pip] = 1.0 / std, -_FLEXION_RATIO / std
-        rows.append(row)
-
     for mcp, pip, dip in _FLEXION:
-        tie(dip, pip, c.dip_std)
-        tie(mcp, pip, c.mcp_std)
+        for joint, std in ((dip, c.dip_std), (mcp, c.mcp_std)):
+            row = np.zeros(unknowns)
+            row[joint], row[pip] = 1.0 / std, -_FLEXION_RATIO / std
+            rows.append(row)
     return np.stack(rows)
 
 

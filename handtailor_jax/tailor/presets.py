@@ -22,8 +22,25 @@ class TailorConfig:
 
     @classmethod
     def default(cls) -> "TailorConfig":
-        """Ours: calibrated robust energy, Levenberg-Marquardt."""
-        return cls(energy=CalibratedEnergy(), solver=LevenbergMarquardt(iterations=2))
+        """Ours: calibrated robust energy, Levenberg-Marquardt.
+
+        Chosen on seed 1 of `evaluation.problems` among about forty settings, for 3D and reprojection error on Gaussian
+        and heavy-tailed noise together; `bench tailor` reports on another seed. The standard deviations are the noise
+        of a good proposal and of a good detector. A residual more robust than this needs a third iteration, because a
+        start that is far off looks like an outlier to it, and gains nothing by it.
+        """
+        return cls(
+            energy=CalibratedEnergy(
+                keypoint_std=0.0125,
+                robustness=16.0,
+                rotation_std=0.15,
+                finger_std=0.15,
+                betas_std=0.5,
+                size_share=0.5,
+            ),
+            solver=LevenbergMarquardt(iterations=2, damping=0.003),
+            scale="proposed",
+        )
 
     @classmethod
     def paper(cls) -> "TailorConfig":
@@ -48,11 +65,19 @@ class TailorConfig:
         )
 
     @classmethod
+    def plug_in(cls) -> "TailorConfig":
+        """For a pose of another method whose placement is unknown: placement is free, and there is time to find it."""
+        return cls(
+            energy=CalibratedEnergy(keypoint_std=0.0125, robustness=8.0, rotation_std=0.3, finger_std=0.2, betas_std=1.0),
+            solver=LevenbergMarquardt(iterations=10),
+        )
+
+    @classmethod
     def keypoints_only(cls) -> "TailorConfig":
         """For 2D keypoints without any proposal: the pose prior and joint limits take the place of the identity."""
         return cls(
             energy=CalibratedEnergy(
-                keypoint_std=0.02,
+                keypoint_std=0.012,
                 robustness=4.0,
                 depth_std=0.09,
                 rotation_std=math.inf,

@@ -5,7 +5,7 @@ A palm seen from afar is an affine image of the flat model palm, which fixes the
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ _PALM_WEIGHTS = np.asarray([1.0, 0.3, 1.0, 1.0, 1.0, 1.0], np.float32)
 
 # Flexion (degrees) of MCP, PIP and DIP of the four fingers in each start; None keeps the mean of the pose prior.
 _CURLS = (None, (45.0, 50.0, 30.0), (75.0, 95.0, 55.0))
+_THUMB_CURLS = ((-25.0, -10.0, 0.0), (20.0, 15.0, 20.0), (45.0, 40.0, 60.0))
+_THUMB_JOINTS = np.asarray([MANO_JOINTS.index(f"thumb_{j}") - 1 for j in ("cmc", "mcp", "ip")])
 _FINGER_JOINTS = np.asarray(
     [[MANO_JOINTS.index(f"{f}_{j}") - 1 for j in ("mcp", "pip", "dip")] for f in ("index", "middle", "ring", "little")]
 )
@@ -180,12 +182,19 @@ def search(
         energy = problem.energy(x)
         return problem.parameters(x), jnp.where(jnp.isfinite(energy), energy, jnp.inf)
 
-    first, energies = jax.vmap(lambda s: solve_from(s, search_config.screening))(
-        starts(hand, observation, convention, mean)
-    )
-    keep = jnp.argsort(energies)[: search_config.survivors]
-    solved, energies = jax.vmap(lambda s: solve_from(s, config.solver.iterations))(
-        jax.tree.map(lambda leaf: leaf[keep], first)
+    def screen(candidates: HandParameters) -> tuple[HandParameters, Array]:
+        return jax.vmap(lambda start: solve_from(start, search_config.screening))(candidates)
+
+    def together(first: Any, second: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+
+    found = screen(starts(hand, observation, convention, mean))
+    best = jax.tree.map(lambda leaf: leaf[jnp.argmin(found[1])], found[0])
+    # A finger bent toward the camera and one bent away look alike, so each finger of the best hand is tried again alone.
+    found = together(found, screen(_finger_swaps(hand, best)))
+    keep = jnp.argsort(found[1])[: search_config.survivors]
+    solved, energies = jax.vmap(lambda start: solve_from(start, config.solver.iterations))(
+        jax.tree.map(lambda leaf: leaf[keep], found[0])
     )
     order = jnp.argsort(energies)
     solved, energies = jax.tree.map(lambda leaf: leaf[order], (solved, energies))
@@ -197,6 +206,62 @@ def search(
     keypoints = jax.vmap(shape_of)(solved)
     apart = jnp.mean(jnp.sqrt(jnp.sum((keypoints - keypoints[:1]) ** 2, axis=-1)), axis=-1)
     return SearchResult(solved, energies, jnp.argmax(apart > search_config.distinct))
+
+
+def _finger_swaps(hand: HandModel, parameters: HandParameters) -> HandParameters:
+    """The hand with one finger at a time in one of the curls, along a leading axis (15)."""
+    coordinates = hand.anatomy.coordinates(parameters.pose[1:])
+    swapped = []
+    for finger, curls in [(_THUMB_JOINTS, _THUMB_CURLS), *((joints, _CURLS) for joints in _FINGER_JOINTS)]:
+        for curl in curls:
+            flexion = hand.anatomy.mean[finger, 0] if curl is None else jnp.asarray(np.radians(curl), hand.dtype)
+            swapped.append(hand.anatomy.finger_pose(coordinates.at[finger, 0].set(flexion)))
+    count = len(swapped)
+    pose = jnp.concatenate([jnp.tile(parameters.pose[:1], (count, 1, 1)), jnp.stack(swapped)], axis=1)
+    swaps = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (count, *leaf.shape)), parameters)
+    return dataclasses.replace(swaps, pose=pose)
+
+
+def place_proposal(
+    hand: HandModel,
+    pose: Float[Array, "16 3"],
+    betas: Float[Array, "betas"],
+    observation: Observation,
+    convention: LandmarkConvention = MANO,
+) -> HandParameters:
+    """Places a proposed pose and shape whose position is unknown: scale and translation by weighted least squares.
+
+    The same closed form as Eq. 17, with the translation free instead of pinned to the root's keypoint, in the
+    landmarks of any convention. With intrinsics the scale becomes a depth at the model's own size.
+
+    Args:
+        hand: the hand model.
+        pose: proposed rotations in camera axes, axis-angle, radians.
+        betas: proposed shape.
+        observation: keypoints, confidences and camera.
+        convention: what the keypoints mark on the hand.
+    """
+    posed = hand.shape(betas).pose(pose)
+    camera = observation.camera
+    focal = jnp.sqrt(jnp.abs(jnp.linalg.det(camera.linear)))
+    weight = observation.confidence / jnp.maximum(jnp.sum(observation.confidence), 1e-6)
+    model = convention.landmarks(posed)[:, :2]
+    rays = observation.keypoints_2d @ inverse_linear(camera).T * focal
+    model_center, ray_center = weight @ model, weight @ rays
+    model, rays = model - model_center[None], rays - ray_center[None]
+    per_metre = jnp.sum(weight[:, None] * model * rays) / jnp.maximum(jnp.sum(weight[:, None] * model * model), 1e-12)
+    # A proposal that points the wrong way would give a negative size; start it at the size of the spread instead.
+    spread = jnp.sqrt(jnp.sum(weight[:, None] * rays * rays) / jnp.sum(weight[:, None] * model * model))
+    per_metre = jnp.where(per_metre > 0.2 * spread, per_metre, spread)
+    root_pixel = camera.linear @ (ray_center + per_metre * (posed.joints[ROOT_JOINT, :2] - model_center)) / focal
+    perspective = camera.perspectivity > 0.5
+    depth = jnp.where(perspective, focal / per_metre, 0.0)
+    return HandParameters(
+        pose=pose,
+        betas=betas,
+        scale=jnp.where(perspective, 1.0, per_metre / focal),
+        translation=unproject(camera, root_pixel[None], depth[None])[0],
+    )
 
 
 def _turn_to(direction: Float[Array, "3"]) -> Float[Array, "3 3"]:

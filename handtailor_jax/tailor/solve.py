@@ -70,7 +70,10 @@ class Adam:
             mean = self.b1 * mean + (1.0 - self.b1) * g
             square = self.b2 * square + (1.0 - self.b2) * g * g
             taken = step + (1.0 + self.first_step)
-            direction = (mean / (1.0 - self.b1**taken)) / (jnp.sqrt(square / (1.0 - self.b2**taken)) + self.eps)
+            # Double where: an unknown that never had a gradient must not make the tailor's derivative 0 / 0.
+            moved = square > 0.0
+            root = jnp.where(moved, jnp.sqrt(jnp.where(moved, square, 1.0) / (1.0 - self.b2**taken)), 0.0)
+            direction = (mean / (1.0 - self.b1**taken)) / (root + self.eps)
             progress = 0.5 * (1.0 - jnp.cos(jnp.pi * step / self.iterations))
             rate = self.learning_rate + (final - self.learning_rate) * progress
             return (x - rate * direction, mean, square), keep(x)

@@ -1,0 +1,194 @@
+"""Derivatives of the tailor: closed forms against automatic ones, and gradients through the solver against differences.
+
+In float64, where a central difference is good to about ten digits.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from handtailor_jax.evaluation.problems import tailor_problems
+from handtailor_jax.geometry.cameras import project
+from handtailor_jax.tailor import TailorConfig
+from handtailor_jax.tailor.placement import camera_keypoints
+from handtailor_jax.tailor.solve import Adam, LevenbergMarquardt
+from handtailor_jax.tailor.tailor import pose_problem, tailor
+from handtailor_jax.types import Camera, Observation
+
+DEFAULT = TailorConfig.default()
+
+
+@pytest.fixture(scope="module")
+def singles(hand):
+    """One problem by camera, float32 numpy."""
+    return {
+        camera: jax.tree.map(lambda leaf: np.asarray(leaf[0]), tailor_problems(hand, 1, 4, "heavy_tailed", camera))
+        for camera in ("perspective", "weak_perspective")
+    }
+
+
+def double(tree):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
+
+
+@pytest.mark.parametrize("camera", ["perspective", "weak_perspective"])
+@pytest.mark.parametrize("with_depth", [False, True])
+def test_normal_equations(hand64, singles, camera, with_depth, rng):
+    """The gradient is exact; the Jacobian too but for fingertips that are not quite rigid with their last bones."""
+    one = double(singles[camera])
+    depth = jnp.asarray(rng.normal(size=21) * 10.0) if with_depth else None
+    observation = dataclasses.replace(one.observation, relative_depth=depth)
+    for config in (DEFAULT, TailorConfig.keypoints_only()):
+        problem = pose_problem(hand64, one.start(hand64, config), observation, config)
+        x = problem.initial + jnp.asarray(rng.normal(size=61)) * 0.1
+
+        def residuals(x, problem=problem, observation=observation):
+            keypoints = camera_keypoints(hand64, problem.parameters(x))
+            noise = problem.config.keypoint_std * problem.size
+            return (project(observation.camera, keypoints) - observation.keypoints_2d) / noise
+
+        @jax.jit
+        def both(x, problem=problem, residuals=residuals):
+            value, state = problem._energy(x)
+            return (
+                (*problem.normal_equations(x), problem._jacobian(x, state)),
+                (value, jax.grad(problem.energy)(x), jax.jacfwd(residuals)(x)),
+            )
+
+        (value, gradient, curvature, jacobian), (true_value, true_gradient, true_jacobian) = both(x)
+        np.testing.assert_allclose(value, true_value, rtol=1e-12)
+        np.testing.assert_allclose(gradient, true_gradient, rtol=0, atol=1e-9 * np.abs(true_gradient).max())
+        rows = jacobian.reshape(21, -1, 61)[:, :2]
+        np.testing.assert_allclose(rows, true_jacobian, rtol=0, atol=1e-4 * np.abs(true_jacobian).max())
+        np.testing.assert_allclose(curvature, curvature.T, rtol=0, atol=1e-9 * np.abs(curvature).max())
+        assert np.linalg.eigvalsh(np.asarray(curvature)).min() > -1e-9 * np.abs(curvature).max()
+
+
+def inputs_of(one, hand):
+    """What a gradient may be asked for, by name."""
+    return {
+        "keypoints": one.observation.keypoints_2d,
+        "confidence": one.observation.confidence,
+        "pose": one.pose,
+        "betas": one.betas,
+        "root_depth": one.root_depth,
+        "bone": one.bone,
+        "linear": one.observation.camera.linear,
+        "center": one.observation.camera.center,
+        "hand": hand,
+    }
+
+
+def loss_of(one, config, weights):
+    """A scalar of the fitted hand as a function of everything that goes in."""
+
+    def loss(inputs):
+        camera = Camera(inputs["linear"], inputs["center"], one.observation.camera.perspectivity)
+        problem = dataclasses.replace(
+            one,
+            observation=Observation(inputs["keypoints"], inputs["confidence"], camera),
+            pose=inputs["pose"],
+            betas=inputs["betas"],
+            root_depth=inputs["root_depth"],
+            bone=inputs["bone"],
+        )
+        hand = inputs["hand"]
+        fitted = tailor(hand, problem.start(hand, config), problem.observation, config)
+        keypoints = camera_keypoints(hand, fitted)
+        return jnp.sum(weights * keypoints) / fitted.scale + jnp.sum(fitted.betas**2)
+
+    return loss
+
+
+def check_against_differences(loss, inputs, rng, rtol, names=None, step=1e-6):
+    """Directional derivatives of `loss`, input by input; returns the gradient."""
+    loss = jax.jit(loss)
+    gradient = jax.jit(jax.grad(loss, allow_int=True))(inputs)
+    for name in names or inputs:
+        leaves, treedef = jax.tree.flatten(inputs[name])
+        is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+        # Relative steps, because a hand model's arrays differ in scale.
+        direction = [
+            jnp.asarray(rng.normal(size=leaf.shape)) * (jnp.max(jnp.abs(leaf)) + 1e-3) if real else None
+            for leaf, real in zip(leaves, is_float, strict=True)
+        ]
+
+        def moved(step, name=name, leaves=leaves, direction=direction, treedef=treedef):
+            new = [leaf if d is None else leaf + step * d for leaf, d in zip(leaves, direction, strict=True)]
+            return {**inputs, name: jax.tree.unflatten(treedef, new)}
+
+        difference = (loss(moved(step)) - loss(moved(-step))) / (2.0 * step)
+        entries = zip(jax.tree.leaves(gradient[name]), direction, strict=True)
+        derivative = sum(jnp.sum(g * d) for g, d in entries if d is not None)
+        assert jnp.isfinite(derivative), name
+        np.testing.assert_allclose(derivative, difference, rtol=rtol, atol=1e-6, err_msg=name)
+    return gradient
+
+
+@pytest.mark.parametrize("camera", ["perspective", "weak_perspective"])
+def test_gradients_through_the_default(hand64, singles, camera, rng):
+    one = double(singles[camera])
+    weights = jnp.asarray(rng.normal(size=(21, 3)))
+    inputs = inputs_of(one, hand64)
+    gradient = check_against_differences(loss_of(one, DEFAULT, weights), inputs, rng, 1e-5)
+    assert jnp.any(gradient["keypoints"] != 0.0)
+    if camera == "perspective":
+        config = dataclasses.replace(DEFAULT, gradient="checkpointed")
+        again = jax.jit(jax.grad(loss_of(one, config, weights), allow_int=True))(inputs)
+        for name in ("keypoints", "pose", "betas", "linear"):
+            np.testing.assert_allclose(again[name], gradient[name], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["paper", "official"])
+def test_gradients_through_adam(hand64, singles, name, rng):
+    """Also where an unknown never gets a gradient (the bone in the paper's energy): no 0 / 0 in Adam's root."""
+    one = double(singles["perspective"])
+    preset = getattr(TailorConfig, name)()
+    config = dataclasses.replace(preset, solver=dataclasses.replace(preset.solver, iterations=4))
+    loss = loss_of(one, config, jnp.asarray(rng.normal(size=(21, 3))))
+    check_against_differences(loss, inputs_of(one, hand64), rng, 1e-4, ["keypoints", "pose", "betas", "hand"])
+
+
+def test_implicit_gradient_at_convergence(hand64, singles, rng):
+    one = double(singles["perspective"])
+    config = dataclasses.replace(
+        DEFAULT,
+        energy=dataclasses.replace(DEFAULT.energy, limit_std=math.inf),  # smooth
+        solver=LevenbergMarquardt(iterations=40, damping=1e-3),
+        gradient="implicit",
+    )
+    loss = loss_of(one, config, jnp.asarray(rng.normal(size=(21, 3))))
+    # The energy is flat at its minimum: in float64 the minimiser is known to about 1e-8, so steps must be larger.
+    check_against_differences(loss, inputs_of(one, hand64), rng, 1e-3, step=1e-4)
+
+
+def test_gradients_are_finite_where_they_could_fail(hand, singles):
+    """float32; flat pose, a fingertip outside its limits, coincident keypoints, no confidence at all."""
+    one = jax.tree.map(jnp.asarray, singles["perspective"])
+    flat = dataclasses.replace(one, pose=jnp.zeros((16, 3)), betas=jnp.zeros(10))
+    observation = one.observation
+    same = dataclasses.replace(observation, keypoints_2d=jnp.broadcast_to(observation.keypoints_2d[:1], (21, 2)))
+    blind = dataclasses.replace(observation, confidence=jnp.zeros(21))
+
+    @jax.jit
+    def gradient(problem):
+        def loss(problem):
+            fitted = tailor(hand, problem.start(hand, DEFAULT), problem.observation, DEFAULT)
+            return jnp.sum(camera_keypoints(hand, fitted) ** 2)
+
+        return jax.value_and_grad(loss)(problem)
+
+    for problem in (one, flat, *(dataclasses.replace(one, observation=o) for o in (same, blind))):
+        for leaf in jax.tree.leaves(gradient(problem)):
+            assert jnp.all(jnp.isfinite(leaf))
+
+
+def test_unknown_gradient_mode(hand, singles):
+    one = jax.tree.map(jnp.asarray, singles["perspective"])
+    assert Adam(0.1) != LevenbergMarquardt()
+    with pytest.raises(Exception, match="gradient"):
+        tailor(hand, one.truth, one.observation, dataclasses.replace(DEFAULT, gradient="backwards"))
