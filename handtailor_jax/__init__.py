@@ -1,0 +1,51 @@
+"""HandTailor in JAX: a 3D hand mesh that agrees with the picture."""
+
+from handtailor_jax.detections import Detection, detection, from_mediapipe, read_detections
+from handtailor_jax.errors import InputError
+from handtailor_jax.fit import HandFit, RunnerUp, fit, fit_detection
+from handtailor_jax.mano import HandModel, embedded_hand, load_hand, load_mano
+from handtailor_jax.mano.landmarks import CONVENTIONS, LandmarkConvention, load_convention
+from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, MANO_JOINTS
+from handtailor_jax.tailor import PRESETS, TailorConfig, initialize, tailor, tailor_batch
+from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
+from handtailor_jax.tailor.search import SearchConfig, place_proposal, search
+from handtailor_jax.types import Camera, HandMesh, HandParameters, Observation, Side
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CONVENTIONS",
+    "KEYPOINTS",
+    "KEYPOINT_ORDERS",
+    "MANO_JOINTS",
+    "PRESETS",
+    "Camera",
+    "Detection",
+    "HandFit",
+    "HandMesh",
+    "HandModel",
+    "HandParameters",
+    "InputError",
+    "LandmarkConvention",
+    "Observation",
+    "RunnerUp",
+    "SearchConfig",
+    "Side",
+    "TailorConfig",
+    "camera_keypoints",
+    "camera_mesh",
+    "detection",
+    "embedded_hand",
+    "fit",
+    "fit_detection",
+    "from_mediapipe",
+    "initialize",
+    "load_convention",
+    "load_hand",
+    "load_mano",
+    "place_proposal",
+    "read_detections",
+    "search",
+    "tailor",
+    "tailor_batch",
+]

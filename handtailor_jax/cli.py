@@ -65,7 +65,9 @@ class Bench:
 
 
 Command = (
-    Annotated[Fit, subcommand("fit")] | Annotated[Bench, subcommand("bench")] | Annotated[ExportTailor, subcommand("export-tailor")]
+    Annotated[Fit, subcommand("fit")]
+    | Annotated[Bench, subcommand("bench")]
+    | Annotated[ExportTailor, subcommand("export-tailor")]
 )
 
 
@@ -115,14 +117,25 @@ def run_fit(command: Fit) -> None:
         found = read_detections(examples / "hands.json" if command.file is None else command.file)
         # Everything that can be wrong with the input is found before the first file is written.
         hand = load_hand(command.hand)
-        for detection in found:
-            if detection.image is not None and command.overlay:
-                results.read_picture(detection.image)
-        results.prepare_folder(command.out)
+        endings = [".json"]
+        if command.mesh is not None:
+            results.mesh_library()
+            endings.append(f".{command.mesh}")
+        if command.overlay:
+            results.opencv()
+            endings.append("_overlay.png")
+            for detection in found:
+                if detection.image is not None:
+                    results.read_picture(detection.image)
+        names = [f"{detection.id}{ending}" for detection in found for ending in endings]
+        results.prepare_folder(command.out, [*names, "sheet.png"] if command.overlay else names)
 
         pictures, captions = [], []
         for detection in tqdm(found, desc="fit", unit="hand", disable=len(found) == 1):
-            fit = fit_detection(detection, hand=hand)
+            try:
+                fit = fit_detection(detection, hand=hand)
+            except InputError as error:
+                raise InputError(f"{detection.id}: {error}") from None
             results.write_json(command.out / f"{detection.id}.json", results.to_json(fit))
             if command.mesh is not None:
                 results.write_mesh(command.out / f"{detection.id}.{command.mesh}", fit)
@@ -150,10 +163,9 @@ def run_export(command: ExportTailor) -> None:
     from handtailor_jax.mano.loading import load_hand
     from handtailor_jax.tailor import PRESETS
 
-    results.prepare_folder(command.out.parent)
-    export_tailor(
-        command.out, hand=load_hand(command.hand), config=PRESETS[command.preset](), platforms=command.platforms
-    )
+    hand = load_hand(command.hand)
+    results.prepare_folder(command.out.parent, [command.out.name])
+    export_tailor(command.out, hand=hand, config=PRESETS[command.preset](), platforms=command.platforms)
     print(f"written to {command.out}")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +19,10 @@ from handtailor_jax.types import Side
 FloatArray = npt.NDArray[np.float32]
 
 _ID = re.compile(r"[^/\\\x00-\x1f]+")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # halves of characters, which JSON can spell but no file name can hold
+
+# Bytes of UTF-8: file systems allow 255, and endings and a temporary name are added.
+_LONGEST_ID = 180
 
 # More keypoints than this on exactly one spot are placeholders, not a hand.
 _MOST_ON_ONE_SPOT = 4
@@ -88,7 +93,13 @@ def detection(
     if order not in KEYPOINT_ORDERS:
         raise InputError(f"order is {order!r}: use one of {', '.join(KEYPOINT_ORDERS)}")
     if not isinstance(id, str) or not _ID.fullmatch(id) or id.startswith("."):
-        raise InputError(f"id is {id!r}: it names files, so it must be text without slashes that does not begin with a dot")
+        raise InputError(
+            f"id is {id!r}: it names files, so it must be text without slashes that does not begin with a dot"
+        )
+    if len(id.encode("utf-8", "replace")) > _LONGEST_ID or _SURROGATE.search(id):
+        raise InputError(
+            f"id is {id[:20]!r}...: it names files, so it must be valid text of at most {_LONGEST_ID} bytes"
+        )
     to_canonical = list(permutation(KEYPOINT_ORDERS[order], KEYPOINTS))
 
     weights = np.ones(21, np.float32)
@@ -172,7 +183,9 @@ def read_detections(path: str | Path) -> list[Detection]:
             raise InputError(f"{where}{error}") from None
         # Case-blind file systems would write both into one file.
         if found.id.casefold() in seen:
-            raise InputError(f"{where}id {found.id!r} is also that of entry {seen[found.id.casefold()]}: ids must differ")
+            raise InputError(
+                f"{where}id {found.id!r} is also that of entry {seen[found.id.casefold()]}: ids must differ"
+            )
         seen[found.id.casefold()] = number
         detections.append(found)
     return detections
@@ -187,14 +200,17 @@ def _from_json(entry: Mapping[str, Any], number: int, path: Path) -> Detection:
     fields = {key: entry[key] for key in _FIELDS if entry.get(key) is not None}
     image = fields.pop("image", None)
     if image is not None:
-        if not isinstance(image, str):
-            raise InputError("image must be a path")
+        if not isinstance(image, str) or not image or "\0" in image or _SURROGATE.search(image):
+            raise InputError("image must be the path of a picture: correct it or leave it out")
         fields["image"] = path.parent / image
     if "id" in fields:
         if isinstance(fields["id"], int) and not isinstance(fields["id"], bool):
             fields["id"] = str(fields["id"])
     else:
         fields["id"] = f"{number:04d}" if image is None else Path(image).stem
+    for key in ("id", "side", "convention", "order"):
+        if not isinstance(fields.get(key, ""), str):
+            raise InputError(f"{key} is {fields[key]!r}: it must be text")
     fields["pose"] = _pose_from_json(fields)
     return detection(**fields)
 
@@ -218,10 +234,11 @@ def _pose_from_json(fields: dict[str, Any]) -> Any:
             raise InputError(f"pca has {coefficients.size} values: give 1 to 45")
         if rotation is None:
             raise InputError("pca needs a global_rotation of three axis-angle values beside it")
-        fingers = hand.finger_pose_from_pca(coefficients, flat_hand_mean=flat)
+        fingers = hand.finger_pose_from_pca(jnp.asarray(coefficients, jnp.float32), flat_hand_mean=flat)
         return np.concatenate([_array("global_rotation", rotation, (3,))[None], np.asarray(fingers)])
     values = _array("pose", np.asarray(_numbers("pose", pose)).reshape(-1), (48,)).reshape(16, 3)
-    return np.concatenate([values[:1], np.asarray(hand.finger_pose_from_axis_angle(values[1:], flat_hand_mean=False))])
+    fingers = hand.finger_pose_from_axis_angle(jnp.asarray(values[1:]), flat_hand_mean=False)
+    return np.concatenate([values[:1], np.asarray(fingers)])
 
 
 def from_mediapipe(
@@ -256,10 +273,23 @@ def from_mediapipe(
 
 def _numbers(name: str, values: Any) -> Any:
     try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{name} must hold numbers only, all rows of one length") from None
-    return array
+        # numpy would read numbers out of text and take true for 1.
+        if np.asarray(values).dtype.kind not in "OSUbc":
+            return np.asarray(values, dtype=np.float64)
+        if not _holds(values, (str, bytes, bool, complex)):
+            return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        pass
+    raise InputError(f"{name} must hold numbers only, all rows of one length")
+
+
+def _holds(values: Any, kinds: tuple[type, ...]) -> bool:
+    """Whether something of these types is anywhere in nested sequences."""
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if isinstance(values, list | tuple):
+        return any(_holds(value, kinds) for value in values)
+    return isinstance(values, kinds)
 
 
 def _array(name: str, values: Any, shape: tuple[int, ...], ignored: npt.NDArray[np.bool_] | None = None) -> FloatArray:
@@ -271,13 +301,18 @@ def _array(name: str, values: Any, shape: tuple[int, ...], ignored: npt.NDArray[
     if ignored is not None:
         finite |= ignored.reshape(-1, *([1] * (array.ndim - 1)))
     if not finite.all():
-        raise InputError(f"{name} holds NaN, infinite or absurd numbers: give missing keypoints a confidence of 0")
+        remedy = (
+            "give missing keypoints a confidence of 0" if name == "keypoints_2d" else "leave it out if it is unknown"
+        )
+        raise InputError(f"{name} holds NaN, infinite or absurd numbers: {remedy}")
     return np.where(np.isfinite(array), array, 0.0).astype(np.float32)
 
 
 def _check_spread(points: FloatArray) -> None:
-    if np.ptp(points, axis=0).max() < 1.0:
-        raise InputError("the keypoints coincide (within a pixel): are they in pixels, not in units of the image's size?")
+    if np.ptp(points, axis=0).max() <= 1.0:
+        raise InputError(
+            "the keypoints coincide (within a pixel): are they in pixels, not in units of the image's size?"
+        )
     spots, counts = np.unique(points, axis=0, return_counts=True)
     if counts.max() > _MOST_ON_ONE_SPOT:
         u, v = spots[counts.argmax()]
@@ -299,4 +334,6 @@ def _intrinsics(camera: Any) -> FloatArray:
     matrix = _array("camera", array, (3, 3))
     if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
         raise InputError(f"camera has the focal lengths {matrix[0, 0]:g} and {matrix[1, 1]:g}: they must be positive")
+    if not np.array_equal(matrix[2], [0.0, 0.0, 1.0]) or np.linalg.det(matrix.astype(np.float64)) <= 0:
+        raise InputError("camera is no intrinsic matrix: its last row must be 0 0 1 and it must be invertible")
     return matrix

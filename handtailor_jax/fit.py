@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.detections import Detection, detection
 from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.cameras import depth_divisor, mirror_camera, mirror_pixels, mirror_points, project
+from handtailor_jax.geometry.cameras import mirror_camera, mirror_pixels, mirror_points, project
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
 from handtailor_jax.mano.loading import embedded_hand
@@ -24,6 +24,8 @@ from handtailor_jax.tailor.tailor import tailor
 from handtailor_jax.types import Camera, HandParameters, Observation, Side, pytree
 
 FloatArray = npt.NDArray[np.float32]
+
+DEFAULT_SEARCH = SearchConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +93,7 @@ def fit(
     *,
     hand: HandModel | None = None,
     config: TailorConfig | None = None,
-    search_config: SearchConfig = SearchConfig(),
+    search_config: SearchConfig = DEFAULT_SEARCH,
     **known: Any,
 ) -> HandFit:
     """Fits a hand to 21 keypoints and whatever else is known.
@@ -103,7 +105,7 @@ def fit(
         hand: hand model; the embedded hand if None. A model of the other side is mirrored.
         config: `TailorConfig`; None picks `keypoints_only()` for a search and `plug_in()` for a proposal.
         search_config: effort of a search.
-        **known: `confidence`, `side`, `convention`, `order`, `camera`, `joints_3d`, `pose`, `betas`, as for `detection`.
+        **known: `confidence`, `side`, `convention`, `order`, `camera`, `joints_3d`, `pose`, `betas`: see `detection`.
 
     Raises:
         InputError: one line that names what is wrong.
@@ -116,7 +118,7 @@ def fit_detection(
     *,
     hand: HandModel | None = None,
     config: TailorConfig | None = None,
-    search_config: SearchConfig = SearchConfig(),
+    search_config: SearchConfig = DEFAULT_SEARCH,
 ) -> HandFit:
     """`fit` of checked input."""
     hand = embedded_hand() if hand is None else hand
@@ -134,14 +136,13 @@ def fit_detection(
         depth = relative_depth(mirror_points(joints) if mirror else joints, points, confidence)
     observation = Observation(points, confidence, core_camera, depth)
 
-    betas = None if found.betas is None else jnp.asarray(found.betas)
+    betas = jnp.zeros((hand.num_betas,), hand.dtype) if found.betas is None else jnp.asarray(found.betas)
     if found.pose is None:
         config = config or TailorConfig.keypoints_only()
         fitted = _search(hand, observation, convention, betas, config, search_config)
     else:
         config = config or TailorConfig.plug_in()
         pose = jnp.asarray(found.pose)
-        betas = jnp.zeros((hand.num_betas,)) if betas is None else betas
         fitted = _refine(hand, observation, convention, mirror_pose(pose) if mirror else pose, betas, config)
     fitted = jax.device_get(fitted)
     if not np.isfinite(fitted.vertices).all():
@@ -151,14 +152,14 @@ def fit_detection(
 
 def mirror_pose(pose: Float[Array, "*batch joints 3"]) -> Float[Array, "*batch joints 3"]:
     """Axis-angle rotations of the mirrored hand: (x, y, z) becomes (x, -y, -z) under x' = -x."""
-    return pose * jnp.asarray([1.0, -1.0, -1.0], pose.dtype)
+    return pose * jnp.broadcast_to(jnp.asarray([1.0, -1.0, -1.0], pose.dtype), pose.shape)
 
 
 def mirror_parameters(parameters: HandParameters) -> HandParameters:
     """The same hand seen in a mirror (x' = -x), for the hand model of the other side."""
     flip = jnp.asarray([-1.0, 1.0, 1.0], parameters.translation.dtype)
     return dataclasses.replace(
-        parameters, pose=mirror_pose(parameters.pose), translation=parameters.translation * flip
+        parameters, pose=mirror_pose(jnp.asarray(parameters.pose)), translation=parameters.translation * flip
     )
 
 
@@ -167,16 +168,15 @@ def _search(
     hand: HandModel,
     observation: Observation,
     convention: LandmarkConvention,
-    betas: Array | None,
+    betas: Array,
     config: TailorConfig,
     search_config: SearchConfig,
 ) -> _Fitted:
     found = search(hand, observation, config, search_config, convention=convention, betas_mean=betas)
     best = jax.tree.map(lambda leaf: leaf[0], found.parameters)
     second = jax.tree.map(lambda leaf: leaf[found.runner_up], found.parameters)
-    zero = jnp.zeros((hand.num_betas,), hand.dtype) if betas is None else betas
     before = jax.vmap(lambda p: _reprojection(hand, p, observation, convention)[1])(
-        starts(hand, observation, convention, zero)
+        starts(hand, observation, convention, betas)
     )
     gap = jnp.where(found.runner_up > 0, found.energies[found.runner_up] - found.energies[0], jnp.inf)
     return _finish(hand, best, observation, convention, jnp.min(before), second, gap)

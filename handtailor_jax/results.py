@@ -1,9 +1,10 @@
 """What `handtailor fit` writes: JSON, mesh and overlay of a fitted hand. Files appear complete or not at all."""
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from handtailor_jax.fit import HandFit
 
 def to_json(fit: HandFit) -> dict[str, Any]:
     """The result as plain numbers; README describes the fields."""
-    camera = None
+    camera: Any = None
     if fit.perspective:
         k = np.asarray(fit.camera.matrix, float)
         camera = {"fx": k[0, 0], "fy": k[1, 1], "cx": k[0, 2], "cy": k[1, 2]}
+        if k[0, 1] != 0.0 or k[1, 0] != 0.0:  # skewed or rotated pixels need the whole matrix
+            camera = k.tolist()
     content: dict[str, Any] = {
         "side": fit.side,
         "projection": "perspective" if fit.perspective else "weak_perspective",
@@ -57,11 +60,10 @@ def write_json(path: Path, content: Any) -> None:
 def write_mesh(path: Path, fit: HandFit) -> None:
     """Writes the mesh; the format is that of the suffix (.obj, .ply, .glb).
 
-    Units are the camera frame's: metres with intrinsics; without, metres too, relative to the middle MCP. OBJ and PLY keep
-    the camera's axes (y down, z forward); GLB is turned into glTF's (y up, z toward the viewer).
+    Units are metres: in the camera frame with intrinsics, relative to the middle MCP without. OBJ and PLY keep the
+    camera's axes (y down, z forward); GLB is turned into glTF's (y up, z toward the viewer).
     """
-    import trimesh
-
+    trimesh = mesh_library()
     vertices = np.asarray(fit.vertices, np.float64)
     if not fit.perspective:
         vertices = (vertices - np.asarray(fit.parameters.translation)) / np.asarray(fit.parameters.scale)
@@ -94,11 +96,41 @@ def read_picture(path: Path) -> np.ndarray:
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
-        raise InputError(f"{path}: the image cannot be read ({error.strerror}): correct `image` or leave it out") from None
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        raise InputError(
+            f"{path}: the image cannot be read ({error.strerror}): correct `image` or leave it out"
+        ) from None
+    try:
+        with _quiet(cv2):
+            picture = None if _cut_short(data.tobytes()) else cv2.imdecode(data, cv2.IMREAD_COLOR)
+    except cv2.error:
+        picture = None
     if picture is None:
         raise InputError(f"{path}: is not an image that can be read: give a PNG or JPEG file or leave `image` out")
     return np.ascontiguousarray(picture[..., ::-1])
+
+
+def _cut_short(data: bytes) -> bool:
+    """Whether a PNG or JPEG file lacks its end: decoders complain about that on stderr, or fill the rest with grey."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return b"IEND" not in data
+    if data[:2] == b"\xff\xd8":
+        return b"\xff\xd9" not in data[2:]
+    return not data
+
+
+@contextlib.contextmanager
+def _quiet(cv2: Any) -> Iterator[None]:
+    """OpenCV without its warnings: what is wrong with a picture is said once, by us."""
+    logging = getattr(getattr(cv2, "utils", None), "logging", None)
+    if logging is None:
+        yield
+        return
+    level = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)
 
 
 def overlay(fit: HandFit, photograph: np.ndarray | None, detection: Detection) -> np.ndarray:
@@ -119,12 +151,19 @@ def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray
     return cv2.resize(grid, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
 
 
-def prepare_folder(folder: Path) -> None:
+def prepare_folder(folder: Path, names: Iterable[str] = ()) -> None:
     """Makes the output folder and sees that files can be written there.
+
+    Args:
+        folder: made with its parents if it does not exist.
+        names: of the files to come; a folder of such a name is in their way.
 
     Raises:
         InputError: if they cannot.
     """
+    for name in names:
+        if (folder / name).is_dir():
+            raise InputError(f"{folder / name}: is a folder where a file is to be written: choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -143,7 +182,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         write(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
@@ -157,6 +196,15 @@ def opencv() -> Any:
     except ImportError as error:
         raise InputError(f"OpenCV is not usable ({error}): pip install opencv-python-headless") from None
     return cv2
+
+
+def mesh_library() -> Any:
+    """trimesh, or one clear line."""
+    try:
+        import trimesh
+    except ImportError as error:
+        raise InputError(f"meshes cannot be written ({error}): pip install trimesh") from None
+    return trimesh
 
 
 def _numbers(values: Any, digits: int = 6) -> Any:

@@ -26,6 +26,7 @@ def test_the_original_way_computes_the_official_preset(hand):
     np.testing.assert_allclose(theirs, ours(problem), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_tiny_run(hand, tmp_path, capsys):
     path = tmp_path / "bench.json"
     config = TailorBenchmark(iterations=(20,), damped_iterations=(2,), problems=3, rounds=2, batches=(1, 2), json=path)

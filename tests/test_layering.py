@@ -13,11 +13,13 @@ PACKAGE = "handtailor_jax"
 
 # Each part may import from earlier ones and from itself; two of the same rank never import each other.
 RANKS = (
-    {"skeleton", "types"},
+    {"errors", "skeleton", "types"},
     {"geometry"},
     {"mano"},
     {"hand_module", "tailor", "render", "data"},
+    {"detections"},
     {"pipeline", "fit"},
+    {"results"},
     {"training", "evaluation", "export"},
     {"cli", "__main__"},
 )

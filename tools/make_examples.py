@@ -83,6 +83,8 @@ SCENES = (
     Scene(
         "open", "spread", (-14, 8, 6), "warm", (0.05, 0.10, 0.20),
         wall=((0.80, 0.84, 0.86), (0.55, 0.62, 0.68)), betas=(0.6, 0.3),
+        # From 2D alone a straight hand leans toward the camera as well as away from it.
+        distance=0.4, knows=frozenset({"camera", "joints_3d"}),
     ),
     Scene(
         "point", "point", (-62, 8, -52), "fair", (0.35, 0.06, 0.06),

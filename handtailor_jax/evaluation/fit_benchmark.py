@@ -139,7 +139,6 @@ def _errors(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def _reprojection(observations: Observation, keypoints: np.ndarray) -> np.ndarray:
     """Mean distance from the observed keypoints in percent of the hand's size."""
 
-
     observed = np.asarray(observations.keypoints_2d)
     pixels = np.asarray(jax.vmap(project)(observations.camera, jnp.asarray(keypoints)))
     size = np.ptp(observed, axis=1).max(axis=-1)

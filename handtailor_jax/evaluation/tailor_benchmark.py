@@ -250,11 +250,11 @@ class OriginalWay:
 
     What it has in common with the released demo: a hand model that the compiled functions close over; the textbook
     layer, which shapes all vertices, regresses the joints from them, chains 4x4 transforms level by level, blends them
-    for every vertex and takes the fingertips from the mesh; reverse-mode differentiation of all of that; and a Python
-    loop of three compiled calls an iteration, for the parameters out of the optimiser's state, their gradient and
-    Adam's update (0.03, b1 = b2 = 0.5, index from 1). The root, the initial joints, the scale and the final mesh are
-    one compiled call each. What is left out, in its favour: nothing waits for the device or is copied from numpy
-    between the calls. It computes what the `official` preset computes.
+    for every vertex and takes the fingertips from the mesh; reverse-mode differentiation of all of that; the camera as
+    a numpy array in every call; and a Python loop of three compiled calls an iteration, for the parameters out of the
+    optimiser's state, their gradient and Adam's update (0.03, b1 = b2 = 0.5, index from 1). The root, the initial
+    joints, the scale and the final mesh are one compiled call each. Left out, in its favour, is to copy the network's
+    results to and fro before. It computes what the `official` preset computes.
     """
 
     def __init__(self, hand: HandModel) -> None:
@@ -263,10 +263,11 @@ class OriginalWay:
         assert isinstance(weights, PaperEnergy)
         assert isinstance(adam, Adam)
 
-        def energy(params: dict[str, Array], problem: TailorProblems, root: Array) -> Array:
+        def energy(params: dict[str, Array], problem: TailorProblems, root: Array, camera: Array) -> Array:
             keypoints = _in_bones(_textbook_layer(hand, params)[1]) * params["bone"]
             seen = problem.observation
-            residual = terms.reprojection(seen.camera, keypoints + root[None], seen.keypoints_2d)
+            placed = keypoints + root[None]
+            residual = placed[:, :2] / placed[:, 2:] * camera[:, :2] + camera[:, 2:] - seen.keypoints_2d
             non_planarity, bend = terms.twist(keypoints)
             return (
                 weights.joint * jnp.sum(seen.confidence[:, None] * residual * residual)
@@ -309,44 +310,51 @@ class OriginalWay:
         params = {"so3": problem.pose.reshape(48), "beta": problem.betas}
         root = self._root(problem)
         bone = self._scale(self._joints(params), problem, root)
+        matrix = np.asarray(problem.observation.camera.matrix)
+        camera = np.tile(
+            matrix[[0, 1, 0, 1], [0, 1, 2, 2]], (21, 1)
+        )  # fx, fy, cx, cy for every keypoint, from the host
         state = self._init({**params, "bone": bone})
         for i in range(1, iterations + 1):
             params = self._get_params(state)
-            gradient = self._gradient(params, problem, root)
+            gradient = self._gradient(params, problem, root, camera)
             state = self._update(float(i), gradient, state)
         # The released program throws the optimised bone away.
         return self._mesh(self._get_params(state), bone, root)
 
 
 def _textbook_layer(hand: HandModel, params: dict[str, Array]) -> tuple[Array, Array]:
-    """All vertices and the 21 keypoints (metres, rest frame) as linear blend skinning is usually programmed."""
-    skin = hand.skin
-    shaped = skin.template + skin.shape_directions @ params["beta"]
-    joints = hand.joint_regressor @ shaped
-    rotations = matrix_from_axis_angle(params["so3"].reshape(16, 3))
-    correction = (rotations[1:] - jnp.eye(3, dtype=shaped.dtype)[None]).reshape(135)
-    rest = shaped + skin.pose_directions @ correction
+    """All vertices and the 21 keypoints (metres, rest frame) as the layers of that time compute them.
+
+    With a batch axis of one, and matrices laid out with the vertices last: what the order of axes costs is part of it.
+    """
+    skin, dtype = hand.skin, hand.dtype
+    pose, betas = params["so3"].reshape(1, 16, 3), params["beta"][None]
+    shaped = (skin.shape_directions @ betas.T).transpose(2, 0, 1) + skin.template[None]
+    joints = jnp.matmul(hand.joint_regressor[None], shaped)
+    rotations = matrix_from_axis_angle(pose)
+    correction = (rotations[:, 1:] - jnp.eye(3, dtype=dtype)[None, None]).reshape(1, 135)
+    rest = shaped + (skin.pose_directions @ correction.T).transpose(2, 0, 1)
 
     def homogeneous(rotation: Array, translation: Array) -> Array:
         top = jnp.concatenate([rotation, translation[..., None]], axis=-1)
-        bottom = jnp.broadcast_to(jnp.asarray([0.0, 0.0, 0.0, 1.0], top.dtype), (*top.shape[:-2], 1, 4))
+        bottom = jnp.broadcast_to(jnp.asarray([0.0, 0.0, 0.0, 1.0], dtype), (*top.shape[:-2], 1, 4))
         return jnp.concatenate([top, bottom], axis=-2)
 
     levels = [np.asarray(level) for level in joint_levels()]
-    transforms = [homogeneous(rotations[levels[0]], joints[levels[0]])]
+    transforms = [homogeneous(rotations[:, levels[0]], joints[:, levels[0]])]
     for level in levels[1:]:
-        bones = joints[level] - joints[np.asarray(JOINT_PARENTS)[level]]
-        transforms.append(transforms[-1] @ homogeneous(rotations[level], bones))
-    chained = jnp.concatenate(transforms)[np.argsort(np.concatenate(levels))]
-    offset = jnp.einsum("jab,jb->ja", chained[:, :3, :3], joints)
-    relative = jnp.concatenate(
-        [chained[:, :, :3], (chained[:, :, 3] - jnp.pad(offset, ((0, 0), (0, 1))))[..., None]], -1
-    )
-    blended = (skin.weights @ relative.reshape(16, 16)).reshape(-1, 4, 4)
-    points = jnp.concatenate([rest, jnp.ones_like(rest[:, :1])], axis=-1)
-    vertices = jnp.sum(blended * points[:, None, :], axis=-1)[:, :3]
-    keypoints = jnp.concatenate([chained[:, :3, 3], vertices[hand.tip_vertices]])
-    return vertices, keypoints[np.asarray(KEYPOINTS_FROM_MANO)]
+        bones = joints[:, level] - joints[:, np.asarray(JOINT_PARENTS)[level]]
+        above = jnp.broadcast_to(transforms[-1], (1, len(level), 4, 4))
+        transforms.append(jnp.matmul(above, homogeneous(rotations[:, level], bones)))
+    chained = jnp.concatenate(transforms, axis=1)[:, np.argsort(np.concatenate(levels))]
+    at_rest = jnp.concatenate([joints, jnp.zeros((1, 16, 1), dtype)], axis=-1)[..., None]
+    offset = jnp.concatenate([jnp.zeros((1, 16, 4, 3), dtype), jnp.matmul(chained, at_rest)], axis=-1)
+    blended = jnp.matmul((chained - offset).transpose(0, 2, 3, 1), skin.weights.T[None, None])
+    points = jnp.concatenate([rest.transpose(0, 2, 1), jnp.ones((1, 1, rest.shape[1]), dtype)], axis=1)
+    vertices = jnp.sum(blended * points[:, None], axis=2).transpose(0, 2, 1)[:, :, :3]
+    keypoints = jnp.concatenate([chained[:, :, :3, 3], vertices[:, hand.tip_vertices]], axis=1)
+    return vertices[0], keypoints[0, np.asarray(KEYPOINTS_FROM_MANO)]
 
 
 def _in_bones(keypoints: Float[Array, "21 3"], points: Float[Array, "n 3"] | None = None) -> Float[Array, "n 3"]:

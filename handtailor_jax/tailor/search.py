@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from handtailor_jax.geometry.cameras import depth_divisor, inverse_linear, unproject
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
@@ -188,24 +188,40 @@ def search(
     def together(first: Any, second: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
 
+    def shape_of(parameters: HandParameters) -> Array:
+        keypoints = camera_keypoints(hand, parameters)
+        return (keypoints - keypoints[ROOT][None]) / parameters.scale
+
     found = screen(starts(hand, observation, convention, mean))
     best = jax.tree.map(lambda leaf: leaf[jnp.argmin(found[1])], found[0])
     # A finger bent toward the camera and one bent away look alike, so each finger of the best hand is tried again alone.
     found = together(found, screen(_finger_swaps(hand, best)))
-    keep = jnp.argsort(found[1])[: search_config.survivors]
+    keep = _distinct(jax.vmap(shape_of)(found[0]), found[1], search_config)
     solved, energies = jax.vmap(lambda start: solve_from(start, config.solver.iterations))(
         jax.tree.map(lambda leaf: leaf[keep], found[0])
     )
     order = jnp.argsort(energies)
     solved, energies = jax.tree.map(lambda leaf: leaf[order], (solved, energies))
 
-    def shape_of(parameters: HandParameters) -> Array:
-        keypoints = camera_keypoints(hand, parameters)
-        return (keypoints - keypoints[ROOT][None]) / parameters.scale
-
     keypoints = jax.vmap(shape_of)(solved)
-    apart = jnp.mean(jnp.sqrt(jnp.sum((keypoints - keypoints[:1]) ** 2, axis=-1)), axis=-1)
-    return SearchResult(solved, energies, jnp.argmax(apart > search_config.distinct))
+    return SearchResult(solved, energies, jnp.argmax(_apart(keypoints, keypoints[0]) > search_config.distinct))
+
+
+def _apart(keypoints: Float[Array, "hands 21 3"], reference: Float[Array, "21 3"]) -> Float[Array, "hands"]:
+    """Mean distance of the keypoints of each hand from those of one hand, metres."""
+    return jnp.mean(jnp.sqrt(jnp.sum((keypoints - reference[None]) ** 2, axis=-1)), axis=-1)
+
+
+def _distinct(
+    keypoints: Float[Array, "hands 21 3"], energies: Float[Array, "hands"], config: SearchConfig
+) -> Int[Array, "survivors"]:
+    """The best hands none of which is nearly another: near-copies of the best would crowd out its mirror twin."""
+    chosen = []
+    for _ in range(config.survivors):
+        best = jnp.argmin(energies)
+        chosen.append(best)
+        energies = jnp.where(_apart(keypoints, keypoints[best]) < config.distinct, jnp.inf, energies)
+    return jnp.stack(chosen)
 
 
 def _finger_swaps(hand: HandModel, parameters: HandParameters) -> HandParameters:
