@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
@@ -130,7 +131,8 @@ def run_fit(command: Fit) -> None:
         names = [f"{detection.id}{ending}" for detection in found for ending in endings]
         results.prepare_folder(command.out, [*names, "sheet.png"] if command.overlay else names)
 
-        pictures, captions = [], []
+        pictures: list[np.ndarray] = []
+        captions: list[str] = []
         for detection in tqdm(found, desc="fit", unit="hand", disable=len(found) == 1):
             try:
                 fit = fit_detection(detection, hand=hand)

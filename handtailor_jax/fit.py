@@ -244,17 +244,17 @@ def _result(fitted: _Fitted, found: Detection, camera: Camera, hand: HandModel, 
     runner_up = None
     if np.isfinite(fitted.energy_gap):
         second = mirror_parameters(fitted.second) if mirror else fitted.second
-        runner_up = RunnerUp(second, fitted.second_joints * flip, float(fitted.energy_gap))
+        runner_up = RunnerUp(second, np.asarray(fitted.second_joints) * flip, float(fitted.energy_gap))
     return HandFit(
         side=found.side,
         camera=camera,
         convention=found.convention,
         parameters=mirror_parameters(fitted.parameters) if mirror else fitted.parameters,
-        vertices=fitted.vertices * flip,
+        vertices=np.asarray(fitted.vertices) * flip,
         faces=faces[:, ::-1] if mirror else faces,
-        joints=fitted.joints * flip,
-        landmarks=fitted.landmarks * flip,
-        keypoints_2d=fitted.keypoints_2d * flip[:2],
+        joints=np.asarray(fitted.joints) * flip,
+        landmarks=np.asarray(fitted.landmarks) * flip,
+        keypoints_2d=np.asarray(fitted.keypoints_2d) * flip[:2],
         reprojection_before=float(fitted.before),
         reprojection_after=float(fitted.after),
         runner_up=runner_up,

@@ -58,7 +58,9 @@ def flat(golden, prefix, i, step=None):
 def close(actual, desired, relative):
     """Within a share of the largest entry."""
     desired = np.asarray(desired)
-    np.testing.assert_allclose(np.asarray(actual).reshape(desired.shape), desired, rtol=0, atol=relative * np.abs(desired).max())
+    np.testing.assert_allclose(
+        np.asarray(actual).reshape(desired.shape), desired, rtol=0, atol=relative * np.abs(desired).max()
+    )
 
 
 def test_twist_terms(golden):
@@ -130,7 +132,9 @@ def test_from_network_outputs(mano, golden, shared, i, mode, so3_atol, vertex_at
     with np.load(shared / "golden" / "handnet_golden.npz") as network:
         prefix = "persp/" if mode == "persp" else f"wild{i}/"
         at = i if mode == "persp" else 0
-        so3, beta, root, bone = (jnp.asarray(network[prefix + k][at]) for k in ("so3", "beta", "joint_root", "bone_vis"))
+        so3, beta, root, bone = (
+            jnp.asarray(network[prefix + k][at]) for k in ("so3", "beta", "joint_root", "bone_vis")
+        )
         keypoints = jnp.asarray(network[prefix + "kp2d"][at])
         camera = Camera.from_matrix(network["intr"][i]) if mode == "persp" else Camera.weak_perspective()
     seen = Observation(keypoints.reshape(21, 2), jnp.ones(21), camera)
@@ -138,7 +142,9 @@ def test_from_network_outputs(mano, golden, shared, i, mode, so3_atol, vertex_at
         mano, so3.reshape(16, 3), beta, seen, root_depth=root.reshape(3)[2], bone=bone.reshape(()), scale=CONFIG.scale
     )
     fitted = jax.jit(lambda s, o: tailor(mano, s, o, CONFIG))(start, seen)
-    np.testing.assert_allclose(fitted.pose.reshape(48), golden[f"e2e_{mode}/final_so3"][i].reshape(48), rtol=0, atol=so3_atol)
+    np.testing.assert_allclose(
+        fitted.pose.reshape(48), golden[f"e2e_{mode}/final_so3"][i].reshape(48), rtol=0, atol=so3_atol
+    )
     vertices = camera_mesh(mano, fitted).vertices
     expected = golden[f"e2e_{mode}/final_verts"][i].reshape(778, 3)
     np.testing.assert_allclose(vertices, expected, rtol=0, atol=vertex_atol)

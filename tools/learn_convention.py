@@ -2,15 +2,15 @@
 
     python tools/learn_convention.py --photos DIR --name mediapipe --out handtailor_jax/assets/mediapipe.json
 
-DIR holds a labels.json: path -> {split, side, size, keypoints_2d (21x2 pixels), joints_3d (21x3 metres, a hint)}. Only
-the `train` split is used. Fitting the hand (2D keypoints with the depth hint) alternates with a linear least-squares
-solve for the offsets: each label is the model's keypoint plus an offset rigid with the bone above and one rigid with the
-bone below. The mean shape of the photographed people is printed: bake_hand.py recentres its template on it.
+DIR holds a labels.json: path -> {split, side, size, keypoints_2d (21x2 pixels), joints_3d (21x3 metres, a hint)}.
+Only the `train` split is used. Fitting the hand (2D keypoints with the depth hint) alternates with a linear
+least-squares solve for the offsets: each label is the model's keypoint plus an offset rigid with the bone above and one
+rigid with the bone below. The mean shape of the photographed people is printed: bake_hand.py recentres its template
+on it.
 """
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -34,7 +34,7 @@ ABOVE = np.asarray([max(JOINT_PARENTS[j], 0) for j in KEYPOINT_JOINT])
 
 
 def read_photos(folder: Path, per_group: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right-handed keypoints (n, 21, 2) in pixels and relative depths (n, 21) in pixels, equally many from each source."""
+    """Right-handed keypoints (n, 21, 2) and relative depths (n, 21), both in pixels, equally many from each source."""
     labels = json.loads((folder / "labels.json").read_text())
     generator = np.random.default_rng(seed)
     train = {path: label for path, label in labels.items() if label["split"] == "train"}
@@ -114,7 +114,7 @@ def main() -> None:
     }
     temporary = options.out.with_name(options.out.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, options.out)
+    temporary.replace(options.out)
 
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ class FitReport:
             "|---|---|---|---|---|---|---|",
         ]
         lines += [
-            f"| {row.camera.replace('_', ' ')} | {row.median_mm:.2f} mm | {row.p90_mm:.1f} mm | {row.runner_up_p90_mm:.1f} mm "
-            f"| {row.flipped_percent:.1f} % | {row.reprojection_percent:.2f} % | {row.hands_per_second:.0f} |"
+            f"| {row.camera.replace('_', ' ')} | {row.median_mm:.2f} mm | {row.p90_mm:.1f} mm "
+            f"| {row.runner_up_p90_mm:.1f} mm | {row.flipped_percent:.1f} % | {row.reprojection_percent:.2f} % | {row.hands_per_second:.0f} |"
             for row in self.rows
         ]
         return "\n".join(lines)
@@ -138,7 +138,6 @@ def _errors(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def _reprojection(observations: Observation, keypoints: np.ndarray) -> np.ndarray:
     """Mean distance from the observed keypoints in percent of the hand's size."""
-
     observed = np.asarray(observations.keypoints_2d)
     pixels = np.asarray(jax.vmap(project)(observations.camera, jnp.asarray(keypoints)))
     size = np.ptp(observed, axis=1).max(axis=-1)

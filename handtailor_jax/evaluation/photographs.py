@@ -114,7 +114,8 @@ class PhotographReport:
         lines += [
             f"| {row.source} | {row.photographs} | {row.reprojection_median_percent:.2f} / "
             f"{row.reprojection_p97_percent:.2f} / {row.reprojection_max_percent:.2f} % "
-            f"| {row.beyond_limits_percent:.2f} % | {row.excess_max_degrees:.1f}° | {row.distance_median_mm:.1f} / {row.distance_p90_mm:.1f} mm "
+            f"| {row.beyond_limits_percent:.2f} % | {row.excess_max_degrees:.1f}° "
+            f"| {row.distance_median_mm:.1f} / {row.distance_p90_mm:.1f} mm "
             f"| {row.flipped_percent:.1f} % | {row.photographs_per_second:.0f} |"
             for row in self.rows
         ]

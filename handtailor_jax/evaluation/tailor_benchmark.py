@@ -461,7 +461,7 @@ def _seconds(call: Callable[[Any], Any], argument: Any) -> float:
     return time.perf_counter() - begin
 
 
-def _differences(errors: dict[tuple[str, int], dict[str, dict[str, Any]]], seed: int) -> list[Difference]:
+def _differences(errors: dict[tuple[str, int], dict[Any, dict[str, Any]]], seed: int) -> list[Difference]:
     """Paired differences of the default to the other presets at 20 iterations."""
     default = next(value for (name, _), value in errors.items() if name == "default")
     rng = np.random.default_rng(seed)
@@ -477,7 +477,7 @@ def _differences(errors: dict[tuple[str, int], dict[str, dict[str, Any]]], seed:
     return results
 
 
-def _means(errors: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _means(errors: dict[Any, dict[str, Any]]) -> dict[str, dict[str, float]]:
     return {noise: {metric: float(v.mean()) for metric, v in of.items()} for noise, of in errors.items()}
 
 

@@ -37,7 +37,8 @@ _MOVES = np.repeat(ANCESTRY[_KEYPOINT_JOINT, 1:], 3, axis=1)
 _CHAIN = np.block([[ANCESTRY, np.zeros((16, 5))], [ANCESTRY[_TIP_JOINT], np.eye(5)]])[np.asarray(KEYPOINTS_FROM_MANO)]
 # Flexion coordinates of the four fingers, (finger, MCP PIP DIP).
 _FLEXION = np.asarray(
-    [[3 * (MANO_JOINTS.index(f"{f}_{j}") - 1) for j in ("mcp", "pip", "dip")] for f in FINGERS if f != "thumb"], np.int32
+    [[3 * (MANO_JOINTS.index(f"{f}_{j}") - 1) for j in ("mcp", "pip", "dip")] for f in FINGERS if f != "thumb"],
+    np.int32,
 )
 
 
@@ -263,7 +264,9 @@ class CalibratedProblem:
         local = s.scale * jnp.einsum("kab,bc->kac", rows, s.rotation)  # rows of the projection in the palm's frame
         torque = jnp.cross(jnp.broadcast_to(s.landmarks[:, None], local.shape), local)
         parents = s.posed.joint_rotations[_PARENTS]
-        axes = jnp.einsum("jab,jbc,jdc->jda", parents, left_jacobian(anatomy.finger_pose(x[_FINGERS].reshape(15, 3))), anatomy.axes)
+        axes = jnp.einsum(
+            "jab,jbc,jdc->jda", parents, left_jacobian(anatomy.finger_pose(x[_FINGERS].reshape(15, 3))), anatomy.axes
+        )
         moments = jnp.cross(jnp.broadcast_to(s.posed.joints[1:, None], axes.shape), axes)
         wrench = jnp.concatenate([torque, local], axis=-1).reshape(21 * count, 6)
         screws = jnp.concatenate([axes, moments], axis=-1).reshape(45, 6)
@@ -311,5 +314,3 @@ class _State:
     relative: Float[Array, "21 3"]
     magnification: Float[Array, ""]
     weights: Float[Array, "residuals"]
-
-

@@ -44,7 +44,7 @@ def twist(keypoints: Float[Array, "21 3"]) -> tuple[Float[Array, "5"], Float[Arr
 
 
 def limit_excess(anatomy: Anatomy, coordinates: Float[Array, "15 3"]) -> Float[Array, "15 3"]:
-    """Signed distance (radians) of finger coordinates beyond the joint limits; zero inside them. Ours, not the paper's."""
+    """Signed distance (radians) of finger coordinates beyond the joint limits, zero inside them; not in the paper."""
     above = jnp.maximum(coordinates - anatomy.upper, 0.0)
     below = jnp.maximum(anatomy.lower - coordinates, 0.0)
     return above - below

@@ -63,7 +63,7 @@ def initialize(
 
 
 def root_position(observation: Observation, root_depth: Float[Array, ""]) -> Float[Array, "3"]:
-    """p_root: the root joint on the ray of its keypoint at `root_depth` (metres; the depth is kept in weak perspective)."""
+    """p_root: the root joint on the ray of its keypoint, at a depth in camera-frame units."""
     return unproject(observation.camera, observation.keypoints_2d[ROOT][None], root_depth[None])[0]
 
 
@@ -116,8 +116,8 @@ def relative_depth(
 ) -> Float[Array, "21"]:
     """Depths relative to the root, in pixels, from another method's 3D keypoints and the 2D keypoints they belong to.
 
-    The pixels that a metre covers are the weak-perspective scale that best maps the former onto the latter (Eq. 17 about
-    the centroid), so `joints` may have any unit; their axes are the camera's.
+    The pixels that a metre covers are the weak-perspective scale that best maps the former onto the latter (Eq. 17
+    about the centroid), so `joints` may have any unit; their axes are the camera's.
     """
     weight = confidence / jnp.maximum(jnp.sum(confidence), 1e-6)
     model = joints[:, :2] - (weight @ joints[:, :2])[None]

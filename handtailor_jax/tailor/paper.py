@@ -89,5 +89,3 @@ class PaperProblem:
 
     def _bone(self, parameters: HandParameters) -> Float[Array, ""]:
         return parameters.scale * self._model_bone(parameters.betas)
-
-

@@ -11,9 +11,7 @@ from handtailor_jax.types import HandMesh, HandParameters
 ROOT_JOINT = MANO_JOINTS.index("middle_mcp")
 
 
-def place(
-    parameters: HandParameters, points: Float[Array, "n 3"], root: Float[Array, "3"]
-) -> Float[Array, "n 3"]:
+def place(parameters: HandParameters, points: Float[Array, "n 3"], root: Float[Array, "3"]) -> Float[Array, "n 3"]:
     """scale * (p - root) + translation: model points (metres) in the camera frame."""
     return parameters.scale * (points - root[None]) + parameters.translation[None]
 

@@ -68,7 +68,9 @@ class TailorConfig:
     def plug_in(cls) -> "TailorConfig":
         """For a pose of another method whose placement is unknown: placement is free, and there is time to find it."""
         return cls(
-            energy=CalibratedEnergy(keypoint_std=0.0125, robustness=8.0, rotation_std=0.3, finger_std=0.2, betas_std=1.0),
+            energy=CalibratedEnergy(
+                keypoint_std=0.0125, robustness=8.0, rotation_std=0.3, finger_std=0.2, betas_std=1.0
+            ),
             solver=LevenbergMarquardt(iterations=10),
         )
 

@@ -5,25 +5,27 @@ A palm seen from afar is an affine image of the flat model palm, which fixes the
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from handtailor_jax.geometry.cameras import depth_divisor, inverse_linear, unproject
+from handtailor_jax.geometry.cameras import inverse_linear, unproject
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.skeleton import KEYPOINTS, MANO_JOINTS, ROOT
 from handtailor_jax.tailor.placement import ROOT_JOINT, camera_keypoints
 from handtailor_jax.tailor.presets import TailorConfig
-from handtailor_jax.tailor.solve import LevenbergMarquardt
+from handtailor_jax.tailor.solve import LeastSquaresProblem, LevenbergMarquardt
 from handtailor_jax.tailor.tailor import pose_problem
-from handtailor_jax.types import Camera, HandParameters, Observation, pytree
+from handtailor_jax.types import HandParameters, Observation, pytree
 
-_PALM = np.asarray([KEYPOINTS.index(n) for n in ("wrist", "thumb_cmc", "index_mcp", "middle_mcp", "ring_mcp", "little_mcp")])
+_PALM = np.asarray(
+    [KEYPOINTS.index(n) for n in ("wrist", "thumb_cmc", "index_mcp", "middle_mcp", "ring_mcp", "little_mcp")]
+)
 # The thumb's base moves against the palm, so it counts less.
 _PALM_WEIGHTS = np.asarray([1.0, 0.3, 1.0, 1.0, 1.0, 1.0], np.float32)
 
@@ -139,7 +141,9 @@ def starts(
     scale = jnp.where(perspective, 1.0, magnification / focal)
     root = unproject(camera, root_pixel[None], depth[None])[0]
     # Off the optical axis the affine view holds in a frame that looks along the ray.
-    ray = jnp.where(perspective, root / jnp.maximum(jnp.sqrt(jnp.sum(root * root)), 1e-6), jnp.asarray([0.0, 0.0, 1.0], dtype))
+    ray = jnp.where(
+        perspective, root / jnp.maximum(jnp.sqrt(jnp.sum(root * root)), 1e-6), jnp.asarray([0.0, 0.0, 1.0], dtype)
+    )
     rotations = jnp.einsum("ab,nbc->nac", _turn_to(ray), rotations)
 
     count, curls = rotations.shape[0], len(_CURLS)
@@ -177,7 +181,7 @@ def search(
     mean = jnp.zeros((hand.num_betas,), hand.dtype) if betas_mean is None else betas_mean
 
     def solve_from(start: HandParameters, iterations: int) -> tuple[HandParameters, Array]:
-        problem = pose_problem(hand, start, observation, config, convention, mean)
+        problem = cast(LeastSquaresProblem, pose_problem(hand, start, observation, config, convention, mean))
         x = dataclasses.replace(config.solver, iterations=iterations).minimise(problem)[0]
         energy = problem.energy(x)
         return problem.parameters(x), jnp.where(jnp.isfinite(energy), energy, jnp.inf)
@@ -194,7 +198,7 @@ def search(
 
     found = screen(starts(hand, observation, convention, mean))
     best = jax.tree.map(lambda leaf: leaf[jnp.argmin(found[1])], found[0])
-    # A finger bent toward the camera and one bent away look alike, so each finger of the best hand is tried again alone.
+    # A finger bent toward the camera and one bent away look alike: each finger of the best hand is tried again alone.
     found = together(found, screen(_finger_swaps(hand, best)))
     keep = _distinct(jax.vmap(shape_of)(found[0]), found[1], search_config)
     solved, energies = jax.vmap(lambda start: solve_from(start, config.solver.iterations))(
@@ -287,5 +291,3 @@ def _turn_to(direction: Float[Array, "3"]) -> Float[Array, "3 3"]:
     sine = jnp.sqrt(jnp.maximum(sine2, 1e-20))
     angle = jnp.arctan2(jnp.sqrt(sine2 + 1e-20), z)
     return matrix_from_axis_angle(jnp.stack([-y, x, jnp.zeros_like(x)]) * (angle / sine))
-
-
