@@ -144,6 +144,10 @@ def fit_detection(
         config = config or TailorConfig.plug_in()
         pose = jnp.asarray(found.pose)
         fitted = _refine(hand, observation, convention, mirror_pose(pose) if mirror else pose, betas, config)
+    if mirror:
+        fitted = dataclasses.replace(
+            fitted, parameters=mirror_parameters(fitted.parameters), second=mirror_parameters(fitted.second)
+        )
     fitted = jax.device_get(fitted)
     if not np.isfinite(fitted.vertices).all():
         raise InputError("no hand could be fitted to these keypoints: check their order and units")
@@ -158,9 +162,7 @@ def mirror_pose(pose: Float[Array, "*batch joints 3"]) -> Float[Array, "*batch j
 def mirror_parameters(parameters: HandParameters) -> HandParameters:
     """The same hand seen in a mirror (x' = -x), for the hand model of the other side."""
     flip = jnp.asarray([-1.0, 1.0, 1.0], parameters.translation.dtype)
-    return dataclasses.replace(
-        parameters, pose=mirror_pose(jnp.asarray(parameters.pose)), translation=parameters.translation * flip
-    )
+    return dataclasses.replace(parameters, pose=mirror_pose(parameters.pose), translation=parameters.translation * flip)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "search_config"))
@@ -239,17 +241,17 @@ def _metres(points: Array, parameters: HandParameters, camera: Camera) -> Array:
 
 
 def _result(fitted: _Fitted, found: Detection, camera: Camera, hand: HandModel, mirror: bool) -> HandFit:
+    """The result as numpy arrays, points mirrored back; the parameters already are."""
     flip = np.asarray([-1.0, 1.0, 1.0], np.float32) if mirror else np.ones(3, np.float32)
     faces = np.asarray(hand.faces)
     runner_up = None
     if np.isfinite(fitted.energy_gap):
-        second = mirror_parameters(fitted.second) if mirror else fitted.second
-        runner_up = RunnerUp(second, np.asarray(fitted.second_joints) * flip, float(fitted.energy_gap))
+        runner_up = RunnerUp(fitted.second, np.asarray(fitted.second_joints) * flip, float(fitted.energy_gap))
     return HandFit(
         side=found.side,
         camera=camera,
         convention=found.convention,
-        parameters=mirror_parameters(fitted.parameters) if mirror else fitted.parameters,
+        parameters=fitted.parameters,
         vertices=np.asarray(fitted.vertices) * flip,
         faces=faces[:, ::-1] if mirror else faces,
         joints=np.asarray(fitted.joints) * flip,

@@ -97,6 +97,7 @@ def test_the_fit_beats_its_start(fits, near_fits):
         assert found.reprojection_after < found.reprojection_before
 
 
+@pytest.mark.slow
 def test_a_hint_of_depth_settles_the_view(weak, fits, hand):
     """With 3D joints of any unit and origin no hand is flipped, and the hint's twin gives the twin."""
     truth = truths(weak)
@@ -121,9 +122,11 @@ def test_other_hands_that_explain_the_keypoints(fits, weak, hand):
         second = found.runner_up
         assert second.energy_gap >= 0.0
         assert np.linalg.norm(second.joints - found.joints, axis=-1).mean() > 0.005  # metres
-        assert np.isfinite(second.joints).all()
-        pixels = project(found.camera, camera_keypoints(hand, second.parameters))
-        assert np.linalg.norm(pixels - weak.observation.keypoints_2d[i], axis=-1).mean() < 25.0
+        pixels = project(found.camera, camera_keypoints(hand, jax.tree.map(jnp.asarray, second.parameters)))
+        error = np.linalg.norm(pixels - weak.observation.keypoints_2d[i], axis=-1).mean()
+        assert np.isfinite(error)
+        if second.energy_gap < 5.0:  # plausible
+            assert error < 10.0  # pixels; the hand is about 160 pixels long
 
 
 def test_a_proposed_pose_is_refined(weak, near, hand):
@@ -194,6 +197,7 @@ def test_left_proposal(weak, hand):
     np.testing.assert_array_equal(left.joints, right.joints * np.float32([-1, 1, 1]))
 
 
+@pytest.mark.slow
 def test_a_left_hand_model_serves_as_well(weak, fits, hand):
     found = fit(weak.observation.keypoints_2d[0], hand=hand.mirrored())
     assert found.side == "right"
@@ -243,6 +247,7 @@ def test_orders(weak, fits, order):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
+@pytest.mark.slow
 def test_mediapipe_convention(weak, hand):
     """Labels of MediaPipe's kind of a known hand give that hand's joints, and are reprojected as such labels."""
     convention = load_convention("mediapipe")
@@ -354,7 +359,10 @@ def test_json_of_a_result(weak, near, fits, near_fits, hand, tmp_path, view):
     np.testing.assert_allclose(keypoints, content["joints"], atol=1e-4)
 
     again = fit_detection(read(tmp_path, content), hand=hand)
-    assert again.reprojection_before < 0.1  # pixels: the pose was fitted to just these keypoints
+    if content["camera"] is None:  # with intrinsics, the start's placement is that of a hand far away
+        assert again.reprojection_before < 0.1  # pixels: the pose was fitted to just these keypoints
+    assert again.reprojection_after < 0.1
+    assert errors_mm(again.joints, np.asarray(content["joints"])) < 2.0
     np.testing.assert_allclose(again.keypoints_2d, content["keypoints_2d"], atol=1.0)
 
 

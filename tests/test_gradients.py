@@ -35,8 +35,15 @@ def double(tree):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
 
 
-@pytest.mark.parametrize("camera", ["perspective", "weak_perspective"])
-@pytest.mark.parametrize("with_depth", [False, True])
+@pytest.mark.parametrize(
+    ("camera", "with_depth"),
+    [
+        ("perspective", False),
+        ("weak_perspective", True),
+        pytest.param("perspective", True, marks=pytest.mark.slow),
+        pytest.param("weak_perspective", False, marks=pytest.mark.slow),
+    ],
+)
 def test_normal_equations(hand64, singles, camera, with_depth, rng):
     """The gradient is exact; the Jacobian too but for fingertips that are not quite rigid with their last bones."""
     one = double(singles[camera])
@@ -153,6 +160,7 @@ def test_gradients_through_adam(hand64, singles, name, rng):
     check_against_differences(loss, inputs_of(one, hand64), rng, 1e-4, ["keypoints", "pose", "betas", "hand"])
 
 
+@pytest.mark.slow
 def test_implicit_gradient_at_convergence(hand64, singles, rng):
     one = double(singles["perspective"])
     config = dataclasses.replace(
@@ -166,6 +174,7 @@ def test_implicit_gradient_at_convergence(hand64, singles, rng):
     check_against_differences(loss, inputs_of(one, hand64), rng, 1e-3, step=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_where_they_could_fail(hand, singles):
     """float32; flat pose, a fingertip outside its limits, coincident keypoints, no confidence at all."""
     one = jax.tree.map(jnp.asarray, singles["perspective"])

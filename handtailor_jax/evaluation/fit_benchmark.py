@@ -72,7 +72,8 @@ class FitReport:
         ]
         lines += [
             f"| {row.camera.replace('_', ' ')} | {row.median_mm:.2f} mm | {row.p90_mm:.1f} mm "
-            f"| {row.runner_up_p90_mm:.1f} mm | {row.flipped_percent:.1f} % | {row.reprojection_percent:.2f} % | {row.hands_per_second:.0f} |"
+            f"| {row.runner_up_p90_mm:.1f} mm | {row.flipped_percent:.1f} % "
+            f"| {row.reprojection_percent:.2f} % | {row.hands_per_second:.0f} |"
             for row in self.rows
         ]
         return "\n".join(lines)

@@ -42,9 +42,9 @@ _GESTURES = 0.4  # share of hands that are near a gesture or on the way from one
 _CURL = 0.5**0.5  # the share of flexion, as a standard deviation, that the four fingers have in common
 
 _COORDINATES = {name: 3 * i for i, name in enumerate(MANO_JOINTS[1:])}  # where a joint's flexion is among the 45
-_CURLING = np.asarray([_COORDINATES[f"{f}_{j}"] for f in FINGERS[1:] for j in ("mcp", "pip")])
-_DIP = np.asarray([_COORDINATES[f"{f}_dip"] for f in FINGERS[1:]])
-_PIP = np.asarray([_COORDINATES[f"{f}_pip"] for f in FINGERS[1:]])
+_CURLING = np.asarray([_COORDINATES[f"{f}_{j}"] for f in FINGERS[1:] for j in ("mcp", "pip")], np.int32)
+_DIP = np.asarray([_COORDINATES[f"{f}_dip"] for f in FINGERS[1:]], np.int32)
+_PIP = np.asarray([_COORDINATES[f"{f}_pip"] for f in FINGERS[1:]], np.int32)
 
 
 def _noise_of(keypoint: str) -> float:

@@ -32,7 +32,3 @@ class Anatomy:
     def finger_pose(self, coordinates: Float[Array, "15 3"]) -> Float[Array, "15 3"]:
         """Axis-angle finger rotations from flexion, abduction and twist (radians)."""
         return jnp.einsum("jab,ja->jb", self.axes, coordinates)
-
-    def excess(self, coordinates: Float[Array, "15 3"]) -> Float[Array, "15 3"]:
-        """How far each coordinate lies beyond its limits, radians; zero inside them."""
-        return jnp.maximum(coordinates - self.upper, 0.0) + jnp.maximum(self.lower - coordinates, 0.0)

@@ -37,7 +37,7 @@ _PARENTS = np.asarray(JOINT_PARENTS[1:], np.int32)
 
 # The children of level n are, finger by finger, those of level n - 1: three batched products instead of fifteen.
 _LEVELS = joint_levels()
-_FROM_LEVELS = np.argsort(np.concatenate([np.asarray(level) for level in _LEVELS])).astype(np.int32)
+_FROM_LEVELS = np.argsort(np.concatenate([np.asarray(level, np.int32) for level in _LEVELS])).astype(np.int32)
 
 
 @pytree
@@ -197,7 +197,7 @@ class PosedHand:
     def keypoints(self) -> Float[Array, "21 3"]:
         """The 21 keypoints in canonical order, metres, rest frame; skins the five fingertips only."""
         tips = self.skin_vertices(self.shaped.model.tips)
-        return jnp.concatenate([self.joints, tips])[np.asarray(KEYPOINTS_FROM_MANO)]
+        return jnp.concatenate([self.joints, tips])[np.asarray(KEYPOINTS_FROM_MANO, np.int32)]
 
     def skin_vertices(self, skin: LinearBlendSkin) -> Float[Array, "vertices 3"]:
         """W(T(theta, beta), ...): the posed positions of the vertices of `skin`, metres, rest frame (Eq. 1)."""
@@ -261,12 +261,12 @@ def chain_rotations(
     rotations: Float[Array, "16 3 3"], rest_joints: Float[Array, "16 3"]
 ) -> tuple[Float[Array, "16 3 3"], Float[Array, "16 3"]]:
     """Rotations relative to the rest frame and posed joints (metres), from rotations relative to the parents."""
-    level_rotations = [rotations[np.asarray(_LEVELS[0])]]
+    level_rotations = [rotations[np.asarray(_LEVELS[0], np.int32)]]
     for level in _LEVELS[1:]:
         parent_rotations = level_rotations[-1]
         if parent_rotations.shape[0] == 1:
             parent_rotations = jnp.broadcast_to(parent_rotations, (len(level), 3, 3))
-        level_rotations.append(jnp.einsum("jab,jbc->jac", parent_rotations, rotations[np.asarray(level)]))
+        level_rotations.append(jnp.einsum("jab,jbc->jac", parent_rotations, rotations[np.asarray(level, np.int32)]))
     joint_rotations = jnp.concatenate(level_rotations)[_FROM_LEVELS]
 
     bones = rest_joints[1:] - rest_joints[_PARENTS]

@@ -27,9 +27,9 @@ from handtailor_jax.tailor.placement import ROOT_JOINT
 from handtailor_jax.types import HandParameters, Observation, pytree
 
 _FINGERS = slice(0, 45)
-_KEYPOINT_JOINT = np.asarray(KEYPOINT_JOINT)
-_TIP_JOINT = np.asarray([KEYPOINT_JOINT[k] for k in (4, 8, 12, 16, 20)])
-_PARENTS = np.asarray(JOINT_PARENTS[1:])
+_KEYPOINT_JOINT = np.asarray(KEYPOINT_JOINT, np.int32)
+_TIP_JOINT = np.asarray([KEYPOINT_JOINT[k] for k in (4, 8, 12, 16, 20)], np.int32)
+_PARENTS = np.asarray(JOINT_PARENTS[1:], np.int32)
 
 # Which of the 45 finger coordinates move each keypoint, (21, 45).
 _MOVES = np.repeat(ANCESTRY[_KEYPOINT_JOINT, 1:], 3, axis=1)

@@ -14,7 +14,7 @@ from handtailor_jax.skeleton import FINGER_KEYPOINTS, REFERENCE_BONE
 from handtailor_jax.types import Camera
 
 # (5, 4) keypoints a, b, c, d of each finger, from tip to palm.
-_TIP_TO_PALM = np.asarray(FINGER_KEYPOINTS)[:, ::-1]
+_TIP_TO_PALM = np.asarray(FINGER_KEYPOINTS, np.int32)[:, ::-1]
 
 
 def reprojection(

@@ -16,7 +16,7 @@ from handtailor_jax.geometry.cameras import inverse_linear, unproject
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
-from handtailor_jax.skeleton import KEYPOINTS, MANO_JOINTS, ROOT
+from handtailor_jax.skeleton import FINGERS, KEYPOINTS, MANO_JOINTS, ROOT
 from handtailor_jax.tailor.placement import ROOT_JOINT, camera_keypoints
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.tailor.solve import LeastSquaresProblem, LevenbergMarquardt
@@ -24,7 +24,7 @@ from handtailor_jax.tailor.tailor import pose_problem
 from handtailor_jax.types import HandParameters, Observation, pytree
 
 _PALM = np.asarray(
-    [KEYPOINTS.index(n) for n in ("wrist", "thumb_cmc", "index_mcp", "middle_mcp", "ring_mcp", "little_mcp")]
+    [KEYPOINTS.index(n) for n in ("wrist", "thumb_cmc", "index_mcp", "middle_mcp", "ring_mcp", "little_mcp")], np.int32
 )
 # The thumb's base moves against the palm, so it counts less.
 _PALM_WEIGHTS = np.asarray([1.0, 0.3, 1.0, 1.0, 1.0, 1.0], np.float32)
@@ -32,9 +32,10 @@ _PALM_WEIGHTS = np.asarray([1.0, 0.3, 1.0, 1.0, 1.0, 1.0], np.float32)
 # Flexion (degrees) of MCP, PIP and DIP of the four fingers in each start; None keeps the mean of the pose prior.
 _CURLS = (None, (45.0, 50.0, 30.0), (75.0, 95.0, 55.0))
 _THUMB_CURLS = ((-25.0, -10.0, 0.0), (20.0, 15.0, 20.0), (45.0, 40.0, 60.0))
-_THUMB_JOINTS = np.asarray([MANO_JOINTS.index(f"thumb_{j}") - 1 for j in ("cmc", "mcp", "ip")])
+_THUMB_JOINTS = np.asarray([MANO_JOINTS.index(f"thumb_{j}") - 1 for j in ("cmc", "mcp", "ip")], np.int32)
 _FINGER_JOINTS = np.asarray(
-    [[MANO_JOINTS.index(f"{f}_{j}") - 1 for j in ("mcp", "pip", "dip")] for f in ("index", "middle", "ring", "little")]
+    [[MANO_JOINTS.index(f"{f}_{j}") - 1 for j in ("mcp", "pip", "dip")] for f in ("index", "middle", "ring", "little")],
+    np.int32,
 )
 
 
