@@ -74,7 +74,13 @@ Command = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and runs the command."""
-    command = tyro.cli(Command, prog="handtailor", description=__doc__, args=arguments)  # type: ignore[arg-type]
+    command = tyro.cli(
+        Command,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+        prog="handtailor",
+        description=__doc__,
+        args=arguments,
+    )  # type: ignore[arg-type]
     try:
         keep_compiled_programs()
         run(command)
@@ -98,7 +104,7 @@ def run(command: Fit | Bench | ExportTailor) -> None:
     elif isinstance(command.what, TailorBenchmark):
         from handtailor_jax.evaluation import tailor_benchmark
 
-        print(tailor_benchmark.run(command.what))
+        tailor_benchmark.run(command.what)
     else:
         from handtailor_jax.evaluation import fit_benchmark
 

@@ -30,7 +30,7 @@ from handtailor_jax.geometry.cameras import project
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
-from handtailor_jax.skeleton import JOINT_PARENTS, KEYPOINTS_FROM_MANO, ROOT, joint_levels
+from handtailor_jax.skeleton import JOINT_PARENTS, KEYPOINTS_FROM_MANO, ROOT
 from handtailor_jax.tailor import energy as terms
 from handtailor_jax.tailor.batch import in_parallel
 from handtailor_jax.tailor.initialize import closed_form_scale_with_depths, root_position
@@ -248,11 +248,10 @@ ORIGINAL = "original's way"
 class OriginalWay:
     """The released program's way of running the tailor, on the same hand model, for one hand with intrinsics.
 
-    What it has in common with the released demo: a hand model that the compiled functions close over; the textbook
-    layer, which shapes all vertices, regresses the joints from them, chains 4x4 transforms level by level, blends them
-    for every vertex and takes the fingertips from the mesh; reverse-mode differentiation of all of that; the camera as
-    a numpy array in every call; and a Python loop of three compiled calls an iteration, for the parameters out of the
-    optimiser's state, their gradient and Adam's update (0.03, b1 = b2 = 0.5, index from 1). The root, the initial
+    What it has in common with the released demo: a hand model that the compiled functions close over; textbook skinning
+    of the whole mesh, from which the keypoints are taken, and reverse-mode differentiation of all of that; the camera
+    as a numpy array in every call; and a Python loop of three compiled calls an iteration, for the parameters out of
+    the optimiser's state, their gradient and Adam's update (0.03, b1 = b2 = 0.5, index from 1). The root, the initial
     joints, the scale and the final mesh are one compiled call each. Left out, in its favour, is to copy the network's
     results to and fro before. It computes what the `official` preset computes.
     """
@@ -324,37 +323,33 @@ class OriginalWay:
 
 
 def _textbook_layer(hand: HandModel, params: dict[str, Array]) -> tuple[Array, Array]:
-    """All vertices and the 21 keypoints (metres, rest frame) as the layers of that time compute them.
+    """All vertices and the 21 keypoints (metres, rest frame) by textbook linear blend skinning.
 
-    With a batch axis of one, and matrices laid out with the vertices last: what the order of axes costs is part of it.
+    Everything that a mesh needs is computed for every vertex, in homogeneous coordinates: shape, joints regressed from
+    the shaped vertices, pose correction, one 4x4 transform a joint, one blended 4x4 transform a vertex.
     """
     skin, dtype = hand.skin, hand.dtype
-    pose, betas = params["so3"].reshape(1, 16, 3), params["beta"][None]
-    shaped = (skin.shape_directions @ betas.T).transpose(2, 0, 1) + skin.template[None]
-    joints = jnp.matmul(hand.joint_regressor[None], shaped)
-    rotations = matrix_from_axis_angle(pose)
-    correction = (rotations[:, 1:] - jnp.eye(3, dtype=dtype)[None, None]).reshape(1, 135)
-    rest = shaped + (skin.pose_directions @ correction.T).transpose(2, 0, 1)
+    rotations = matrix_from_axis_angle(params["so3"].reshape(16, 3))
+    shaped = skin.rest_vertices(params["beta"])
+    joints = hand.joint_regressor @ shaped
+    correction = (rotations[1:] - jnp.eye(3, dtype=dtype)[None]).reshape(135)
+    rest = shaped + skin.pose_directions @ correction
 
-    def homogeneous(rotation: Array, translation: Array) -> Array:
-        top = jnp.concatenate([rotation, translation[..., None]], axis=-1)
-        bottom = jnp.broadcast_to(jnp.asarray([0.0, 0.0, 0.0, 1.0], dtype), (*top.shape[:-2], 1, 4))
-        return jnp.concatenate([top, bottom], axis=-2)
+    def transform(rotation: Array, translation: Array) -> Array:
+        return jnp.eye(4, dtype=dtype).at[:3, :3].set(rotation).at[:3, 3].set(translation)
 
-    levels = [np.asarray(level) for level in joint_levels()]
-    transforms = [homogeneous(rotations[:, levels[0]], joints[:, levels[0]])]
-    for level in levels[1:]:
-        bones = joints[:, level] - joints[:, np.asarray(JOINT_PARENTS)[level]]
-        above = jnp.broadcast_to(transforms[-1], (1, len(level), 4, 4))
-        transforms.append(jnp.matmul(above, homogeneous(rotations[:, level], bones)))
-    chained = jnp.concatenate(transforms, axis=1)[:, np.argsort(np.concatenate(levels))]
-    at_rest = jnp.concatenate([joints, jnp.zeros((1, 16, 1), dtype)], axis=-1)[..., None]
-    offset = jnp.concatenate([jnp.zeros((1, 16, 4, 3), dtype), jnp.matmul(chained, at_rest)], axis=-1)
-    blended = jnp.matmul((chained - offset).transpose(0, 2, 3, 1), skin.weights.T[None, None])
-    points = jnp.concatenate([rest.transpose(0, 2, 1), jnp.ones((1, 1, rest.shape[1]), dtype)], axis=1)
-    vertices = jnp.sum(blended * points[:, None], axis=2).transpose(0, 2, 1)[:, :, :3]
-    keypoints = jnp.concatenate([chained[:, :, :3, 3], vertices[:, hand.tip_vertices]], axis=1)
-    return vertices[0], keypoints[0, np.asarray(KEYPOINTS_FROM_MANO)]
+    chained: list[Array] = []
+    for joint, parent in enumerate(JOINT_PARENTS):
+        step = joints[joint] if parent < 0 else joints[joint] - joints[parent]
+        local = transform(rotations[joint], step)
+        chained.append(local if parent < 0 else chained[parent] @ local)
+    world = jnp.stack(chained)
+    from_rest = jnp.stack([world[j] @ transform(jnp.eye(3, dtype=dtype), -joints[j]) for j in range(len(chained))])
+    blended = jnp.einsum("vj,jab->vab", skin.weights, from_rest)
+    homogeneous = jnp.concatenate([rest, jnp.ones((rest.shape[0], 1), dtype)], axis=1)
+    vertices = jnp.einsum("vab,vb->va", blended, homogeneous)[:, :3]
+    keypoints = jnp.concatenate([world[:, :3, 3], vertices[hand.tip_vertices]])
+    return vertices, keypoints[np.asarray(KEYPOINTS_FROM_MANO, np.int32)]
 
 
 def _in_bones(keypoints: Float[Array, "21 3"], points: Float[Array, "n 3"] | None = None) -> Float[Array, "n 3"]:

@@ -16,7 +16,7 @@ from handtailor_jax.geometry.cameras import inverse_linear, unproject
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
-from handtailor_jax.skeleton import FINGERS, KEYPOINTS, MANO_JOINTS, ROOT
+from handtailor_jax.skeleton import KEYPOINTS, MANO_JOINTS, ROOT
 from handtailor_jax.tailor.placement import ROOT_JOINT, camera_keypoints
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.tailor.solve import LeastSquaresProblem, LevenbergMarquardt
