@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from handtailor_jax.errors import InputError
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.results import write_atomically, write_json
 from handtailor_jax.skeleton import KEYPOINTS, MANO_JOINTS
 from handtailor_jax.tailor.initialize import initialize
 from handtailor_jax.tailor.placement import camera_mesh
@@ -120,11 +121,9 @@ def export_tailor(
         "jax": jax.__version__,
         "calling_convention_version": exported.calling_convention_version,
     }
-    try:
-        _write(path, bytes(exported.serialize()))
-        _write(_description_path(path), (json.dumps(description, indent=2) + "\n").encode())
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    program = bytes(exported.serialize())
+    write_atomically(path, lambda temporary: temporary.write_bytes(program))
+    write_json(_description_path(path), description)
     return path
 
 
@@ -173,13 +172,3 @@ def load_exported(path: str | os.PathLike[str]) -> ExportedTailor:
 
 def _description_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file in one go: nobody sees half of it."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -124,7 +124,7 @@ def test_unwritable_and_unreadable(hand, exported, tmp_path, monkeypatch):
     broken.with_name("broken.json").write_bytes(exported.with_name(exported.name + ".json").read_bytes())
     with pytest.raises(InputError, match="not a program"):
         load_exported(broken)
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="cannot be written"):
         export_tailor(tmp_path / "no" / "such" / "folder", hand)
 
 

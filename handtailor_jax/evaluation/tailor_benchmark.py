@@ -30,6 +30,7 @@ from handtailor_jax.geometry.cameras import project
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.results import write_atomically
 from handtailor_jax.skeleton import JOINT_PARENTS, KEYPOINTS_FROM_MANO, ROOT
 from handtailor_jax.tailor import energy as terms
 from handtailor_jax.tailor.batch import in_parallel
@@ -202,7 +203,8 @@ def run(config: TailorBenchmark, hand: HandModel | None = None) -> TailorReport:
     )
     print(report.to_markdown())
     if config.json is not None:
-        _write(config.json, report.to_json())
+        text = report.to_json()
+        write_atomically(config.json, lambda temporary: temporary.write_text(text))
     return report
 
 
@@ -522,10 +524,3 @@ def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
         return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
 
     return [line(header), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, body)]
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file in one go: nobody sees half of it."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    part.replace(path)

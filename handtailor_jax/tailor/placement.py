@@ -1,6 +1,5 @@
 """Putting a hand model into the camera frame."""
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from handtailor_jax.mano.hand_model import HandModel, PosedHand
@@ -38,20 +37,4 @@ def camera_mesh(hand: HandModel, parameters: HandParameters) -> HandMesh:
         vertices=place(parameters, mesh.vertices, root),
         faces=mesh.faces,
         keypoints=place(parameters, mesh.keypoints, root),
-    )
-
-
-def metric_keypoints(keypoints: Float[Array, "21 3"], parameters: HandParameters) -> Float[Array, "21 3"]:
-    """Camera-frame keypoints as metres: unchanged in perspective (scale about 1); root-relative and divided by the
-    scale in weak perspective, where the camera frame is measured in pixels."""
-    return (keypoints - parameters.translation[None]) / parameters.scale
-
-
-def zero_parameters(hand: HandModel) -> HandParameters:
-    """The flat mean hand at the camera-frame origin."""
-    return HandParameters(
-        pose=jnp.zeros((16, 3), hand.dtype),
-        betas=jnp.zeros((hand.num_betas,), hand.dtype),
-        scale=jnp.ones((), hand.dtype),
-        translation=jnp.zeros((3,), hand.dtype),
     )
