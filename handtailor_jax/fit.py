@@ -73,19 +73,19 @@ class RunnerUp:
 
 
 @pytree
-class _Fitted:
-    """Everything that the compiled core returns."""
+class Finished:
+    """Everything about one fitted hand that takes compiled code to compute; what `HandFit` is made of."""
 
     parameters: HandParameters
-    vertices: Float[Array, "vertices 3"]
-    joints: Float[Array, "21 3"]
-    landmarks: Float[Array, "21 3"]
-    keypoints_2d: Float[Array, "21 2"]
-    before: Float[Array, ""]
-    after: Float[Array, ""]
-    energy_gap: Float[Array, ""]
+    vertices: Float[Array, "*batch vertices 3"]
+    joints: Float[Array, "*batch 21 3"]
+    landmarks: Float[Array, "*batch 21 3"]
+    keypoints_2d: Float[Array, "*batch 21 2"]
+    before: Float[Array, "*batch"]
+    after: Float[Array, "*batch"]
+    energy_gap: Float[Array, "*batch"]
     second: HandParameters
-    second_joints: Float[Array, "21 3"]
+    second_joints: Float[Array, "*batch 21 3"]
 
 
 def fit(
@@ -151,7 +151,7 @@ def fit_detection(
     fitted = jax.device_get(fitted)
     if not np.isfinite(fitted.vertices).all():
         raise InputError("no hand could be fitted to these keypoints: check their order and units")
-    return _result(fitted, found, camera, hand, mirror)
+    return hand_fit(fitted, found.side, found.convention, camera, np.asarray(hand.faces), mirror)
 
 
 def mirror_pose(pose: Float[Array, "*batch joints 3"]) -> Float[Array, "*batch joints 3"]:
@@ -173,7 +173,7 @@ def _search(
     betas: Array,
     config: TailorConfig,
     search_config: SearchConfig,
-) -> _Fitted:
+) -> Finished:
     found = search(hand, observation, config, search_config, convention=convention, betas_mean=betas)
     best = jax.tree.map(lambda leaf: leaf[0], found.parameters)
     second = jax.tree.map(lambda leaf: leaf[found.runner_up], found.parameters)
@@ -181,7 +181,7 @@ def _search(
         starts(hand, observation, convention, betas)
     )
     gap = jnp.where(found.runner_up > 0, found.energies[found.runner_up] - found.energies[0], jnp.inf)
-    return _finish(hand, best, observation, convention, jnp.min(before), second, gap)
+    return finish(hand, best, observation, convention, jnp.min(before), second, gap)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))
@@ -192,11 +192,11 @@ def _refine(
     pose: Array,
     betas: Array,
     config: TailorConfig,
-) -> _Fitted:
+) -> Finished:
     start = place_proposal(hand, pose, betas, observation, convention)
     fitted = tailor(hand, start, observation, config, convention=convention)
     before = _reprojection(hand, start, observation, convention)[1]
-    return _finish(hand, fitted, observation, convention, before, fitted, jnp.asarray(jnp.inf, hand.dtype))
+    return finish(hand, fitted, observation, convention, before, fitted, jnp.asarray(jnp.inf, hand.dtype))
 
 
 def _reprojection(
@@ -209,7 +209,7 @@ def _reprojection(
     return pixels, jnp.sum(jnp.where(seen, distance, 0.0)) / jnp.sum(seen.astype(distance.dtype))
 
 
-def _finish(
+def finish(
     hand: HandModel,
     best: HandParameters,
     observation: Observation,
@@ -217,10 +217,21 @@ def _finish(
     before: Array,
     second: HandParameters,
     gap: Array,
-) -> _Fitted:
+) -> Finished:
+    """Everything a result needs of a fitted hand, and of the next best one.
+
+    Args:
+        hand: the hand model.
+        best: the fitted hand, in the camera frame of `observation.camera`.
+        observation: what it was fitted to.
+        convention: what the observed keypoints mark.
+        before: mean reprojection error of the start, pixels.
+        second: the next best hand.
+        gap: how much higher its energy is; inf if there is none.
+    """
     posed = posed_hand(hand, best)
     pixels, after = _reprojection(hand, best, observation, convention)
-    return _Fitted(
+    return Finished(
         parameters=best,
         vertices=camera_mesh(hand, best).vertices,
         joints=_metres(camera_keypoints(hand, best), best, observation.camera),
@@ -240,18 +251,20 @@ def _metres(points: Array, parameters: HandParameters, camera: Camera) -> Array:
     return jnp.where(camera.perspectivity > 0.5, points, relative)
 
 
-def _result(fitted: _Fitted, found: Detection, camera: Camera, hand: HandModel, mirror: bool) -> HandFit:
+def hand_fit(
+    fitted: Finished, side: Side, convention: str, camera: Camera, faces: npt.NDArray[np.int32], mirror: bool
+) -> HandFit:
     """The result as numpy arrays, points mirrored back; the parameters already are."""
     flip = np.asarray([-1.0, 1.0, 1.0], np.float32) if mirror else np.ones(3, np.float32)
-    faces = np.asarray(hand.faces)
     runner_up = None
     if np.isfinite(fitted.energy_gap):
-        runner_up = RunnerUp(fitted.second, np.asarray(fitted.second_joints) * flip, float(fitted.energy_gap))
+        second = jax.tree.map(jnp.asarray, fitted.second)
+        runner_up = RunnerUp(second, np.asarray(fitted.second_joints) * flip, float(fitted.energy_gap))
     return HandFit(
-        side=found.side,
+        side=side,
         camera=camera,
-        convention=found.convention,
-        parameters=fitted.parameters,
+        convention=convention,
+        parameters=jax.tree.map(jnp.asarray, fitted.parameters),
         vertices=np.asarray(fitted.vertices) * flip,
         faces=faces[:, ::-1] if mirror else faces,
         joints=np.asarray(fitted.joints) * flip,

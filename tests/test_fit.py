@@ -261,7 +261,7 @@ def test_mediapipe_convention(weak, hand):
     assert errors_mm(found.joints, truths(weak)[0]) < 10.0
     # The joints are the skeleton's, not the labels.
     np.testing.assert_allclose(
-        found.joints * float(found.parameters.scale) + found.parameters.translation,
+        found.joints * float(found.parameters.scale) + np.asarray(found.parameters.translation)[None],
         camera_keypoints(hand, jax.tree.map(jnp.asarray, found.parameters)),
         atol=2e-2,
     )

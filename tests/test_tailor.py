@@ -17,7 +17,7 @@ from handtailor_jax.skeleton import ROOT
 from handtailor_jax.tailor import PRESETS, TailorConfig, initialize, tailor_batch
 from handtailor_jax.tailor import energy as terms
 from handtailor_jax.tailor.energy import limit_excess
-from handtailor_jax.tailor.initialize import closed_form_scale, closed_form_scale_with_depths, lift, lift_scale
+from handtailor_jax.tailor.initialize import closed_form_scale, closed_form_scale_with_depths
 from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.placement import camera_keypoints
 from handtailor_jax.tailor.solve import Adam, LevenbergMarquardt
@@ -132,24 +132,6 @@ def test_scale_of_a_degenerate_hand_is_one(hand):
 
     value, gradient = jax.value_and_grad(scale)(jnp.zeros((21, 3)))
     assert value == 1.0
-    assert jnp.all(jnp.isfinite(gradient))
-
-
-def test_lift(rng):
-    """Eq. 15: the reference bone comes out with unit length; guarded where noise makes its depth exceed its length."""
-    bone = jnp.asarray([30.0, 40.0, 0.6], jnp.float32)
-    uvd = jnp.zeros((21, 3)).at[0].set(bone)
-    np.testing.assert_allclose(lift_scale(uvd), 50.0 / 0.8, rtol=1e-6)
-    camera = Camera.weak_perspective(lift_scale(uvd))
-    lifted = lift(camera, uvd, jnp.float32(1.0), jnp.float32(0.0))  # Eq. 14
-    np.testing.assert_allclose(jnp.linalg.norm(lifted[0] - lifted[ROOT]), 1.0, rtol=1e-6)
-    for depth in (1.0, -1.0, 1.5, -30.0):
-        value, gradient = jax.value_and_grad(lift_scale)(uvd.at[0, 2].set(depth))
-        assert jnp.isfinite(value)
-        assert value > 0.0
-        assert jnp.all(jnp.isfinite(gradient))
-    value, gradient = jax.value_and_grad(lift_scale)(jnp.zeros((21, 3)))
-    assert jnp.isfinite(value)
     assert jnp.all(jnp.isfinite(gradient))
 
 

@@ -1,24 +1,24 @@
 """Table 3 for this package: time and error of the tailor by solver and iterations, and hands per second in batches.
 
 The yardstick is the original's way of running the tailor, reproduced here; see `OriginalWay`. All times are medians
-over rounds in which every variant runs once, in random order, in one process, so that a busy machine is busy for all
-of them alike. The problems are those of `evaluation.problems`, seeded.
+over rounds in which every variant runs twice, in random order, in one process, so that a busy machine is busy for all
+of them alike. The second run is the time of a warmed-up program; the first, whose code and constants the other variants
+have driven out of the processor's caches, is reported beside it as cold. The problems are those of
+`evaluation.problems`, seeded.
 """
 
 import dataclasses
 import functools
 import json
 import os
-import platform
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Float
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.problems import Noise, TailorProblems, tailor_problems
+from handtailor_jax.evaluation.report import environment, markdown_table
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel
@@ -73,11 +74,15 @@ class Row:
     solver: str
     iterations: int
     milliseconds: float
-    """Median time for one hand: scale, iterations and mesh."""
+    """Median time for one hand, warm: scale, iterations and mesh."""
     fastest_milliseconds: float
     """The same, fastest round."""
     ratio: float
     """Median time of the original's way, with as many iterations (20 against Levenberg-Marquardt), over this one's."""
+    cold_milliseconds: float
+    """Median time of a call that follows another variant's."""
+    cold_ratio: float
+    """`ratio` of the cold times."""
     errors: dict[str, dict[str, float]]
     """By kind of noise: mean over problems of the METRICS."""
 
@@ -132,26 +137,27 @@ class TailorReport:
             " root-relative distance in mm, as it is / with the true bone's length.",
             "",
         ]
-        header = ["solver", "iterations", "ms", "ratio to original"]
+        header = ["solver", "iterations", "ms", "ratio to original", "cold: ms", "cold: ratio"]
         header += [f"{noise.replace('_', '-')}: {what}" for noise in NOISES for what in ("px (%)", "3D / lit, mm")]
-        body = [["start", "0", "", "", *_cells(self.start_errors)]]
+        body = [["start", "0", "", "", "", "", *_cells(self.start_errors)]]
         for row in self.rows:
             cells = [row.solver, str(row.iterations), f"{row.milliseconds:.3f}", f"{row.ratio:.1f}"]
+            cells += [f"{row.cold_milliseconds:.3f}", f"{row.cold_ratio:.1f}"]
             body.append(cells + _cells(row.errors))
-        lines += _table(header, body)
+        lines += markdown_table(header, body)
         lines += ["", "Default less other preset at 20 iterations, same hands, mean and 95 % interval:", ""]
         body = [
             [d.noise.replace("_", "-"), d.other, d.metric, f"{d.mean:+.3f}", f"[{d.low:+.3f}, {d.high:+.3f}]"]
             for d in self.differences
         ]
-        lines += _table(["noise", "other", "metric", "mean", "interval"], body)
+        lines += markdown_table(["noise", "other", "metric", "mean", "interval"], body)
         lines += ["", "Hands per second in batches (parameters only / with mesh):", ""]
         solvers = list(dict.fromkeys(t.solver for t in self.throughput))
         body = []
         for batch in dict.fromkeys(t.batch for t in self.throughput):
             of_batch = {t.solver: t for t in self.throughput if t.batch == batch}
             body.append([str(batch), *(f"{of_batch[s].parameters:,.0f} / {of_batch[s].meshes:,.0f}" for s in solvers)])
-        lines += _table(["batch", *solvers], body)
+        lines += markdown_table(["batch", *solvers], body)
         return "\n".join(lines) + "\n"
 
 
@@ -180,16 +186,18 @@ def run(config: TailorBenchmark, hand: HandModel | None = None) -> TailorReport:
 
     rows = []
     for solver, n in [*((ORIGINAL, n) for n in _original_iterations(config)), *configs]:
-        against = times[ORIGINAL, n if (ORIGINAL, n) in times else 20]
-        time_ms = 1e3 * times[solver, n]
+        cold_ms, warm_ms = 1e3 * times[solver, n]
+        cold_against, warm_against = 1e3 * times[ORIGINAL, n if (ORIGINAL, n) in times else 20]
         twin = ("official", n) if solver == ORIGINAL else (solver, n)  # the same energy and steps, so the same errors
         rows.append(
             Row(
                 solver=solver,
                 iterations=n,
-                milliseconds=float(np.median(time_ms)),
-                fastest_milliseconds=float(np.min(time_ms)),
-                ratio=float(np.median(against) / np.median(times[solver, n])),
+                milliseconds=float(np.median(warm_ms)),
+                fastest_milliseconds=float(np.min(warm_ms)),
+                ratio=float(np.median(warm_against) / np.median(warm_ms)),
+                cold_milliseconds=float(np.median(cold_ms)),
+                cold_ratio=float(np.median(cold_against) / np.median(cold_ms)),
                 errors=_means(errors.get(twin, {})),
             )
         )
@@ -392,7 +400,7 @@ def _time_single(
     config: TailorBenchmark,
     progress: Any,
 ) -> dict[tuple[str, int], npt.NDArray[np.float64]]:
-    """Seconds for one hand, per variant and round."""
+    """Seconds for one hand, per variant: (cold and warm, rounds)."""
     original = OriginalWay(hand)
     calls: dict[tuple[str, int], Callable[[TailorProblems], Any]] = {}
     for key, tailor_config in configs.items():
@@ -403,15 +411,16 @@ def _time_single(
     for call in calls.values():
         jax.block_until_ready(call(hands[0]))
         progress.update()
-    times: dict[tuple[str, int], list[float]] = {key: [] for key in calls}
+    times: dict[tuple[str, int], list[tuple[float, float]]] = {key: [] for key in calls}
     order = list(calls)
     shuffle = random.Random(config.seed).shuffle
     for i in range(config.rounds):
         shuffle(order)
         for key in order:
-            times[key].append(_seconds(calls[key], hands[i % len(hands)]))
+            problem = hands[i % len(hands)]
+            times[key].append((_seconds(calls[key], problem), _seconds(calls[key], problem)))
         progress.update()
-    return {key: np.asarray(values) for key, values in times.items()}
+    return {key: np.asarray(values).T for key, values in times.items()}
 
 
 def _single(hand: HandModel, config: TailorConfig) -> Callable[[TailorProblems], Any]:
@@ -479,29 +488,7 @@ def _means(errors: dict[Any, dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _environment(config: TailorBenchmark) -> dict[str, Any]:
-    device = jax.devices()[0]
-    return {
-        "device": device.device_kind,
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "python": platform.python_version(),
-        "problems": config.problems,
-        "seed": config.seed,
-        "rounds": config.rounds,
-    }
-
-
-def _processor() -> str:
-    """Name of the processor, as far as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return {**environment(), "problems": config.problems, "seed": config.seed, "rounds": config.rounds}
 
 
 def _cells(errors: dict[str, dict[str, float]]) -> list[str]:
@@ -514,13 +501,3 @@ def _cells(errors: dict[str, dict[str, float]]) -> list[str]:
         cells.append(f"{e['reprojection_px']:.2f} ({e['reprojection_percent']:.2f})")
         cells.append(f"{e['error_mm']:.2f} / {e['error_lit_mm']:.2f}")
     return cells
-
-
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """A markdown table whose columns also line up as plain text."""
-    widths = [max(len(row[i]) for row in (header, *body)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
-
-    return [line(header), "|" + "|".join("-" * (width + 2) for width in widths) + "|", *map(line, body)]

@@ -141,3 +141,12 @@ def angle_between(first: Float[Array, "*batch 3 3"], second: Float[Array, "*batc
     squared = jnp.sum(axis_angle_from_matrix(relative) ** 2, axis=-1)
     equal = squared <= 0.0
     return jnp.where(equal, 0.0, jnp.sqrt(jnp.where(equal, 1.0, squared)))  # double where: gradient 0, not NaN, at 0
+
+
+def rotate_towards(
+    start: Float[Array, "*batch 3"], end: Float[Array, "*batch 3"], share: Float[Array, ""]
+) -> Float[Array, "*batch 3"]:
+    """The rotations a share (0 to 1) of the shortest way from `start` to `end` (axis-angle, radians)."""
+    first = matrix_from_axis_angle(start)
+    turn = axis_angle_from_matrix(jnp.einsum("...ba,...bc->...ac", first, matrix_from_axis_angle(end)))
+    return axis_angle_from_matrix(jnp.einsum("...ab,...bc->...ac", first, matrix_from_axis_angle(share * turn)))

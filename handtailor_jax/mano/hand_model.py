@@ -203,10 +203,14 @@ class PosedHand:
         """W(T(theta, beta), ...): the posed positions of the vertices of `skin`, metres, rest frame (Eq. 1)."""
         correction = (self.rotations[1:] - jnp.eye(3, dtype=self.rotations.dtype)[None]).reshape(135)
         rest = skin.rest_vertices(self.shaped.betas) + skin.pose_directions @ correction
-        # x' = sum_j w_j (R_j (x - rest_j) + joint_j) = (sum_j w_j R_j) x + sum_j w_j t_j
+        # x' = sum_j w_j (R_j (x - rest_j) + joint_j) = (sum_j w_j R_j) x + sum_j w_j t_j, where all twelve entries are
+        # blended in one product; coordinate by coordinate, XLA makes a single pass over the vertices of the rest.
         offsets = self.joints - jnp.einsum("jab,jb->ja", self.joint_rotations, self.shaped.rest_joints)
-        blended = (skin.weights @ self.joint_rotations.reshape(NUM_JOINTS, 9)).reshape(-1, 3, 3)
-        return jnp.einsum("vab,vb->va", blended, rest) + skin.weights @ offsets
+        transforms = jnp.concatenate([self.joint_rotations.reshape(NUM_JOINTS, 9), offsets], axis=1)
+        blended = skin.weights @ transforms
+        x, y, z = rest[:, 0], rest[:, 1], rest[:, 2]
+        row = [blended[:, 3 * a] * x + blended[:, 3 * a + 1] * y + blended[:, 3 * a + 2] * z for a in range(3)]
+        return jnp.stack([row[a] + blended[:, 9 + a] for a in range(3)], axis=-1)
 
     def skin(self) -> HandMesh:
         """Skins the whole mesh."""

@@ -29,6 +29,21 @@ def squared(residual: Float[Array, "..."]) -> Float[Array, ""]:
     return jnp.sum(residual * residual)
 
 
+def depth(
+    rendered: Float[Array, "height width"], observed: Float[Array, "height width"]
+) -> Float[Array, "height width"]:
+    """Rendered minus observed depth, in their unit, where both are finite, else 0; the residual of E_d (Table 4)."""
+    both = jnp.isfinite(rendered) & jnp.isfinite(observed)
+    return jnp.where(both, rendered, 0.0) - jnp.where(both, observed, 0.0)
+
+
+def silhouette(
+    rendered: Float[Array, "height width"], observed: Float[Array, "height width"]
+) -> Float[Array, "height width"]:
+    """Rendered minus observed coverage of each pixel, -1 to 1; the residual of E_sil (Table 4)."""
+    return rendered - observed
+
+
 def twist(keypoints: Float[Array, "21 3"]) -> tuple[Float[Array, "5"], Float[Array, "5"]]:
     """The two parts of E_g (Eq. 10) for each finger: (non-planarity, backward bend), both zero for a natural finger.
 

@@ -1,4 +1,4 @@
-"""Scale and root in closed form, before the iterations (Eq. 12, 15, 17), with guards where the formulas can fail."""
+"""Scale and root in closed form, before the iterations (Eq. 12, 17), with guards where the formulas can fail."""
 
 from typing import Literal
 
@@ -7,12 +7,16 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.geometry.cameras import depth_divisor, inverse_linear, unproject
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.skeleton import REFERENCE_BONE, ROOT
+from handtailor_jax.skeleton import ROOT
 from handtailor_jax.tailor.energy import reference_bone_length
-from handtailor_jax.types import Camera, HandParameters, Observation
+from handtailor_jax.types import HandParameters, Observation
 
-# |dz'| of the unit reference bone is kept below this: at 1 the bone points at the camera and Eq. 15 divides by zero.
-_MAX_BONE_DEPTH = 0.95
+StartScale = Literal["closed_form", "released", "proposed"]
+"""How the start is scaled before the iterations: Eq. 12 / 17; the released program's version of Eq. 12, whose
+correction is never below 0.9; or, with intrinsics, not at all (the energy finds scale and depth together)."""
+
+# Below this share of the scale at which sizes agree, a closed-form scale is a wrong direction, not a size.
+_LEAST_SCALE = 0.3
 
 # The released program lets Eq. 12 shrink the proposed bone by no more than this.
 _RELEASED_FLOOR = 0.9
@@ -26,7 +30,7 @@ def initialize(
     *,
     root_depth: Float[Array, ""],
     bone: Float[Array, ""] | None = None,
-    scale: Literal["closed_form", "released", "proposed"] = "closed_form",
+    scale: StartScale = "closed_form",
 ) -> HandParameters:
     """Places a proposed pose and shape: the root on its keypoint's ray, the scale in closed form (Eq. 12, 17).
 
@@ -54,7 +58,9 @@ def initialize(
     start_scale = closed_form_scale(observation, keypoints, root)
     bone = length if bone is None else bone
     if scale == "proposed":
-        start_scale = jnp.where(perspective, bone / length, start_scale)
+        # A proposal that points the wrong way has a scale near zero or below it, at which no refinement can begin.
+        smallest = _LEAST_SCALE * _extent_scale(observation, keypoints, root)
+        start_scale = jnp.where(perspective, bone / length, jnp.maximum(start_scale, smallest))
     if scale == "released":
         correction = closed_form_scale_with_depths(observation, keypoints / length, root, bone)
         released = jnp.maximum(correction, _RELEASED_FLOOR) * bone / length
@@ -88,6 +94,19 @@ def closed_form_scale(
     target = observation.keypoints_2d - observation.keypoints_2d[ROOT][None]
     weight = observation.confidence[:, None]
     return divisor * _safe_ratio(jnp.sum(weight * model * target), jnp.sum(weight * model * model))
+
+
+def _extent_scale(
+    observation: Observation, keypoints: Float[Array, "21 3"], root: Float[Array, "3"]
+) -> Float[Array, ""]:
+    """The scale at which model and observed keypoints are equally far from the root; at least `closed_form_scale`."""
+    camera = observation.camera
+    divisor = depth_divisor(camera, root[2][None])[0]
+    model = keypoints[:, :2] @ camera.linear.T
+    target = observation.keypoints_2d - observation.keypoints_2d[ROOT][None]
+    weight = observation.confidence[:, None]
+    ratio = _safe_ratio(jnp.sum(weight * target * target), jnp.sum(weight * model * model))
+    return divisor * jnp.sqrt(jnp.maximum(ratio, 1e-12))
 
 
 def closed_form_scale_with_depths(
@@ -124,22 +143,6 @@ def relative_depth(
     target = keypoints_2d - (weight @ keypoints_2d)[None]
     scale = _safe_ratio(jnp.sum(weight[:, None] * model * target), jnp.sum(weight[:, None] * model * model))
     return scale * (joints[:, 2] - joints[ROOT, 2])
-
-
-def lift_scale(uvd: Float[Array, "21 3"]) -> Float[Array, ""]:
-    """s, pixels per unit reference bone, from keypoints with root-relative depth (u, v in pixels, d in bones), Eq. 15.
-
-    With noisy depths the reference bone may seem longer in depth than it is; its depth is clipped so that s stays
-    finite and its gradient defined.
-    """
-    bone = uvd[REFERENCE_BONE[0]] - uvd[REFERENCE_BONE[1]]
-    depth = jnp.clip(bone[2], -_MAX_BONE_DEPTH, _MAX_BONE_DEPTH)
-    return jnp.sqrt(jnp.maximum(bone[0] ** 2 + bone[1] ** 2, 1e-12) / (1.0 - depth * depth))
-
-
-def lift(camera: Camera, uvd: Float[Array, "21 3"], bone: Float[Array, ""], root_depth: Float[Array, ""]) -> Array:
-    """Camera-frame keypoints from (u, v, root-relative depth): Eq. 5 in perspective, Eq. 14 in weak perspective."""
-    return unproject(camera, uvd[:, :2], uvd[:, 2] * bone + root_depth)
 
 
 def _safe_ratio(numerator: Float[Array, ""], denominator: Float[Array, ""]) -> Float[Array, ""]:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-from typing import Literal
 
 from handtailor_jax.tailor.calibrated import CalibratedEnergy
+from handtailor_jax.tailor.initialize import StartScale
 from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.solve import Adam, GradientMode, LevenbergMarquardt, Solver
 
@@ -15,9 +15,7 @@ class TailorConfig:
 
     energy: CalibratedEnergy | PaperEnergy
     solver: Solver
-    scale: Literal["closed_form", "released", "proposed"] = "closed_form"
-    """How the start is scaled before the iterations: Eq. 12 / 17; the released program's version of Eq. 12, whose
-    correction is never below 0.9; or, with intrinsics, not at all (the energy finds scale and depth together)."""
+    scale: StartScale = "closed_form"
     gradient: GradientMode = "unrolled"
 
     @classmethod
