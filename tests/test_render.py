@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import project, transform_camera
 from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, overlay_figure, render_mesh, second_view
 from handtailor_jax.render.rasterise import Fragments, interpolate, rasterise, vertex_normals
@@ -418,5 +419,5 @@ def test_contact_sheet():
 
 def test_missing_opencv_names_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ImportError, match="pip install opencv-python-headless"):
+    with pytest.raises(InputError, match="pip install opencv-python-headless"):
         draw_skeleton(np.zeros((4, 4, 3), np.uint8), KEYPOINTS)

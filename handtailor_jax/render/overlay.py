@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from handtailor_jax.geometry.cameras import depth_divisor, project, transform_camera
+from handtailor_jax.images import opencv
 from handtailor_jax.render.rasterise import NEAR
 from handtailor_jax.render.shading import AMBIENT_REACH, SKIN, shaded_square
 from handtailor_jax.skeleton import BONES, FINGER_KEYPOINTS
@@ -107,10 +108,10 @@ def draw_skeleton(
         hollow: rings only, without bones: a second set of keypoints over a first.
 
     Raises:
-        ImportError: without OpenCV.
+        InputError: without OpenCV.
         ValueError: if the shapes do not fit.
     """
-    cv2 = _opencv()
+    cv2 = opencv()
     canvas = _picture(image)
     points = np.asarray(keypoints_2d, np.float64)
     if points.shape != (21, 2):
@@ -224,10 +225,10 @@ def overlay_figure(
         uint8 RGB, about `panel_height` high.
 
     Raises:
-        ImportError: without OpenCV.
+        InputError: without OpenCV.
         ValueError: if the shapes do not fit.
     """
-    cv2 = _opencv()
+    cv2 = opencv()
     photograph = None if image is None else _picture(image)
     vertices, faces = _mesh_arrays(vertices, faces)
     keypoint_sets = [np.asarray(k, np.float64) for k in (keypoints_2d, fitted_keypoints_2d) if k is not None]
@@ -265,10 +266,10 @@ def contact_sheet(panels: Sequence[Any], columns: int, captions: Sequence[str] |
         captions: one short text a picture (ASCII; other characters become "?").
 
     Raises:
-        ImportError: without OpenCV.
+        InputError: without OpenCV.
         ValueError: without pictures or columns, or if there are not as many captions as pictures.
     """
-    cv2 = _opencv()
+    cv2 = opencv()
     pictures = [_picture(panel) for panel in panels]
     if not pictures or columns < 1:
         raise ValueError(f"a contact sheet needs pictures and columns, got {len(pictures)} and {columns}")
@@ -293,15 +294,6 @@ def contact_sheet(panels: Sequence[Any], columns: int, captions: Sequence[str] |
             place = (x, y + cell_height + round(24 * text_scale) + 4)
             cv2.putText(sheet, text, place, cv2.FONT_HERSHEY_SIMPLEX, text_scale, _INK, 1, cv2.LINE_AA)
     return sheet
-
-
-def _opencv() -> Any:
-    """OpenCV, which only pictures need."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError("drawing pictures needs OpenCV: pip install opencv-python-headless") from error
-    return cv2
 
 
 def _picture(image: Any) -> np.ndarray:

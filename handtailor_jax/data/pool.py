@@ -1,0 +1,125 @@
+"""Rendered samples kept on disk, for machines that train faster than they render.
+
+A pool is a folder of shards; a shard is a folder of .npy files, which training maps into memory. Shards appear
+complete or not at all, so rendering goes on where it was interrupted, and a pool can grow.
+"""
+
+import bisect
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from handtailor_jax.data.batch import Batch
+from handtailor_jax.data.synthetic import Split, SyntheticConfig, SyntheticDataset
+from handtailor_jax.errors import InputError
+
+SHARD = 128
+"""Samples in a shard."""
+
+_FIELDS = ("image", "keypoints_2d", "intrinsics", "joints", "pose", "betas")
+
+
+class SamplePool:
+    """Random access to the first `count` samples of a split, rendered when they are first needed."""
+
+    def __init__(
+        self, folder: Path, config: SyntheticConfig, count: int, split: Split = "train", seed: int = 0
+    ) -> None:
+        """Opens a pool and renders what is missing.
+
+        Args:
+            folder: under which pools are kept; each kind of sample has a folder of its own there.
+            config: what the samples are like.
+            count: samples wanted.
+            split: "train" or "test".
+            seed: of the training split.
+
+        Raises:
+            InputError: if the folder cannot be written to or a shard is damaged.
+        """
+        self.count = count
+        self.folder = folder / _name(config, split, seed)
+        shards = -(-count // SHARD)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            missing = [i for i in range(shards) if not self._shard(i).is_dir()]
+            if missing:
+                self._render(SyntheticDataset(config, split, seed), missing)
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written to ({error.strerror}): choose another cache") from None
+        self._arrays = [self._open(self._shard(i)) for i in range(shards)]
+        self._starts = [i * SHARD for i in range(shards)]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """The samples of several indices, in host memory."""
+        rows = [self._row(int(i)) for i in indices]
+        columns = {name: np.stack([shard[name][offset] for shard, offset in rows]) for name in _FIELDS}
+        ones = np.ones(len(rows), np.float32)
+        return Batch(keypoint_weight=np.ones((len(rows), 21), np.float32), has_3d=ones, has_intrinsics=ones, **columns)
+
+    def _row(self, index: int) -> tuple[dict[str, np.ndarray], int]:
+        if not 0 <= index < self.count:
+            raise IndexError(f"the pool has samples 0 to {self.count - 1}, got {index}")
+        shard = bisect.bisect_right(self._starts, index) - 1
+        return self._arrays[shard], index - self._starts[shard]
+
+    def _shard(self, number: int) -> Path:
+        return self.folder / f"{number:05d}"
+
+    def _open(self, shard: Path) -> dict[str, np.ndarray]:
+        try:
+            return {name: np.load(shard / f"{name}.npy", mmap_mode="r") for name in _FIELDS}
+        except (OSError, ValueError) as error:
+            raise InputError(f"{shard}: is damaged ({error}): remove this folder, it is rendered again") from None
+
+    def _render(self, dataset: SyntheticDataset, missing: list[int]) -> None:
+        piece = 16
+        with tqdm(total=SHARD * len(missing), desc=f"rendering {dataset.split} samples", unit="image") as progress:
+            for number in missing:
+                parts = []
+                for start in range(0, SHARD, piece):
+                    first = number * SHARD + start
+                    sample = dataset.batch(np.arange(first, first + piece))
+                    fields = {
+                        "image": sample.image,
+                        "keypoints_2d": sample.keypoints_2d,
+                        "intrinsics": sample.camera.matrix,
+                        "joints": sample.joints,
+                        "pose": sample.pose,
+                        "betas": sample.betas,
+                    }
+                    parts.append(jax.device_get(fields))
+                    progress.update(piece)
+                self._write(self._shard(number), {k: np.concatenate([p[k] for p in parts]) for k in _FIELDS})
+
+    def _write(self, shard: Path, arrays: dict[str, np.ndarray]) -> None:
+        temporary = shard.with_name(f".{shard.name}.{os.getpid()}.tmp")
+        try:
+            temporary.mkdir()
+            for name, array in arrays.items():
+                np.save(temporary / f"{name}.npy", array)
+            temporary.rename(shard)
+        except OSError:
+            # Another process may have rendered the same shard meanwhile, with the same content.
+            if not shard.is_dir():
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _name(config: SyntheticConfig, split: Split, seed: int) -> str:
+    """A folder's name that differs where samples differ."""
+    # How many pictures are rendered at once changes nothing in them.
+    settings = dataclasses.asdict(dataclasses.replace(config, images_at_once=1))
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{split}-{config.size}px-seed{seed}-{digest}"

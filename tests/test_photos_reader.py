@@ -1,0 +1,144 @@
+"""The reader of labelled photographs: squares, masks, mirrored hands, and labels that are no labels."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from handtailor_jax.data.photos import hand_mask, read_labels, square_around
+from handtailor_jax.errors import InputError
+from handtailor_jax.skeleton import BONES
+from handtailor_jax.training.photographs import PhotoSet, composed, prepare_photographs
+
+
+def entry(**changes):
+    points = np.stack([20.0 + 3.0 * np.arange(21), 30.0 + 2.0 * np.arange(21)], axis=-1).tolist()
+    return {"side": "left", "split": "train", "keypoints_2d": points, "joints_3d": [[0.0, 0.0, 0.0]] * 21} | changes
+
+
+def write(folder, content):
+    (folder / "labels.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_splits_are_kept_apart(tmp_path):
+    folder = write(tmp_path, {"b/2.jpg": entry(), "a/1.jpg": entry(), "a/3.jpg": entry(split="val", side="right")})
+    labels = read_labels(folder, "train")
+    assert [label.name for label in labels] == ["a/1.jpg", "b/2.jpg"]
+    assert [label.source for label in labels] == ["a", "b"]
+    assert labels[0].path == tmp_path / "a" / "1.jpg"
+    assert read_labels(folder, "val")[0].side == "right"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "is no object of labels"),
+        ({"x.jpg": entry(split="val")}, "has no photographs of split 'train'"),
+        ({"x.jpg": {"split": "train"}}, "x.jpg lacks 'keypoints_2d'"),
+        ({"x.jpg": entry(side="up")}, "x.jpg needs 21 keypoints"),
+        ({"x.jpg": entry(keypoints_2d=[[1.0, 2.0]] * 20)}, "x.jpg needs 21 keypoints"),
+        ({"x.jpg": entry(keypoints_2d="none")}, "holds something that is no number"),
+    ],
+)
+def test_unusable_labels(tmp_path, content, message):
+    with pytest.raises(InputError, match=message):
+        read_labels(write(tmp_path, content), "train")
+
+
+def test_no_labels(tmp_path):
+    with pytest.raises(InputError, match=r"labels.json: cannot be read .*: give a folder"):
+        read_labels(tmp_path, "train")
+
+
+def test_square_moves_pixels_as_its_map_says():
+    at = np.arange(120)
+    spot = np.asarray([33.0, 70.0])
+    blob = np.exp(-0.5 * ((at[None, :80] - spot[0]) ** 2 + (at[:, None] - spot[1]) ** 2) / 16.0)
+    picture = np.repeat(np.round(255 * blob)[..., None], 3, axis=-1).astype(np.uint8)
+    keypoints = np.asarray([[10.0, 40.0], [50.0, 90.0]], np.float32)
+    square, inside, affine = square_around(picture, keypoints, 2.0, 64)
+    weight = square[..., 0].astype(float)
+    grid = np.arange(64)
+    found = np.asarray([(weight * grid[None, :]).sum(), (weight * grid[:, None]).sum()]) / weight.sum()
+    np.testing.assert_allclose(found, affine[:, :2] @ spot + affine[:, 2], atol=0.05)
+    moved = keypoints @ affine[:, :2].T + affine[:, 2]
+    np.testing.assert_allclose(moved.mean(axis=0), 31.5, atol=0.5)
+    assert inside[:, 0].max() == 0, "the square begins left of the picture"
+    assert inside[32, 32] == 255
+
+
+def drawn_hand(size=100):
+    """A flat drawing of a hand on a plain wall, and its keypoints."""
+    points = [(50, 88)]
+    for angle, length in ((-60, 30), (-25, 48), (0, 52), (20, 47), (42, 38)):
+        direction = np.asarray([np.sin(np.radians(angle)), -np.cos(np.radians(angle))])
+        points += [tuple(np.asarray([50, 80]) + direction * length * share) for share in (0.55, 0.75, 0.9, 1.05)]
+    keypoints = np.asarray(points, np.float32)
+    truth = np.zeros((size, size), np.uint8)
+    for a, b in BONES:
+        ends = (tuple(map(int, keypoints[k].round())) for k in (a, b))
+        cv2.line(truth, *ends, 255, 8)
+    cv2.rectangle(truth, (40, 80), (60, 99), 255, -1)
+    random = np.random.default_rng(0)
+    picture = np.where(truth[..., None] > 0, (200, 150, 120), (225, 228, 230)) + random.normal(0, 4, (size, size, 3))
+    return np.clip(picture, 0, 255).astype(np.uint8), keypoints, truth > 0
+
+
+def test_hand_is_cut_out_of_a_plain_background():
+    picture, keypoints, truth = drawn_hand()
+    mask = hand_mask(picture, keypoints)
+    assert mask is not None
+    overlap = (mask > 127) & truth
+    assert overlap.sum() / ((mask > 127) | truth).sum() > 0.85
+
+
+def test_pasting_follows_from_the_random_numbers_alone():
+    picture, keypoints, truth = drawn_hand()
+    one = np.newaxis
+    photographs = PhotoSet(
+        name=np.asarray(["digits/x.jpg"]),
+        image=picture[one],
+        inside=np.full((1, 100, 100), 255, np.uint8),
+        mask=(255 * truth[one]).astype(np.uint8),
+        keypoints_2d=keypoints[one],
+        labelled_2d=keypoints[one],
+        joints=np.zeros((1, 21, 3), np.float32),
+        pose=np.zeros((1, 16, 3), np.float32),
+        betas=np.zeros((1, 10), np.float32),
+    )
+    black = np.zeros((3, 100, 100, 3), np.uint8)
+    first, second = (composed(photographs, 0, np.random.default_rng(5), black, 1.0) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert first[~truth].max() == 0
+    assert first[truth].mean() > 100
+    untouched = composed(photographs, 0, np.random.default_rng(5), black, 0.0)
+    np.testing.assert_array_equal(untouched, picture)
+
+
+def test_real_photographs_are_fitted_once_and_left_hands_mirrored(shared, tmp_path):
+    folder = shared / "data" / "photos" if (shared / "data").is_dir() else shared.parent / "data" / "photos"
+    labels = json.loads((folder / "labels.json").read_text())
+    left = next(name for name, entry in labels.items() if entry["side"] == "left" and entry["split"] == "train")
+    right = next(name for name, entry in labels.items() if name.startswith("digits") and entry["split"] == "train")
+    for name in (left, right):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    write(tmp_path, {name: labels[name] for name in (left, right)})
+    found = prepare_photographs(tmp_path, "train", 64, tmp_path / "cache")
+    assert sorted(found.name) == sorted((left, right))
+    # A right hand's pseudo-truth explains the mirrored labels.
+    error = np.linalg.norm(found.keypoints_2d - found.labelled_2d, axis=-1).mean(axis=1)
+    assert (error < 0.08 * np.ptp(found.labelled_2d, axis=1).max(axis=-1)).all()
+    given = np.asarray(labels[left]["keypoints_2d"])
+    seen = found.labelled_2d[list(found.name).index(left)]
+    assert np.sign(given[5, 0] - given[17, 0]) == -np.sign(seen[5, 0] - seen[17, 0])
+    mask = found.mask[list(found.name).index(right)]
+    assert 0.05 < (mask > 127).mean() < 0.5
+    again = prepare_photographs(tmp_path, "train", 64, tmp_path / "cache")
+    np.testing.assert_array_equal(again.pose, found.pose)
+    [file] = (tmp_path / "cache").glob("*.npz")
+    file.write_bytes(b"PK nonsense")
+    with pytest.raises(InputError, match="is damaged"):
+        prepare_photographs(tmp_path, "train", 64, tmp_path / "cache")

@@ -1,0 +1,318 @@
+"""Rendered samples: labels against an independent ray caster, repeatability, splits, the files in FreiHAND's layout."""
+
+import hashlib
+import json
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from handtailor_jax.data.backgrounds import read_photographs
+from handtailor_jax.data.freihand_layout import Synth, synth, write_freihand
+from handtailor_jax.data.imaging import jpeg
+from handtailor_jax.data.scene import SceneConfig, scene_topology
+from handtailor_jax.data.skin_atlas import CHANNELS, skin_chart
+from handtailor_jax.data.synthetic import (
+    TEST_SAMPLES,
+    SyntheticConfig,
+    SyntheticDataset,
+    load_assets,
+    sample_hand,
+    sample_key,
+)
+from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.cameras import project
+
+SIZE, COUNT = 64, 12
+CONFIG = SyntheticConfig(size=SIZE, images_at_once=COUNT, left=0.25)
+
+KEYS_DIGEST = "39b7bd4a9c524eb8fc4b11ef0c0b18ed9243bce396bb4188b65ecff90cabf336"
+# fmt: off
+LABELS_PRINT = np.asarray([412.43, 1104.32, -886.34, -1027.70, 2403.97, -2482.21, -586.09, -450.31, -4850.21,
+    -4635.28, -12.44, -1089.84, -2968.87, -2575.54, -2019.65, 1639.53, 3405.64, 720.00, 1328.07, 1955.28, -3163.94,
+    -694.68, -1408.31, 708.36, 1834.18, -304.69, 547.60, -395.00, 159.51, -3700.13, -3042.76, -2022.51, -348.22,
+    -2561.96, -3396.09, -1241.04, -797.74, -2901.21, 330.00, 717.83])
+IMAGES_PRINT = np.asarray([[91, 108, 184, 217, 117, 136, 183, 194, 95, 133, 143, 168, 96, 155, 156, 141], [216, 151,
+    179, 195, 202, 151, 126, 178, 229, 218, 141, 149, 219, 219, 168, 126], [88, 48, 69, 85, 46, 93, 78, 21, 56, 89,
+    65, 21, 50, 92, 86, 21], [39, 58, 64, 57, 106, 132, 154, 153, 105, 115, 95, 133, 74, 107, 76, 64]])
+# fmt: on
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return SyntheticDataset(CONFIG, "train", seed=5)
+
+
+@pytest.fixture(scope="module")
+def samples(dataset):
+    return jax.device_get(dataset.batch(np.arange(COUNT)))
+
+
+def one(samples, i):
+    return jax.tree.map(lambda leaf: leaf[i], samples)
+
+
+def first_hits(vertices, faces, directions):
+    """Where rays from the origin first meet the mesh, by solving for each face in float64: depth z (inf: never), and
+    whether it is the outer side that they meet."""
+    a, b, c = (np.asarray(vertices, np.float64)[faces[:, k]] for k in range(3))
+    normal = np.cross(b - a, c - a)
+    distance = np.einsum("fc,fc->f", normal, a)
+    depth, outside = [], []
+    for chunk in np.array_split(np.asarray(directions, np.float64), max(1, len(directions) // 256)):
+        slope = chunk @ normal.T
+        inside = np.ones(slope.shape, bool)
+        for p, q in ((a, b), (b, c), (c, a)):
+            # The ray passes the plane through the origin and an edge on the side that the face's normal says.
+            inside &= (chunk @ np.cross(p, q).T) * slope >= 0
+        ray, face = np.nonzero(inside & (slope != 0))
+        z = np.full(slope.shape, np.inf)
+        z[ray, face] = distance[face] / slope[ray, face] * chunk[ray, 2]
+        z[z <= 0] = np.inf
+        first = z.argmin(axis=1)
+        depth.append(z.min(axis=1))
+        outside.append(slope[np.arange(len(chunk)), first] < 0)
+    return np.concatenate(depth), np.concatenate(outside)
+
+
+def rays(camera, pixels):
+    """Directions through pixels, with z = 1."""
+    linear, center = np.asarray(camera.linear, np.float64), np.asarray(camera.center, np.float64)
+    xy = (np.asarray(pixels) - center) @ np.linalg.inv(linear).T
+    return np.concatenate([xy, np.ones((len(xy), 1))], axis=1)
+
+
+def faces_of(hand, sample):
+    faces = np.asarray(hand.faces)
+    return faces[:, ::-1] if sample.left else faces
+
+
+def test_labels_reproject(samples):
+    pixels = np.asarray(jax.vmap(project)(samples.camera, samples.joints))
+    np.testing.assert_allclose(pixels, samples.keypoints_2d, atol=0.01)
+    assert samples.image.shape == (COUNT, SIZE, SIZE, 3)
+    assert samples.image.dtype == np.uint8
+    # The whole hand is in the crop, and it fills a fair part of it.
+    low, high = samples.keypoints_2d.min(axis=1), samples.keypoints_2d.max(axis=1)
+    assert (low > -1).all()
+    assert (high < SIZE).all()
+    fill = (high - low).max(axis=1) / SIZE
+    assert (fill > 0.39).all()
+    assert (fill < 0.96).all()
+
+
+def test_labels_are_what_the_hand_model_says(hand, samples):
+    for i in range(COUNT):
+        sample = one(samples, i)
+        model = hand.mirrored() if sample.left else hand
+        mesh = model.shape(jnp.asarray(sample.betas)).pose(jnp.asarray(sample.pose)).skin()
+        shift = np.asarray(mesh.keypoints)[9] - sample.joints[9]
+        np.testing.assert_allclose(np.asarray(mesh.vertices) - shift, sample.vertices, atol=2e-6)
+        np.testing.assert_allclose(np.asarray(mesh.keypoints) - shift, sample.joints, atol=2e-6)
+    assert 0 < samples.left.sum() < COUNT
+
+
+def test_mask_is_the_silhouette_and_depth_the_mesh(hand, samples):
+    v, u = np.mgrid[:SIZE, :SIZE]
+    pixels = np.stack([u.ravel(), v.ravel()], axis=1)
+    exact = 0
+    for i in range(6):
+        sample = one(samples, i)
+        depth, outside = first_hits(sample.vertices, faces_of(hand, sample), rays(sample.camera, pixels))
+        # The inner side is seen through the open wrist only, where the arm goes on.
+        silhouette = (np.isfinite(depth) & outside).reshape(SIZE, SIZE)
+        depth = depth.reshape(SIZE, SIZE)
+        # What covers the hand is left out; never is something marked that is no hand. A pixel may round at an edge.
+        assert (sample.mask & ~silhouette).sum() <= 1
+        exact += (silhouette & ~sample.mask).sum() <= 2
+        shown = sample.mask & silhouette
+        assert np.quantile(np.abs(sample.depth[shown] - depth[shown]), 0.99) < 1e-4
+        assert (sample.depth[~sample.mask] == 0).all()
+    assert exact >= 3  # the hands that nothing covers
+
+
+def test_visibility_agrees_with_casting_rays(hand, samples):
+    # Thickness of the flesh before a keypoint, in metres for a reference bone of 95 mm, as documented.
+    flesh = np.asarray([0.028, 0.030, 0.021, 0.016, 0.008, *[0.024, 0.015, 0.012, 0.007] * 4])
+    agreed, hidden, total = 0, 0, 0
+    for i in range(COUNT):
+        sample = one(samples, i)
+        joints = np.asarray(sample.joints, np.float64)
+        hits, _ = first_hits(sample.vertices, faces_of(hand, sample), joints / joints[:, 2:])
+        margin = hits - (joints[:, 2] - flesh * np.linalg.norm(joints[9] - joints[0]) / 0.095)
+        u, v = np.clip(np.round(sample.keypoints_2d).astype(int), 0, SIZE - 1).T
+        # Where something else than the hand is seen, the caster, which knows the hand only, has no say.
+        decided = (np.abs(margin) > 0.002) & (sample.mask[v, u] | (margin < 0))
+        agreed += ((margin > 0) == sample.visible)[decided].sum()
+        total += decided.sum()
+        hidden += (~sample.visible).sum()
+    assert total > 0.6 * 21 * COUNT
+    assert agreed / total > 0.97
+    assert 0.1 < hidden / (21 * COUNT) < 0.8
+
+
+def test_samples_repeat_bit_for_bit(dataset, samples):
+    again = jax.device_get(SyntheticDataset(CONFIG, "train", seed=5).batch(np.arange(COUNT)))
+    jax.tree.map(np.testing.assert_array_equal, samples, again)
+    # In whatever company a sample is asked for.
+    jax.tree.map(np.testing.assert_array_equal, one(samples, 7), jax.device_get(dataset[7]))
+    mixed = jax.device_get(dataset.batch([900, 3, 11]))
+    jax.tree.map(np.testing.assert_array_equal, one(samples, 3), one(mixed, 1))
+    jax.tree.map(np.testing.assert_array_equal, one(samples, 0), jax.device_get(next(iter(dataset))))
+
+
+def test_samples_differ(dataset, samples):
+    flat = samples.image.reshape(COUNT, -1).astype(float)
+    apart = np.abs(flat[:, None] - flat[None]).mean(axis=-1) + 255 * np.eye(COUNT)
+    assert apart.min() > 5
+    other = jax.device_get(SyntheticDataset(CONFIG, "train", seed=6).batch(np.arange(COUNT)))
+    assert (np.abs(other.pose - samples.pose).max(axis=(1, 2)) > 0.01).all()
+
+
+def test_hands_stand_out_from_what_is_behind_them(samples):
+    image = samples.image.astype(float).mean(axis=-1)
+    contrast = [abs(image[i][samples.mask[i]].mean() - image[i][~samples.mask[i]].mean()) for i in range(COUNT)]
+    spread = [image[i][samples.mask[i]].std() for i in range(COUNT)]
+    assert np.median(contrast) > 8
+    assert np.median(spread) > 8  # shading, not a flat shape
+
+
+def test_splits_never_share_a_key():
+    def keys(seed, split, count):
+        return np.asarray(jax.vmap(lambda i: jax.random.key_data(sample_key(seed, split, i)))(np.arange(count)))
+
+    test = keys(0, "test", TEST_SAMPLES)
+    assert (test == keys(123, "test", TEST_SAMPLES)).all()
+    seeds = (0, 1, 7, 20_210_209, 2**31 - 1)
+    everything = np.concatenate([test, *(keys(seed, "train", 20_000) for seed in seeds)])
+    assert len(np.unique(everything, axis=0)) == len(everything)
+
+
+def test_the_test_split_is_frozen():
+    """Tables of this project are about these samples: whoever changes them has to change this and every table."""
+    assets = load_assets()
+    keys = jax.jit(jax.vmap(lambda i: sample_key(0, "test", i)))(jnp.arange(TEST_SAMPLES, dtype=jnp.int32))
+    digest = hashlib.sha256(np.asarray(jax.random.key_data(keys)).astype("<u4").tobytes()).hexdigest()
+    assert digest == KEYS_DIGEST
+
+    def labels(key):
+        pose, betas, placed = sample_hand(assets, key, CONFIG)
+        return jnp.concatenate([x.reshape(-1) for x in (pose, betas, placed.joints, placed.keypoints_2d)])
+
+    every = np.asarray(jax.jit(lambda keys: jax.lax.map(labels, keys, batch_size=500))(keys), np.float64)
+    # Sums of a hundred samples with random signs: rounding moves them by far less than the tolerance, a changed sample
+    # by far more. A pose on the very edge of a collision may go either way on another machine.
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=every.shape)
+    sums = (signs * every).reshape(40, -1).sum(axis=1)
+    assert (np.abs(sums - LABELS_PRINT) < 0.2).sum() >= 38
+
+    batch = SyntheticDataset(CONFIG, "test").batch(np.arange(4))
+    image = np.asarray(batch.image, np.float64)
+    images = np.where(np.asarray(batch.left)[:, None, None, None], image[:, :, ::-1], image)
+    coarse = images.reshape(4, 4, SIZE // 4, 4, SIZE // 4, 3).mean(axis=(2, 4, 5)).reshape(4, 16)
+    np.testing.assert_allclose(coarse, IMAGES_PRINT, atol=2.0)
+
+
+def test_bad_requests(dataset, tmp_path):
+    for wrong in ({"size": 100}, {"size": 16}, {"images_at_once": 0}):
+        with pytest.raises(InputError, match="SyntheticConfig"):
+            SyntheticConfig(**wrong)
+    for field in ({"fill": (0.9, 0.4)}, {"distance": (0.0, 1.0)}, {"fill": (0.5, 1.5)}):
+        with pytest.raises(InputError, match="SceneConfig"):
+            SceneConfig(**field)
+    with pytest.raises(InputError, match="split"):
+        SyntheticDataset(CONFIG, "validation")
+    with pytest.raises(InputError, match="seed"):
+        SyntheticDataset(CONFIG, "train", seed=-1)
+    with pytest.raises(IndexError):
+        dataset.batch([-1])
+    with pytest.raises(IndexError):
+        SyntheticDataset(CONFIG, "test")[TEST_SAMPLES]
+    with pytest.raises(InputError, match="whole numbers"):
+        dataset.batch([0.5])
+    with pytest.raises(InputError, match="photographs"):
+        load_assets(np.zeros((2, 8, 8, 3), np.float32))
+    with pytest.raises(InputError, match="no JPEG or PNG"):
+        read_photographs(tmp_path)
+
+
+def test_files_in_freihands_layout(hand, dataset, samples, tmp_path):
+    out = tmp_path / "set"
+    count = 5
+    write_freihand(dataset, count, out, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+    fields = {
+        name: json.loads((out / f"training_{name}.json").read_text()) for name in ("K", "mano", "scale", "verts", "xyz")
+    }
+    assert {len(entries) for entries in fields.values()} == {count}
+    for i in range(count):
+        picture = cv2.imread(str(out / "training" / "rgb" / f"{i:08d}.jpg"))
+        assert np.abs(picture[..., ::-1].astype(float) - samples.image[i]).mean() < 6
+        mask = cv2.imread(str(out / "training" / "mask" / f"{i:08d}.jpg"))[..., 2] > 128
+        assert (mask == samples.mask[i]).mean() > 0.995
+        k, xyz = np.asarray(fields["K"][i]), np.asarray(fields["xyz"][i])
+        uv = xyz @ k.T
+        np.testing.assert_allclose(uv[:, :2] / uv[:, 2:], samples.keypoints_2d[i], atol=0.01)
+        np.testing.assert_allclose(fields["scale"][i], np.linalg.norm(xyz[9] - xyz[10]), atol=1e-5)
+        np.testing.assert_allclose(fields["verts"][i], samples.vertices[i], atol=1e-5)
+        mano = np.asarray(fields["mano"][i])
+        assert mano.shape == (1, 61)
+        pose, shape, root, scale = np.split(mano[0], [48, 58, 60])
+        np.testing.assert_allclose(pose[3:] + np.asarray(hand.pose_mean), samples.pose[i][1:].ravel(), atol=1e-5)
+        np.testing.assert_allclose(shape, samples.betas[i], atol=1e-5)
+        focal = 0.5 * (k[0, 0] + k[1, 1])
+        np.testing.assert_allclose(np.append(root - k[:2, 2], focal) / scale, xyz[9], atol=1e-5)
+    assert cv2.imread(str(out / "contact_sheet.jpg")) is not None
+    with pytest.raises(InputError, match="exists already"):
+        write_freihand(dataset, count, out, progress=False)
+    with pytest.raises(InputError, match="count"):
+        synth(Synth(out=tmp_path / "none", split="test", count=TEST_SAMPLES + 1), progress=False)
+
+
+def test_nothing_is_left_of_files_that_could_not_be_finished(dataset, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("handtailor_jax.data.freihand_layout.contact_sheet", full)
+    with pytest.raises(InputError, match="No space left"):
+        write_freihand(dataset, 2, tmp_path / "set", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_chart_of_the_skin():
+    chart = skin_chart(128)
+    assert chart.shape == (len(CHANNELS), 128, 128)
+    assert np.isfinite(chart).all()
+    nail, palm, crease = (chart[CHANNELS.index(name)] for name in ("nail", "palm", "crease"))
+    assert 0.001 < (nail > 0.5).mean() < 0.03
+    assert 0.1 < (palm > 0.5).mean() < 0.5
+    assert not ((nail > 0.5) & (crease > 0.5)).any()
+
+
+def test_scene_is_one_surface_from_hand_to_arm():
+    """Every edge of hand and bare arm lies between two faces that run along it in opposite directions."""
+    topology = scene_topology()
+    skin = np.arange(len(topology.faces)) < 3196 + 14 * 40
+    faces = np.asarray(topology.faces)[skin]
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    assert len(np.unique(edges, axis=0)) == len(edges)
+    there = {tuple(e) for e in edges.tolist()}
+    open_edges = [e for e in there if e[::-1] not in there]
+    assert len(open_edges) == len(np.asarray(topology.wrist_loop))  # the far end of the arm
+
+
+def test_jpeg_is_that_of_a_real_encoder():
+    rng = np.random.default_rng(0)
+    coarse = (0.7 * rng.uniform(size=(8, 8, 1)) + 0.3 * rng.uniform(size=(8, 8, 3))).astype(np.float32)
+    picture = np.clip(cv2.resize(coarse, (64, 64), interpolation=cv2.INTER_CUBIC), 0, 1)
+    for quality in (30, 80):
+        ours = np.asarray(jax.jit(jpeg)(picture, np.float32(quality)))
+        file = cv2.imencode(
+            ".jpg", np.round(255 * picture[..., ::-1]).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality]
+        )[1]
+        theirs = cv2.imdecode(file, cv2.IMREAD_COLOR)[..., ::-1] / 255.0
+        lost = np.abs(theirs - picture).mean()
+        assert np.abs(ours - theirs).mean() < 0.5 * lost + 0.004
+        assert 0.5 < np.abs(ours - picture).mean() / lost < 1.5
