@@ -1,5 +1,6 @@
-"""The exported tailor: the same results from the file, also in a process that knows nothing of this package."""
+"""Exported programs: the same results from the file, also in a process that knows nothing of this package."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,18 +9,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.problems import tailor_problems
-from handtailor_jax.export import export_tailor, load_exported
+from handtailor_jax.export import export_hand_module, export_pipeline, export_tailor, load_exported
+from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.images import crop_square
+from handtailor_jax.pipeline import HandTailor
 from handtailor_jax.tailor import TailorConfig, initialize
 from handtailor_jax.tailor.placement import camera_mesh
+from handtailor_jax.tailor.solve import LevenbergMarquardt
 from handtailor_jax.tailor.tailor import tailor
+from handtailor_jax.types import Camera
 
 
 @pytest.fixture(scope="module")
 def exported(hand, tmp_path_factory):
-    return export_tailor(tmp_path_factory.mktemp("export") / "tailor.jaxexport", hand)
+    return export_tailor(tmp_path_factory.mktemp("export") / "tailor.jaxexport", hand, platforms=("cpu",))
 
 
 def arguments(problems, names):
@@ -68,7 +76,7 @@ def test_from_the_file_in_this_process(exported, problems, expected):
 
 
 def test_without_intrinsics(hand, tmp_path):
-    path = export_tailor(tmp_path / "weak.jaxexport", hand, perspective=False)
+    path = export_tailor(tmp_path / "weak.jaxexport", hand, perspective=False, platforms=("cpu",))
     loaded = load_exported(path)
     assert loaded.inputs == ("keypoints_2d", "confidence", "pose", "betas")
     problems = tailor_problems(hand, 3, seed=5, camera="weak_perspective")
@@ -78,22 +86,119 @@ def test_without_intrinsics(hand, tmp_path):
     np.testing.assert_array_equal(results["translation"][:, 2], 0.0)
 
 
-def test_in_a_process_without_this_package(exported, problems, expected, tmp_path):
-    np.savez(tmp_path / "in.npz", *arguments(problems, load_exported(exported).inputs))
+def elsewhere(path, arguments, folder):
+    """The outputs of a program in a process that can import nothing of this package, nor what it is built with."""
+    np.savez(folder / "in.npz", *arguments)
     code = f"""
 import sys
-from pathlib import Path; import jax.export
-tailor = jax.export.deserialize(bytearray(Path({str(exported)!r}).read_bytes())).call
+class Refuse:
+    def find_spec(self, name, *rest):
+        if name.split(".")[0] in ("handtailor_jax", "flax", "jaxtyping", "cv2", "safetensors", "trimesh"):
+            raise ImportError(name + " is not to be imported")
+sys.meta_path.insert(0, Refuse())
+from pathlib import Path; import jax, jax.export
+program = jax.export.deserialize(bytearray(Path({str(path)!r}).read_bytes())).call
 import numpy as np
-with np.load({str(tmp_path / "in.npz")!r}) as f: fitted = tailor(*(f[name] for name in f.files))
-np.savez({str(tmp_path / "out.npz")!r}, **fitted)
-assert not [name for name in sys.modules if name.startswith("handtailor")]
+with np.load({str(folder / "in.npz")!r}) as f: found = jax.jit(program)(*(f[name] for name in f.files))
+np.savez({str(folder / "out.npz")!r}, **found)
+assert not [name for name in sys.modules if name.startswith(("handtailor", "flax"))]
 """
     # -I: neither this folder nor what the environment points to can be imported from.
-    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=folder, check=False)
     assert done.returncode == 0, done.stderr
-    with np.load(tmp_path / "out.npz") as results:
-        agree(results, expected)
+    with np.load(folder / "out.npz") as results:
+        return dict(results)
+
+
+def test_in_a_process_without_this_package(exported, problems, expected, tmp_path):
+    agree(elsewhere(exported, arguments(problems, load_exported(exported).inputs), tmp_path), expected)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With a network
+
+TINY = dataclasses.replace(
+    HandModuleConfig.small(),
+    image_size=32,
+    channels=8,
+    depth=1,
+    shape_channels=8,
+    shape_levels=1,
+    shape_hidden=(8,),
+    ik_hidden=(16,),
+)
+K = np.asarray([[600.0, 0.0, 320.0], [0.0, 580.0, 240.0], [0.0, 0.0, 1.0]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def module():
+    module = HandModule(TINY, rngs=nnx.Rngs(3))
+    module.eval()
+    return module
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+
+
+def crop_arguments(picture, box):
+    """A crop twice: with intrinsics, and without, where they are nonsense that must not matter."""
+    crop, to_crop, _ = crop_square(picture, box, TINY.image_size)
+    perspective = np.asarray([1.0, 0.0], np.float32)
+    return np.stack([crop, crop]), np.stack([K, np.full((3, 3), 7.0, np.float32)]), np.stack([to_crop] * 2), perspective
+
+
+@pytest.mark.slow
+def test_the_pipeline_is_hand_tailor(module, hand, picture, tmp_path):
+    """One program for both cameras, run elsewhere, against the class."""
+    box = (200.0, 100.0, 256.0, 256.0)
+    path = export_pipeline(tmp_path / "pipeline.jaxexport", module, hand, platforms=("cpu",))
+    found = elsewhere(path, crop_arguments(picture, box), tmp_path)
+    results = HandTailor(module, hand).batch([picture] * 2, [K, None], [box] * 2)
+    for i, result in enumerate(results):
+        fit, tolerance = result.fitted, 1e-5 if i == 0 else 0.05  # metres; pixels
+        np.testing.assert_allclose(found["keypoints_2d"][i], result.keypoints_2d, atol=1e-2)
+        np.testing.assert_allclose(found["confidence"][i], result.confidence, atol=1e-4)
+        np.testing.assert_allclose(found["pose"][i], fit.parameters.pose, atol=2e-3)
+        np.testing.assert_allclose(found["betas"][i], fit.parameters.betas, atol=2e-3)
+        np.testing.assert_allclose(found["vertices"][i], fit.vertices, rtol=1e-3, atol=20 * tolerance)
+        np.testing.assert_allclose(found["translation"][i], fit.parameters.translation, rtol=1e-3, atol=tolerance)
+    description = json.loads(path.with_name(path.name + ".json").read_text())
+    assert [(entry["name"], entry["dtype"]) for entry in description["inputs"]] == [
+        ("crops", "uint8"),
+        ("intrinsics", "float32"),
+        ("to_crop", "float32"),
+        ("perspective", "float32"),
+    ]
+    assert {name: tuple(entry["shape"][1:]) for name, entry in description["outputs"].items()} == {
+        name: array.shape[1:] for name, array in found.items()
+    }
+    assert np.shape(description["faces"]) == hand.faces.shape
+
+
+def test_the_hand_module_alone(module, picture, tmp_path):
+    path = export_hand_module(tmp_path / "module.jaxexport", module, platforms=("cpu",))
+    loaded = load_exported(path)
+    crops, intrinsics, _, perspective = crop_arguments(picture, (0.0, 0.0, 480.0, 480.0))
+    found = loaded(crops, intrinsics, perspective)
+    cameras = jax.tree.map(lambda *leaves: jnp.stack(leaves), Camera.from_matrix(K), Camera.weak_perspective())
+    wanted = jax.jit(lambda images: vars(module(images, cameras)))(jnp.asarray(crops / np.float32(255.0)))
+    assert set(loaded.description["outputs"]) == set(found)
+    for name, array in found.items():
+        np.testing.assert_allclose(array, wanted[name], rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_all_platforms_in_one_file(module, hand, tmp_path):
+    """Lowering for devices that are not here needs none of them."""
+    config = dataclasses.replace(TailorConfig.default(), solver=LevenbergMarquardt(iterations=1, damping=0.003))
+    paths = [
+        export_tailor(tmp_path / "tailor", hand, config),
+        export_hand_module(tmp_path / "module", module),
+        export_pipeline(tmp_path / "pipeline", module, hand, config),
+    ]
+    for path in paths:
+        assert load_exported(path).description["platforms"] == ["cpu", "cuda", "tpu"]
 
 
 def test_describes_itself(exported):

@@ -1,6 +1,6 @@
 """Fits labelled photographs and prints how well that went, as a markdown table.
 
-python tools/measure_photos.py --photos ../shared/data/photos [--hint] [--sheet sheet.png] [--json figures.json]
+python tools/measure_photos.py --photos DIR [--hint] [--sheet sheet.png] [--json figures.json]
 """
 
 import sys

@@ -19,6 +19,7 @@ from handtailor_jax.detections import Detection, detection
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.alignment import similarity
 from handtailor_jax.fit import HandFit, fit_detection, mirror_pose
+from handtailor_jax.images import read_picture
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.skeleton import FINGERS, KEYPOINTS
@@ -160,7 +161,7 @@ def run(config: PhotographBenchmark, hand: HandModel | None = None) -> Photograp
         for i in tqdm(sorted(chosen), desc="sheet", unit="overlay"):
             found = photographs[i].detection
             assert found.image is not None
-            pictures.append(results.overlay(fits[i], results.read_picture(found.image), found))
+            pictures.append(results.overlay(fits[i], read_picture(found.image), found.keypoints_2d, found.confidence))
             flips = int(errors[i].flipped.sum())
             captions.append(
                 f"{photographs[i].name}  {errors[i].reprojection_percent:.1f} %  {errors[i].distance_mm:.0f} mm"

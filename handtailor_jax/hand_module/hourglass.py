@@ -1,0 +1,112 @@
+"""From the image to heatmaps and depth maps: two stems, the hourglass, and the stacks made of it."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.hand_module.layers import (
+    Block,
+    Bottleneck,
+    convolution,
+    head,
+    linear,
+    max_pool_2,
+    space_to_depth,
+    upsample_2,
+)
+from handtailor_jax.skeleton import NUM_KEYPOINTS
+from handtailor_jax.types import pytree
+
+
+class StridedStem(nnx.Module):
+    """7 x 7 convolution with stride 2, bottleneck, pool, two bottlenecks: the released network's way down."""
+
+    def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
+        width, channels = config.stem_channels, config.channels
+        self.embed = Block(convolution(3, width, 7, config, stride=2, rngs=rngs), config, rngs=rngs)
+        self.fine = Bottleneck(width, channels // 2, config, rngs=rngs)
+        self.coarse = nnx.List([Bottleneck(n, channels, config, rngs=rngs) for n in (channels // 2, channels)])
+
+    def __call__(self, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch rows columns channels"]:
+        """Features of a quarter of the image's size."""
+        x = max_pool_2(self.fine(self.embed(x)))
+        for bottleneck in self.coarse:
+            x = bottleneck(x)
+        return x
+
+
+class PatchStem(nnx.Module):
+    """3 x 3 convolution over 4 x 4 patches, bottleneck: nothing is computed on maps larger than the hourglass's."""
+
+    def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
+        self.embed = Block(convolution(4 * 4 * 3, config.channels, 3, config, rngs=rngs), config, rngs=rngs)
+        self.bottleneck = Bottleneck(config.channels, config.channels, config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch rows columns channels"]:
+        """Features of a quarter of the image's size."""
+        return self.bottleneck(self.embed(space_to_depth(x, 4)))
+
+
+class Hourglass(nnx.Module):
+    """Down and up again through `config.depth` halvings, with a residual branch at every size."""
+
+    def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
+        def bottlenecks(count: int) -> list[Bottleneck]:
+            return [Bottleneck(config.channels, config.channels, config, rngs=rngs) for _ in range(count)]
+
+        # Entry i of each list works at the i-th size from the innermost one out.
+        self.across = nnx.List(bottlenecks(config.depth))
+        self.down = nnx.List(bottlenecks(config.depth))
+        self.up = nnx.List(bottlenecks(config.depth))
+        [self.innermost] = bottlenecks(1)
+
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
+        """Features of the same shape that have seen the whole map."""
+        return self._level(len(self.across) - 1, x)
+
+    def _level(self, i: int, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
+        low = self.down[i](max_pool_2(x))
+        low = self._level(i - 1, low) if i else self.innermost(low)
+        return self.across[i](x) + upsample_2(self.up[i](low))
+
+
+@pytree
+class StackOutput:
+    """What one stack computes."""
+
+    hourglass: Float[Array, "batch rows columns channels"]
+    """The hourglass's output."""
+    residual: Float[Array, "batch rows columns channels"]
+    """That, after one more bottleneck: what the maps are read from."""
+    heatmap_logits: Float[Array, "batch rows columns 21"]
+    """Heatmaps before their sigmoid or softmax."""
+    depth_maps: Float[Array, "batch rows columns 21"] | None
+    """Depth maps, in 3D stacks."""
+    encoding: Float[Array, "batch rows columns channels"]
+    """Features and maps merged: the next stack's input."""
+
+
+class Stack(nnx.Module):
+    """An hourglass, the maps read from it, and both merged for the next stack."""
+
+    def __init__(self, config: HandModuleConfig, *, depth_maps: bool, rngs: nnx.Rngs):
+        channels = config.channels
+        maps = 2 * NUM_KEYPOINTS if depth_maps else NUM_KEYPOINTS
+        self.hourglass = Hourglass(config, rngs=rngs)
+        self.residual = Bottleneck(channels, channels, config, rngs=rngs)
+        self.head = head(channels, maps, config, rngs=rngs)
+        self.merge = Block(linear(channels + maps, channels, config, bias=False, rngs=rngs), config, rngs=rngs)
+        self.depth_maps = depth_maps
+        self.depths_in_unit_interval = config.decoding == "released"
+
+    def __call__(self, x: Float[Array, "batch rows columns channels"]) -> StackOutput:
+        """Maps and features from features."""
+        hourglass = self.hourglass(x)
+        residual = self.residual(hourglass)
+        maps = self.head(residual)
+        logits, depths = maps[..., :NUM_KEYPOINTS], maps[..., NUM_KEYPOINTS:]
+        if self.depths_in_unit_interval:
+            depths = nnx.sigmoid(depths)
+        encoding = self.merge(jnp.concatenate([residual, nnx.sigmoid(logits), depths], axis=-1))
+        return StackOutput(hourglass, residual, logits, depths if self.depth_maps else None, encoding)

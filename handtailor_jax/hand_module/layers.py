@@ -1,0 +1,165 @@
+"""The layers that every part of the hand module is built from; maps are NHWC.
+
+A 1 x 1 convolution is a matrix product over the channels (`nnx.Linear`): the same numbers, and faster on a CPU.
+Padding is explicit everywhere, since XLA's "SAME" pads a stride of two differently from the released network.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from handtailor_jax.hand_module.config import HandModuleConfig
+
+# The variance that a layer before a ReLU passes on, and one with which an output starts close to its bias.
+_BEFORE_RELU, _OUTPUT = 2.0, 0.02
+
+
+def linear(
+    inputs: int,
+    outputs: int,
+    config: HandModuleConfig,
+    *,
+    bias: bool = True,
+    gain: float = _BEFORE_RELU,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A linear layer over the last axis; on maps, a 1 x 1 convolution."""
+    return nnx.Linear(inputs, outputs, use_bias=bias, dtype=_dtype(config), kernel_init=_normal(gain), rngs=rngs)
+
+
+def head(inputs: int, outputs: int, config: HandModuleConfig, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer whose output is a prediction."""
+    return linear(inputs, outputs, config, gain=_OUTPUT, rngs=rngs)
+
+
+def convolution(
+    inputs: int, outputs: int, size: int, config: HandModuleConfig, *, stride: int = 1, rngs: nnx.Rngs
+) -> nnx.Conv:
+    """A convolution with an odd kernel, padded by half of it on each side."""
+    half = size // 2
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=stride,
+        padding=((half, half), (half, half)),
+        dtype=_dtype(config),
+        kernel_init=_normal(_BEFORE_RELU),
+        rngs=rngs,
+    )
+
+
+def batch_norm(channels: int, config: HandModuleConfig, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    """Batch normalisation over all axes but the last, and over `config.batch_axis`."""
+    return nnx.BatchNorm(
+        channels, momentum=0.9, epsilon=1e-5, dtype=_dtype(config), axis_name=config.batch_axis, rngs=rngs
+    )
+
+
+def _normal(gain: float) -> nnx.Initializer:
+    return nnx.initializers.variance_scaling(gain, "fan_in", "normal")
+
+
+def _dtype(config: HandModuleConfig) -> jnp.dtype | None:
+    return None if config.dtype is None else jnp.dtype(config.dtype)
+
+
+class Affine(nnx.Module):
+    """x * scale + bias per channel: what batch normalisation is at inference."""
+
+    def __init__(self, scale: Float[Array, "channels"], bias: Float[Array, "channels"]):
+        self.scale = nnx.Param(scale)
+        self.bias = nnx.Param(bias)
+
+    def __call__(self, x: Float[Array, "*axes channels"]) -> Float[Array, "*axes channels"]:
+        """Scales and shifts each channel."""
+        scale = jnp.broadcast_to(self.scale[...].astype(x.dtype), x.shape)
+        return x * scale + jnp.broadcast_to(self.bias[...].astype(x.dtype), x.shape)
+
+
+class Block(nnx.Module):
+    """A linear layer or convolution, batch normalisation, ReLU."""
+
+    def __init__(self, layer: nnx.Linear | nnx.Conv, config: HandModuleConfig, *, rngs: nnx.Rngs):
+        self.layer = layer
+        self.norm: nnx.BatchNorm | None = batch_norm(layer.out_features, config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*axes inputs"]) -> Float[Array, "*axes_out outputs"]:
+        """Applies the three in turn."""
+        x = self.layer(x)
+        return nnx.relu(x if self.norm is None else self.norm(x))
+
+
+class Bottleneck(nnx.Module):
+    """A residual block whose normalisation comes after the addition.
+
+    1 x 1 convolution to half the channels, 3 x 3, 1 x 1 back; the skip is the identity, or a 1 x 1 convolution where
+    the number of channels changes.
+    """
+
+    def __init__(self, inputs: int, outputs: int, config: HandModuleConfig, *, rngs: nnx.Rngs):
+        middle = max(inputs, outputs) // 2
+        self.reduce = Block(linear(inputs, middle, config, rngs=rngs), config, rngs=rngs)
+        self.mix = Block(convolution(middle, middle, 3, config, rngs=rngs), config, rngs=rngs)
+        self.expand = linear(middle, outputs, config, rngs=rngs)
+        self.skip = nnx.data(None if inputs == outputs else linear(inputs, outputs, config, rngs=rngs))
+        self.norm: nnx.BatchNorm | Affine = batch_norm(outputs, config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch h w inputs"]) -> Float[Array, "batch h w outputs"]:
+        """The same map with `outputs` channels."""
+        skip = x if self.skip is None else self.skip(x)
+        return nnx.relu(self.norm(self.expand(self.mix(self.reduce(x))) + skip))
+
+
+class MLP(nnx.Module):
+    """Linear layers with batch normalisation and ReLU between them."""
+
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, config: HandModuleConfig, *, rngs: nnx.Rngs):
+        sizes = (inputs, *hidden)
+        self.hidden = nnx.List(
+            [Block(linear(a, b, config, rngs=rngs), config, rngs=rngs) for a, b in itertools.pairwise(sizes)]
+        )
+        self.head = head(sizes[-1], outputs, config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
+        """The last layer's output, neither normalised nor rectified."""
+        for block in self.hidden:
+            x = block(x)
+        return self.head(x)
+
+
+def max_pool_2(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h_half w_half c"]:
+    """Maximum over 2 x 2 cells, stride 2."""
+    # Slices rather than a window reduction: XLA has no fast one on a CPU, nor for its gradient.
+    return _maximum(x[:, row::2, column::2] for row in (0, 1) for column in (0, 1))
+
+
+def max_pool_3(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h_half w_half c"]:
+    """Maximum over 3 x 3 cells, stride 2, padded by one; for maps of even size."""
+    # With an even size the window of the last cell ends on the map, so only the first row and column are padded.
+    least = jnp.finfo(x.dtype).min
+    rows = jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)), constant_values=least)
+    x = _maximum((rows[:, 0:-1:2], rows[:, 1::2], rows[:, 2::2]))
+    columns = jnp.pad(x, ((0, 0), (0, 0), (1, 0), (0, 0)), constant_values=least)
+    return _maximum((columns[:, :, 0:-1:2], columns[:, :, 1::2], columns[:, :, 2::2]))
+
+
+def _maximum(parts: Iterable[Array]) -> Array:
+    return functools.reduce(jnp.maximum, parts)
+
+
+def upsample_2(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 c"]:
+    """Repeats every cell 2 x 2 times."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def space_to_depth(x: Float[Array, "batch h w c"], size: int) -> Float[Array, "batch h_blocks w_blocks c_all"]:
+    """Moves each `size` x `size` block of pixels into the channels, row by row, colour fastest."""
+    b, h, w, c = x.shape
+    blocks = x.reshape(b, h // size, size, w // size, size, c)
+    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)

@@ -1,0 +1,155 @@
+"""Pictures as arrays: reading them, and cutting out the square that a network looks at.
+
+The only places that import OpenCV are this module and the ones that draw and film.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from handtailor_jax.errors import InputError
+
+Picture = npt.NDArray[np.uint8]
+Box = tuple[float, float, float, float]
+"""(x, y, w, h): left, top, width and height in pixels; x and y are the outer edges of the first pixels inside."""
+
+
+def opencv() -> Any:
+    """cv2, or one clear line."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise InputError(f"OpenCV is not usable ({error}): pip install opencv-python-headless") from None
+    return cv2
+
+
+def read_picture(path: Path) -> Picture:
+    """Reads a photograph as uint8 RGB, turned upright by its EXIF orientation; 16-bit, grey and RGBA are converted.
+
+    Raises:
+        InputError: if it is missing or not a picture that OpenCV can read.
+    """
+    cv2 = opencv()
+    try:
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+    except OSError as error:
+        raise InputError(f"{path}: the image cannot be read ({error.strerror}): correct its name") from None
+    try:
+        with quiet(cv2):
+            picture = None if _cut_short(data.tobytes()) else cv2.imdecode(data, cv2.IMREAD_COLOR)
+    except cv2.error:
+        picture = None
+    if picture is None:
+        raise InputError(f"{path}: is not an image that can be read: give a complete PNG or JPEG file")
+    return np.ascontiguousarray(picture[..., ::-1])
+
+
+def as_rgb(image: Any) -> Picture:
+    """An array as uint8 RGB (H, W, 3).
+
+    Accepts uint8, uint16 and floats in [0, 1]; grey (H, W) or (H, W, 1), RGB and RGBA (whose alpha is ignored).
+
+    Raises:
+        InputError: for anything else.
+    """
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or min(array.shape[:2]) < 1:
+        raise InputError(f"an image has shape (H, W, 3), (H, W, 4), (H, W, 1) or (H, W), not {np.shape(image)}")
+    if array.dtype == np.uint16:
+        array = (array // 257).astype(np.uint8)
+    elif np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all() or array.min() < 0.0 or array.max() > 1.0:
+            raise InputError("an image of floats has values between 0 and 1")
+        array = np.round(array * 255.0).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise InputError(f"an image is uint8, uint16 or float, not {array.dtype}")
+    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else np.ascontiguousarray(array[..., :3])
+
+
+def whole(picture: Picture) -> Box:
+    """The box of the whole picture."""
+    return 0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])
+
+
+def check_box(box: Any, picture: Picture) -> Box:
+    """A box as four floats.
+
+    Raises:
+        InputError: if it is not four finite numbers, has no area or lies outside of the picture.
+    """
+    values = np.asarray(box, np.float64)
+    if values.shape != (4,) or not np.isfinite(values).all():
+        raise InputError(f"a box is four finite numbers x y w h, not {box}")
+    x, y, w, h = map(float, values)
+    if w <= 0.0 or h <= 0.0:
+        raise InputError(f"box {x:g} {y:g} {w:g} {h:g} has no area: give its left, top, width and height in pixels")
+    height, width = picture.shape[:2]
+    if x >= width or y >= height or x + w <= 0.0 or y + h <= 0.0:
+        raise InputError(f"box {x:g} {y:g} {w:g} {h:g} lies outside of the {width} x {height} image")
+    return x, y, w, h
+
+
+def crop_square(picture: Picture, box: Box, size: int) -> tuple[Picture, npt.NDArray[np.float32], Box]:
+    """The square around a box's centre with the box's longer side, resampled to `size` pixels.
+
+    Pixels outside of the picture are mid-grey. The square is moved and rounded to whole pixels first, so that the
+    affine map from the picture's pixels to the crop's is what happens to the pixels, exactly; K goes through the same
+    map (`geometry.cameras.transform_camera`).
+
+    Returns:
+        The crop (size, size, 3), the affine map (2, 3) from the picture's pixels to the crop's, and the square.
+    """
+    x, y, w, h = box
+    side = max(1, round(max(w, h)))
+    left, top = round(x + 0.5 * (w - side)), round(y + 0.5 * (h - side))
+    inside = picture[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)]
+    if inside.shape[:2] == (side, side):
+        square = inside
+    else:
+        square = np.full((side, side, 3), _OUTSIDE, np.uint8)
+        row, column = max(-top, 0), max(-left, 0)
+        square[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
+    cv2 = opencv()
+    if side != size:
+        # Averaging over areas is free of aliasing; enlarging needs interpolation.
+        square = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
+    zoom = size / side
+    # OpenCV resamples about pixel centres: u' + 1/2 = zoom (u - left + 1/2).
+    affine = np.asarray(
+        [[zoom, 0.0, zoom * (0.5 - left) - 0.5], [0.0, zoom, zoom * (0.5 - top) - 0.5]],
+        np.float32,
+    )
+    return np.ascontiguousarray(square), affine, (float(left), float(top), float(side), float(side))
+
+
+_OUTSIDE = 128
+
+
+def _cut_short(data: bytes) -> bool:
+    """Whether a PNG or JPEG file lacks its end: decoders complain about that on stderr, or fill the rest with grey."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return b"IEND" not in data
+    if data[:2] == b"\xff\xd8":
+        return b"\xff\xd9" not in data[2:]
+    return not data
+
+
+@contextlib.contextmanager
+def quiet(cv2: Any) -> Iterator[None]:
+    """OpenCV without its warnings: what is wrong with a picture or film is said once, by us."""
+    logging = getattr(getattr(cv2, "utils", None), "logging", None)
+    if logging is None:
+        yield
+        return
+    level = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(level)

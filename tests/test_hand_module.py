@@ -1,0 +1,406 @@
+"""The hand module: decoding, cameras, rotations, losses, its inference form and its gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.heatmaps import (
+    expected_index,
+    expected_value,
+    gaussian_heatmaps,
+    indices_from_pixels,
+    mass_near,
+    pixels_from_indices,
+    sigmoid_heatmaps,
+    softmax_heatmaps,
+)
+from handtailor_jax.geometry.rotations import matrix_from_axis_angle, quaternion_from_axis_angle
+from handtailor_jax.hand_module import losses
+from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.hourglass import StackOutput
+from handtailor_jax.hand_module.iknet import IKNet, matrix_from_columns, normalise_joints, rotations_from_raw
+from handtailor_jax.hand_module.inference import inference_form
+from handtailor_jax.hand_module.layers import max_pool_2, max_pool_3, space_to_depth, upsample_2
+from handtailor_jax.skeleton import ROOT
+from handtailor_jax.types import Camera
+
+TINY = dataclasses.replace(
+    HandModuleConfig.small(),
+    image_size=32,
+    channels=8,
+    depth=1,
+    shape_channels=12,
+    shape_levels=1,
+    shape_hidden=(8,),
+    ik_hidden=(16,),
+    confidence_radius=2.0,
+)
+# The released design in the same size: the other stem, rotations and decoding.
+TINY_RELEASED = dataclasses.replace(TINY, stem="strided", stem_channels=8, rotation="quaternion", decoding="released")
+
+
+def perspective(batch, focal=40.0):
+    return Camera.perspective(*(jnp.full(batch, value, jnp.float32) for value in (focal, focal, 15.5, 15.5)))
+
+
+def images(rng, batch):
+    return jnp.asarray(rng.uniform(size=(batch, 32, 32, 3)), jnp.float32)
+
+
+def trained(config, rng):
+    """A module in evaluation mode, with statistics of some images and without the zeros and ones of the beginning."""
+    module = HandModule(config, rngs=nnx.Rngs(0))
+    for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+        if path[-1] in ("bias", "scale"):
+            variable[...] = variable[...] + jnp.asarray(rng.normal(0.0, 0.1, variable.shape), jnp.float32)
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, nnx.BatchNorm):
+            part.momentum = 0.0
+    graph, state = nnx.split(module)
+
+    @jax.jit
+    def see(state, image):
+        module = nnx.merge(graph, state)
+        module(image)
+        return nnx.state(module)
+
+    nnx.update(module, see(state, images(rng, 4)))
+    module.eval()
+    return module
+
+
+def program(module):
+    graph, state = nnx.split(module)
+    compiled = jax.jit(lambda state, image, camera: nnx.merge(graph, state)(image, camera))
+    return lambda image, camera: compiled(state, image, camera)
+
+
+def mixed(batch):
+    """Cameras of both kinds in one batch, half of each."""
+    weak = Camera.weak_perspective(jnp.ones(batch - batch // 2, jnp.float32))
+    return jax.tree.map(lambda *a: jnp.concatenate(a), perspective(batch // 2), weak)
+
+
+def close(actual, desired, share=2e-4):
+    """Every leaf within a share of its largest entry, or of 1."""
+
+    def check(a, b):
+        np.testing.assert_allclose(a, b, rtol=0, atol=share * max(1.0, float(jnp.max(jnp.abs(b)))))
+
+    jax.tree.map(check, actual, desired)
+
+
+# Heatmaps.
+
+
+@pytest.mark.parametrize("center", [(7.0, 5.0), (9.37, 12.81), (15.5, 15.5)])
+def test_a_gaussian_decodes_to_its_own_centre(center):
+    index = jnp.asarray([center], jnp.float32)
+    gaussian = gaussian_heatmaps(index, (28, 32), sigma=1.0)
+    assert gaussian.shape == (28, 32, 1)
+    assert jnp.argmax(gaussian) == round(center[1] - 0.01) * 32 + round(center[0] - 0.01)
+    np.testing.assert_allclose(expected_index(softmax_heatmaps(jnp.log(gaussian + 1e-30))), index, atol=1e-4)
+    # In the image, cell centre (0, 0) is the centre of its 4 x 4 pixels, and back.
+    np.testing.assert_allclose(pixels_from_indices(index, 4), 4 * index + 1.5)
+    np.testing.assert_allclose(indices_from_pixels(pixels_from_indices(index, 4), 4), index, rtol=1e-6)
+
+
+def test_background_does_not_move_a_softmax(rng):
+    """However high, it cancels out; the released normalisation is dragged to the middle of the map."""
+    index = jnp.asarray([[6.0, 20.0]], jnp.float32)
+    logits = 12.0 * gaussian_heatmaps(index, (32, 32), sigma=1.5)
+    for level in (-3.0, 0.0, 40.0):
+        np.testing.assert_allclose(expected_index(softmax_heatmaps(logits + level)), index, atol=0.05)
+    released = expected_index(sigmoid_heatmaps(logits - 7.0))
+    assert jnp.linalg.norm(released - index) > 0.3
+    sums = jnp.sum(sigmoid_heatmaps(jnp.full((4, 4, 1), -200.0)))  # a float32 sigmoid is 0 there
+    np.testing.assert_allclose(sums, 1.0, rtol=1e-6)
+
+
+def test_sigmoid_heatmaps_are_sigmoids_over_their_sum(rng):
+    logits = jnp.asarray(rng.normal(size=(2, 6, 5, 3)), jnp.float32)
+    weights = jax.nn.sigmoid(logits)
+    plain = weights / jnp.sum(weights, axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(sigmoid_heatmaps(logits), plain, rtol=1e-5)
+    np.testing.assert_allclose(expected_value(plain, logits), jnp.sum(plain * logits, axis=(1, 2)), rtol=1e-6)
+
+
+def test_confidence_is_the_mass_near_the_keypoint():
+    def confidence(weights):
+        heatmaps = weights / jnp.sum(weights, axis=(-3, -2), keepdims=True)
+        return mass_near(heatmaps, expected_index(heatmaps), radius=3.0)[0]
+
+    peak, other = (gaussian_heatmaps(jnp.asarray([c], jnp.float32), (32, 32), 1.0) for c in ((8.0, 9.0), (24.0, 9.0)))
+    sharp, doubtful = confidence(peak), confidence(peak + 0.3)
+    assert 0.85 < sharp <= 1.0
+    assert doubtful < 0.1
+    assert confidence(jnp.ones((32, 32, 1))) < 0.05
+    assert confidence(peak + other) < 0.01
+    gradient = jax.grad(lambda background: confidence(peak + background))(jnp.float32(1e-4))
+    assert gradient < 0.0
+
+
+# Layers.
+
+
+def test_pools_and_upsampling_against_windows(rng):
+    x = jnp.asarray(rng.normal(size=(2, 8, 6, 3)), jnp.float32)
+
+    def window(size, padding):
+        pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, size, size, 1), (1, 2, 2, 1), pads)
+
+    np.testing.assert_array_equal(max_pool_2(x), window(2, 0))
+    np.testing.assert_array_equal(max_pool_3(x), window(3, 1))
+    np.testing.assert_array_equal(upsample_2(x), np.asarray(x).repeat(2, axis=1).repeat(2, axis=2))
+    blocks = space_to_depth(x, 2)
+    assert blocks.shape == (2, 4, 3, 12)
+    np.testing.assert_array_equal(blocks[1, 3, 2], np.asarray(x)[1, 6:8, 4:6].ravel())
+
+
+def test_configurations():
+    def parameters(config):
+        state = nnx.eval_shape(lambda: nnx.state(HandModule(config, rngs=nnx.Rngs(0)), nnx.Param))
+        return sum(array.size for array in jax.tree.leaves(state))
+
+    assert parameters(HandModuleConfig.official()) == 24_932_042
+    assert parameters(HandModuleConfig.small()) <= 3_000_000
+    with pytest.raises(InputError, match="choose a multiple of 32"):
+        dataclasses.replace(HandModuleConfig.small(), image_size=120)
+    with pytest.raises(InputError, match="at least 1"):
+        dataclasses.replace(TINY, stacks_3d=0)
+
+
+# The module.
+
+
+@pytest.fixture(scope="module")
+def small():
+    module = trained(TINY, np.random.default_rng(0))
+    return module, program(module)
+
+
+def test_small_decodes_what_its_maps_say(small):
+    """No half-pixel bias, depth relative to the root, and a depth of the root that knows the focal length."""
+    module, _ = small
+    wanted = np.random.default_rng(1).uniform(6.0, 26.0, (1, 21, 2)).astype(np.float32)
+    index = indices_from_pixels(jnp.asarray(wanted), 4)
+    depths = jnp.linspace(-0.4, 0.5, 21)
+    maps = StackOutput(
+        hourglass=jnp.zeros((1, 8, 8, 8)),
+        residual=jnp.zeros((1, 8, 8, 8)),
+        heatmap_logits=-0.5 * (-2.0 * jnp.log(gaussian_heatmaps(index, (8, 8), 0.5))) + 30.0,
+        depth_maps=jnp.broadcast_to(depths, (1, 8, 8, 21)),
+        encoding=jnp.zeros((1, 8, 8, 8)),
+    )
+
+    def decode(camera):
+        return module.decode(camera, [maps], jnp.zeros((1, 8)), jnp.zeros((1, 12)))
+
+    near, far = decode(perspective(1, 40.0)), decode(perspective(1, 80.0))
+    np.testing.assert_allclose(near.keypoints_2d, wanted, atol=0.1)
+    np.testing.assert_allclose(near.relative_depth[0], depths - depths[ROOT], atol=1e-5)
+    np.testing.assert_allclose(near.bone, 0.09, rtol=1e-6)
+    # Not exactly twice: the line of sight to the root has another slant.
+    np.testing.assert_allclose(far.root_depth, 2.0 * near.root_depth, rtol=0.05)
+    assert jnp.all(near.confidence > 0.95)
+    # Both cameras agree on the pose of a hand that both see alike: far away, perspective is weak.
+    weak = decode(Camera.weak_perspective(jnp.ones(1)))
+    distant = decode(perspective(1, 4e4))
+    np.testing.assert_allclose(weak.keypoints_2d, near.keypoints_2d, rtol=1e-6)
+    np.testing.assert_allclose(normalise_joints(weak.joints), normalise_joints(distant.joints), atol=3e-3)
+    np.testing.assert_allclose(weak.pose, distant.pose, atol=3e-3)
+    assert weak.root_depth[0] == 0.0
+    # Pixels stay pixels: without intrinsics the camera frame is measured in them.
+    np.testing.assert_allclose(weak.joints[..., :2], weak.keypoints_2d, rtol=1e-6)
+
+
+def test_batch_is_singles_and_jit_is_no_jit(small, rng):
+    module, compiled = small
+    image, cameras = images(rng, 3), mixed(3)
+    batch = compiled(image, cameras)
+    for i in range(3):
+        one = compiled(image[i : i + 1], jax.tree.map(lambda a, i=i: a[i : i + 1], cameras))
+        close(jax.tree.map(lambda a: a[0], one), jax.tree.map(lambda a, i=i: a[i], batch))
+    # A camera of pixels is what an image without a camera has.
+    none = module(image[2:])
+    close(jax.tree.map(lambda a: a[0], none), jax.tree.map(lambda a: a[2], batch))
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_RELEASED], ids=["small", "released"])
+def test_inference_form_computes_the_same(config, rng):
+    module = trained(config, rng)
+    folded = inference_form(module)
+    assert not jax.tree.leaves(nnx.state(folded, nnx.BatchStat))
+    assert jax.tree.leaves(nnx.state(module, nnx.BatchStat))
+    image, camera = images(rng, 2), perspective(2)
+    close(program(folded)(image, camera), program(module)(image, camera), 1e-3)
+
+
+@pytest.mark.parametrize("config", [TINY, TINY_RELEASED], ids=["small", "released"])
+def test_gradients_reach_every_parameter(config, rng):
+    module = HandModule(config, rngs=nnx.Rngs(1))
+    module.train()
+    graph, parameters, statistics = nnx.split(module, nnx.Param, ...)
+    image, camera = images(rng, 4), mixed(4)
+    weights = jnp.asarray(rng.normal(size=(4, 16, 3)), jnp.float32)
+
+    @jax.jit
+    @jax.grad
+    def gradient(parameters):
+        estimate = nnx.merge(graph, parameters, statistics, copy=True)(image, camera)
+        loss = jnp.sum(estimate.pose * weights) + jnp.sum(estimate.betas) + jnp.sum(estimate.confidence)
+        return loss + jnp.sum(jnp.square(estimate.joints)) + jnp.sum(estimate.bone)
+
+    for path, leaf in nnx.to_flat_state(gradient(parameters)):
+        name = ".".join(map(str, path))
+        assert jnp.all(jnp.isfinite(leaf[...])), name
+        # What a normalisation follows cannot learn a bias: the mean takes it away again.
+        if not name.endswith("layer.bias"):
+            assert jnp.any(leaf[...] != 0.0), name
+
+
+def test_training_moves_the_running_averages(rng):
+    network = IKNet(TINY, rngs=nnx.Rngs(0))
+    joints = jnp.asarray(rng.normal(size=(4, 21, 3)), jnp.float32)
+    before = jax.tree.map(jnp.copy, nnx.state(network, nnx.BatchStat))
+    network.eval()
+    network(joints)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(network, nnx.BatchStat), before)
+    network.train()
+    network(joints)
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), nnx.state(network, nnx.BatchStat), before)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_statistics_are_averaged_over_devices(rng):
+    """Two devices with half of the batch each compute what one does with all of it."""
+    config = dataclasses.replace(TINY, batch_axis="devices")
+    x = jnp.asarray(rng.normal(size=(2, 3, 21, 3)), jnp.float32)
+    nets = [IKNet(c, rngs=nnx.Rngs(0)) for c in (TINY, config)]
+    together = nets[0](x.reshape(6, 21, 3)).raw
+    graph, state = nnx.split(nets[1])
+    apart = jax.pmap(
+        lambda x: nnx.merge(graph, state, copy=True)(x).raw, axis_name="devices", devices=jax.devices()[:2]
+    )(x)
+    np.testing.assert_allclose(apart.reshape(together.shape), together, atol=1e-5)
+
+
+def test_bfloat16_layers_decode_in_float32(small, rng):
+    module, _ = small
+    graph, state = nnx.split(HandModule(dataclasses.replace(TINY, dtype="bfloat16"), rngs=nnx.Rngs(0)))
+    del state
+    half = nnx.merge(graph, nnx.state(module))
+    half.eval()
+    image = images(rng, 1)
+    estimate = program(half)(image, perspective(1))
+    assert estimate.heatmap_logits[0].dtype == jnp.bfloat16
+    for name in ("heatmaps", "keypoints_2d", "confidence", "relative_depth", "joints", "pose", "betas", "root_depth"):
+        assert getattr(estimate, name).dtype == jnp.float32, name
+    np.testing.assert_allclose(jnp.sum(estimate.heatmaps, axis=(1, 2)), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(estimate.keypoints_2d, module(image, perspective(1)).keypoints_2d, atol=1.0)
+
+
+def test_float64_all_the_way(x64, rng):
+    graph, state = nnx.split(HandModule(TINY, rngs=nnx.Rngs(0)))
+    module = nnx.merge(graph, jax.tree.map(lambda a: a.astype(jnp.float64), state))
+    module.eval()
+    estimate = program(module)(jnp.asarray(rng.uniform(size=(1, 32, 32, 3))), None)
+    assert {leaf.dtype for leaf in jax.tree.leaves(estimate)} == {jnp.dtype("float64")}
+
+
+def test_an_image_of_another_size_is_refused(small):
+    with pytest.raises(InputError, match=r"image has shape \(1, 64, 64, 3\): .* \(batch, 32, 32, 3\)"):
+        small[0](jnp.zeros((1, 64, 64, 3)))
+
+
+# Rotations.
+
+
+def test_rotations_of_both_kinds(rng):
+    pose = jnp.asarray(rng.normal(size=(5, 16, 3)), jnp.float32)
+    matrices = matrix_from_axis_angle(pose)
+    lengths = jnp.asarray(rng.uniform(0.2, 3.0, (5, 16, 1)), jnp.float32)
+    quaternions = quaternion_from_axis_angle(pose) * lengths
+    columns = jnp.concatenate([matrices[..., 0] * lengths, matrices[..., 1] + 0.7 * matrices[..., 0]], axis=-1)
+    for raw in (quaternions, -quaternions, columns):
+        rotations = rotations_from_raw(raw)
+        np.testing.assert_allclose(rotations.matrices, matrices, atol=2e-6)
+        np.testing.assert_allclose(matrix_from_axis_angle(rotations.pose), matrices, atol=5e-6)
+
+
+@pytest.mark.parametrize("columns", [[0.0] * 6, [1.0, 2.0, 3.0] * 2, [0.0] * 3 + [1.0, 0.0, 0.0], [0.0, 0, 0, 0, 1, 0]])
+def test_degenerate_columns_still_give_a_rotation(columns):
+    columns = jnp.asarray(columns, jnp.float32)
+    matrix = matrix_from_columns(columns)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.det(matrix), 1.0, atol=1e-6)
+    assert jnp.all(jnp.isfinite(jax.grad(lambda c: jnp.sum(matrix_from_columns(c)[:, 0]))(columns)))
+
+
+def test_iknet_does_not_know_place_or_size(rng):
+    network = IKNet(TINY, rngs=nnx.Rngs(0))
+    network.eval()
+    joints = jnp.asarray(rng.normal(size=(2, 21, 3)), jnp.float32)
+    moved = 3.0 * joints + jnp.asarray([[[0.5, -2.0, 7.0]]])
+    first, second = (network(normalise_joints(j)).pose for j in (joints, moved))
+    np.testing.assert_allclose(first, second, atol=1e-4)
+    normal = normalise_joints(moved)
+    np.testing.assert_allclose(jnp.linalg.norm(normal[:, 0], axis=-1), 1.0, rtol=1e-5)
+    assert jnp.all(jnp.isfinite(jax.grad(lambda j: jnp.sum(normalise_joints(j) ** 2))(jnp.zeros((21, 3)))))
+
+
+# Losses.
+
+
+def test_losses_by_hand(rng):
+    a, b = (jnp.asarray(rng.normal(size=(2, 21, 3)), jnp.float32) for _ in range(2))
+    for loss in (losses.keypoint_3d_loss, losses.mano_loss):
+        np.testing.assert_allclose(loss(a, b), (np.asarray(a) - np.asarray(b)) ** 2, rtol=1e-6)
+    maps, target = (jnp.asarray(rng.uniform(size=(2, 4, 5, 21)), jnp.float32) for _ in range(2))
+    np.testing.assert_allclose(losses.keypoint_2d_loss(maps, target), (maps - target) ** 2, rtol=1e-6)
+    for loss in (losses.shape_depth_loss, losses.shape_silhouette_loss):
+        np.testing.assert_allclose(loss(maps[..., 0], target[..., 0]), (maps - target)[..., 0] ** 2, rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.depth_loss(jnp.asarray([0.5, 0.8]), jnp.asarray([0.7, 0.8])), [0.04, 0.0], atol=1e-7
+    )
+    np.testing.assert_allclose(losses.beta_loss(jnp.full((2, 10), 2.0)), 40.0)
+    share = softmax_heatmaps(target)
+    entropy = -np.sum(np.asarray(share) * np.log(np.asarray(softmax_heatmaps(maps))), axis=(1, 2))
+    np.testing.assert_allclose(losses.heatmap_cross_entropy(maps, share), entropy, rtol=1e-5)
+    np.testing.assert_allclose(losses.pose_loss(*map(jnp.float32, (0.1, 2.0, 3.0))), 12.3, rtol=1e-6)  # Eq. 6
+    np.testing.assert_allclose(losses.total_loss(*map(jnp.float32, (12.3, 0.5, 4.0))), 13.2, rtol=1e-6)  # Eq. 7
+
+
+def test_loss_of_rotations():
+    """A turn of 90 degrees: 1 - cos = 1 and a squared distance of 4; a raw prediction of wrong length costs extra."""
+    turn = matrix_from_axis_angle(jnp.asarray([0.0, 0.0, 0.5 * np.pi], jnp.float32))
+    target = jnp.broadcast_to(turn, (16, 3, 3))
+    identity = jnp.broadcast_to(jnp.asarray([1.0, 0.0, 0.0, 0.0], jnp.float32), (16, 4))
+    np.testing.assert_allclose(losses.ik_loss(rotations_from_raw(identity), target), 5.0, rtol=1e-5)
+    np.testing.assert_allclose(losses.ik_loss(rotations_from_raw(2.0 * identity), target), 5.0 + 9.0, rtol=1e-5)
+    columns = jnp.broadcast_to(jnp.asarray([0.0, 1.0, 0.0, -1.0, 0.5, 0.0], jnp.float32), (16, 6))
+    # Gram-Schmidt turns it into the truth; the second column's squared length is 1.25 and its overlap 0.5.
+    np.testing.assert_allclose(losses.ik_loss(rotations_from_raw(columns), target), 0.0625 + 0.25, rtol=1e-5)
+    both = (losses.ik_loss(rotations_from_raw(q), target) for q in (identity, -identity))
+    np.testing.assert_allclose(*both, rtol=1e-6)
+
+
+def test_losses_refuse_to_broadcast():
+    with pytest.raises(ValueError, match="does not broadcast"):
+        losses._squared_error(jnp.zeros((4, 1)), jnp.zeros(4))
+
+
+def test_masked_mean_ignores_what_it_hides():
+    values = jnp.asarray([[1.0, jnp.nan], [3.0, 5.0]])
+    mask = jnp.asarray([[1.0, 0.0], [0.5, 0.0]])
+    np.testing.assert_allclose(losses.masked_mean(values, mask), 2.5 / 1.5)
+    assert losses.masked_mean(values, jnp.zeros((2, 2))) == 0.0
+    gradient = jax.grad(lambda v: losses.masked_mean(v, mask))(values)
+    np.testing.assert_allclose(gradient, mask / 1.5)

@@ -1,0 +1,371 @@
+"""The whole graph, from image to placed hand. A module that reads painted keypoints stands in for a trained one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.cameras import inverse_linear, project
+from handtailor_jax.geometry.lifting import lift, lift_scale, root_depth_in_bones
+from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
+from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.pipeline import HandTailor, HandVideo, Memory, VideoConfig, recover
+from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
+from handtailor_jax.tailor.presets import TailorConfig
+from handtailor_jax.types import Camera, HandEstimate, HandParameters
+
+SIZE = 256
+K = np.asarray([[620.0, 0.0, 310.0], [0.0, 600.0, 250.0], [0.0, 0.0, 1.0]], np.float32)
+LEVELS = (0, 128, 255)
+PALETTE = np.asarray([(r, g, b) for r in LEVELS for g in LEVELS for b in LEVELS if (r, g, b) != (128, 128, 128)])[:21]
+
+# A spread hand, so that no keypoint's dot covers another's: every finger bent a little, palm toward the camera.
+POSE = np.zeros((16, 3), np.float32)
+POSE[0] = [1.2, 0.9, -0.6]
+POSE[1:, 2] = 0.12
+
+
+def true_hand(hand, translation=(0.02, -0.01, 0.5)):
+    return HandParameters(
+        pose=jnp.asarray(POSE),
+        betas=jnp.asarray([0.8, -0.5, 0.3, 0, 0, 0, 0, 0, 0, 0], jnp.float32),
+        scale=jnp.ones(()),
+        translation=jnp.asarray(translation, jnp.float32),
+    )
+
+
+def paint(keypoints_2d, height=480, width=640, radius=4.0):
+    """A picture with a dot of its own colour on every keypoint, antialiased."""
+    y, x = np.mgrid[:height, :width]
+    picture = np.full((height, width, 3), 128.0)
+    for (u, v), color in zip(np.asarray(keypoints_2d, float), PALETTE, strict=True):
+        cover = np.clip(radius + 0.5 - np.hypot(x - u, y - v), 0.0, 1.0)[..., None]
+        picture = picture * (1.0 - cover) + cover * color
+    return np.round(picture).astype(np.uint8)
+
+
+class Reader(HandModule):
+    """Reads painted keypoints; everything else of its estimate is the truth, in the words of the released network."""
+
+    def __init__(self, hand, truth):
+        self.config = dataclasses.replace(HandModuleConfig.small(), image_size=SIZE)
+        joints = camera_keypoints(hand, truth)
+        bone = jnp.linalg.norm(joints[0] - joints[9])
+        self.depth = nnx.Variable((joints[:, 2] - joints[9, 2]) / bone)
+        self.pose, self.betas, self.bone = nnx.Variable(truth.pose), nnx.Variable(truth.betas), nnx.Variable(bone)
+
+    def __call__(self, image, camera):
+        batch, dtype = image.shape[0], image.dtype
+        apart = image[:, :, :, None] - jnp.asarray(PALETTE / 255.0, dtype)[None, None, None]
+        weight = jax.nn.relu(1.0 - jnp.sum(apart**2, axis=-1) / 0.05)
+        total = jnp.sum(weight, axis=(1, 2)) + 1e-9
+        index = jnp.arange(SIZE, dtype=dtype)
+        u = jnp.einsum("byxk,x->bk", weight, index) / total
+        v = jnp.einsum("byxk,y->bk", weight, index) / total
+        keypoints = jnp.stack([u, v], axis=-1)
+        depth = jnp.broadcast_to(self.depth[...], (batch, 21))
+        rays = jnp.einsum("bij,bkj->bki", inverse_linear(camera), keypoints - camera.center[:, None])
+        per_bone = lift_scale(jnp.concatenate([rays, depth[..., None]], axis=-1))
+        perspective = camera.perspectivity > 0.5
+        bone = jnp.broadcast_to(self.bone[...], (batch,))
+        root_depth = jnp.where(perspective, bone * root_depth_in_bones(rays, depth), 0.0)
+        scale = jnp.where(perspective, bone, per_bone)
+        joints = lift(camera, jnp.concatenate([keypoints, depth[..., None]], axis=-1), scale, root_depth)
+        pose = jnp.broadcast_to(self.pose[...], (batch, 16, 3))
+        matrices = matrix_from_axis_angle(pose)
+        nothing = jnp.zeros((batch, 1, 1, 21), dtype)
+        return HandEstimate(
+            heatmap_logits=(nothing,),
+            depth_maps=(nothing,),
+            heatmaps=nothing,
+            keypoints_2d=keypoints,
+            confidence=jnp.minimum(total / 20.0, 1.0),
+            relative_depth=depth,
+            bone=bone,
+            scale=scale,
+            root_depth=root_depth,
+            joints=joints,
+            raw_rotations=matrices[..., 0],
+            rotations=matrices,
+            pose=pose,
+            betas=jnp.broadcast_to(self.betas[...], (batch, 10)),
+            shape_features=jnp.zeros((batch, 1), dtype),
+            shape_vector=jnp.zeros((batch, 12), dtype),
+        )
+
+
+@pytest.fixture(scope="module")
+def scene(hand):
+    truth = true_hand(hand)
+    joints = camera_keypoints(hand, truth)
+    return truth, np.asarray(joints), paint(project(Camera.from_matrix(K), joints))
+
+
+@pytest.fixture(scope="module")
+def reader(hand, scene):
+    return HandTailor(Reader(hand, scene[0]), hand)
+
+
+def millimetres(a, b):
+    return 1e3 * np.linalg.norm(np.asarray(a) - np.asarray(b), axis=-1).max()
+
+
+def test_any_crop_and_any_size_of_a_picture_give_the_same_hand(reader, scene):
+    _, joints, picture = scene
+    boxes = [(180, 60, 300, 300), (120, 40, 380, 400), (230, 10, 250, 420), (0, 0, 640, 480), (-40, -10, 620, 500)]
+    boxes = [box for box in boxes if paint_inside(scene, box)]
+    assert len(boxes) >= 4
+    results = [reader(picture, K, box) for box in boxes]
+    double = np.repeat(np.repeat(picture, 2, axis=0), 2, axis=1)
+    doubled = K.copy()
+    doubled[:2] *= 2.0
+    doubled[:2, 2] += 0.5  # pixel (0, 0) becomes four, around (0.5, 0.5)
+    results.append(reader(double, doubled, (240, 80, 760, 800)))
+    for result in results:
+        assert millimetres(result.fitted.joints, joints) < 3.0
+        assert result.fitted.reprojection_after < 1.0
+        assert result.fitted.perspective
+
+
+def paint_inside(scene, box):
+    x, y, w, h = box
+    side, pixels = max(w, h), np.asarray(project(Camera.from_matrix(K), jnp.asarray(scene[1])))
+    low = np.asarray([x + (w - side) / 2, y + (h - side) / 2])
+    return ((pixels > low + 6) & (pixels < low + side - 6)).all()
+
+
+def test_keypoints_are_the_pictures(reader, scene):
+    _, joints, picture = scene
+    expected = np.asarray(project(Camera.from_matrix(K), jnp.asarray(joints)))
+    for camera in (None, K):
+        result = reader(picture, camera, (120, 40, 380, 400))
+        np.testing.assert_allclose(result.keypoints_2d, expected, atol=0.6)
+        # Weak perspective is wrong by what perspective does to a hand half a metre away.
+        np.testing.assert_allclose(result.fitted.keypoints_2d, expected, atol=8.0 if camera is None else 1.0)
+        assert result.confidence.min() > 0.2
+
+
+def test_with_and_without_intrinsics(hand):
+    """Far from a long lens there is little perspective, and what either camera finds is the same."""
+    far = K @ np.diag([4.0, 4.0, 1.0]).astype(np.float32)
+    truth = true_hand(hand, (0.02, -0.01, 2.0))
+    picture = paint(project(Camera.from_matrix(far), camera_keypoints(hand, truth)))
+    reader, box = HandTailor(Reader(hand, truth), hand), (120, 40, 380, 400)
+    known, unknown = reader(picture, far, box), reader(picture, None, box)
+    assert not unknown.fitted.perspective
+    relative = known.fitted.joints - known.fitted.joints[9]
+    np.testing.assert_allclose(unknown.fitted.joints[9], 0.0, atol=1e-6)
+    assert millimetres(relative, unknown.fitted.joints) < 4.0
+    turn = [matrix_from_axis_angle(jnp.asarray(r.fitted.parameters.pose)) for r in (known, unknown)]
+    between = axis_angle_from_matrix(jnp.einsum("jab,jac->jbc", *turn))
+    assert np.degrees(np.linalg.norm(between, axis=-1)).max() < 4.0
+
+
+@pytest.mark.parametrize("camera", [None, K])
+def test_left_hands_are_right_hands_in_a_mirror(reader, scene, camera):
+    picture, box = scene[2], (120, 40, 380, 400)
+    right = reader(picture, camera, box)
+    mirrored = None if camera is None else np.asarray([[620.0, 0, 639 - 310.0], [0, 600, 250], [0, 0, 1]], np.float32)
+    left = reader(np.ascontiguousarray(picture[:, ::-1]), mirrored, (640 - 500, 40, 380, 400), "left")
+    np.testing.assert_allclose(left.keypoints_2d, right.keypoints_2d * [-1, 1] + [639, 0], atol=1e-3)
+    # Without intrinsics joints are relative to the root, so the mirror needs no shift.
+    np.testing.assert_allclose(left.fitted.joints, right.fitted.joints * [-1, 1, 1], atol=2e-5)
+    np.testing.assert_allclose(left.fitted.keypoints_2d, right.fitted.keypoints_2d * [-1, 1] + [639, 0], atol=2e-2)
+    # Parameters are those of a left hand model: posing it gives the mesh.
+    model = embedded_hand().mirrored()
+    mesh = camera_mesh(model, left.fitted.parameters)
+    np.testing.assert_allclose(left.fitted.vertices, mesh.vertices, atol=1e-4 if camera is not None else 5e-2)
+    np.testing.assert_array_equal(left.fitted.faces, model.faces)
+
+
+def test_a_batch_is_its_pictures(reader, scene):
+    picture = scene[2]
+    boxes = [(120, 40, 380, 400), (180, 60, 300, 300)]
+    together = reader.batch([picture] * 2, [None, K], boxes)
+    for found, camera, box in zip(together, (None, K), boxes, strict=True):
+        alone = reader(picture, camera, box)
+        np.testing.assert_allclose(found.keypoints_2d, alone.keypoints_2d, atol=1e-3)
+        np.testing.assert_allclose(found.fitted.joints, alone.fitted.joints, atol=2e-5)
+        assert found.box == alone.box
+    assert reader.batch([]) == []
+
+
+def test_without_the_tailor_the_proposal_is_the_result(hand, scene):
+    _, joints, picture = scene
+    result = HandTailor(Reader(hand, scene[0]), hand, None)(picture, K, (120, 40, 380, 400))
+    np.testing.assert_array_equal(result.fitted.vertices, result.proposed.vertices)
+    assert result.fitted.reprojection_before == result.fitted.reprojection_after
+    assert millimetres(result.fitted.joints - result.fitted.joints[9], joints - joints[9]) < 0.1
+
+
+def test_the_hand_is_found_without_a_box(reader, scene):
+    _, joints, _ = scene
+    moved = K + np.asarray([[0, 0, 150.0], [0, 0, 0], [0, 0, 0]], np.float32)
+    picture = paint(project(Camera.from_matrix(moved), jnp.asarray(joints)), 480, 900)
+    box = reader.locate(picture)
+    assert box[2] < 640
+    assert millimetres(reader(picture, moved).fitted.joints, joints) < 3.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"camera": np.eye(2)}, r"\(3, 3\)"),
+        ({"camera": -np.eye(3)}, "positive focal"),
+        ({"box": (0, 0, 0, 1)}, "no area"),
+        ({"box": (900, 0, 5, 5)}, "outside"),
+        ({"image": np.zeros((3, 3, 7), np.uint8)}, "image"),
+    ],
+)
+def test_bad_input_has_one_line(reader, scene, arguments, reason):
+    given = {"image": scene[2], "box": (0, 0, 100, 100), **arguments}
+    with pytest.raises(InputError, match=reason):
+        reader(**given)
+
+
+def test_counts_that_differ(reader, scene):
+    with pytest.raises(InputError, match="2 images with 1 cameras"):
+        reader.batch([scene[2]] * 2, [K])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One graph
+
+TINY = dataclasses.replace(
+    HandModuleConfig.small(),
+    image_size=32,
+    channels=8,
+    depth=2,
+    shape_channels=8,
+    shape_levels=2,
+    shape_hidden=(8,),
+    ik_hidden=(16,),
+)
+
+
+@pytest.mark.slow
+def test_gradients_from_the_mesh_reach_every_part_of_the_network(hand64):
+    """Through twenty iterations of the tailor; equal to central differences along a direction in each part."""
+    module = HandModule(TINY, rngs=nnx.Rngs(3))
+    module.eval()
+    graph, parameters, rest = nnx.split(module, nnx.Param, ...)
+    parameters, rest = (
+        jax.tree.map(lambda a: a.astype(np.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, state)
+        for state in (parameters, rest)
+    )
+    rng = np.random.default_rng(0)
+    # With the zero biases of the beginning many units sit exactly on the kink of their ReLU.
+    parameters = jax.tree_util.tree_map_with_path(
+        lambda path, a: a + 0.1 * rng.normal(size=a.shape) if "bias" in str(path) else a, parameters
+    )
+    images = jnp.asarray(rng.uniform(size=(1, 32, 32, 3)))
+    camera = Camera.perspective(*(jnp.full(1, value) for value in (600.0, 580.0, 320.0, 240.0)))
+    to_crop = jnp.asarray([[[0.1, 0.0, -16.0], [0.0, 0.1, -8.0]]])
+    weights = jnp.asarray(rng.normal(size=(hand64.skin.template.shape[0], 3)))
+
+    @jax.jit
+    def loss(parameters):
+        module = nnx.merge(graph, parameters, rest, copy=True)
+        found = recover(module, hand64, images, camera, to_crop, TailorConfig.paper())
+        fitted = jax.tree.map(lambda leaf: leaf[0], found.fitted)
+        vertices = camera_mesh(hand64, fitted).vertices
+        return jnp.sum(weights * vertices)
+
+    gradient = jax.jit(jax.grad(loss))(parameters)
+    parts = sorted({path[0] for path, _ in nnx.to_flat_state(parameters)})
+    assert parts == ["iknet", "shape_branch", "stacks_2d", "stacks_3d", "stem"]
+    for part in parts:
+        along = jax.tree_util.tree_map_with_path(
+            lambda path, a, part=part: (
+                jnp.asarray(rng.normal(size=a.shape)) if part in str(path[0]) else jnp.zeros_like(a)
+            ),
+            parameters,
+        )
+        slope = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (gradient, along)), strict=True))
+        assert np.isfinite(slope)
+        # Short enough that hardly any of the many ReLUs changes its side.
+        step = 1e-7 / float(jnp.sqrt(sum(jnp.vdot(a, a) for a in jax.tree.leaves(along))))
+        there, back = (jax.tree.map(lambda a, d, s=s: a + s * d, parameters, along) for s in (step, -step))
+        difference = (loss(there) - loss(back)) / (2.0 * step)
+        assert abs(slope) > 1e-6, part
+        np.testing.assert_allclose(slope, difference, rtol=2e-4, err_msg=part)
+
+
+def test_memory_moves_only_the_tailors_start(hand, scene):
+    truth, _, picture = scene
+    module = Reader(hand, truth)
+    crops = jnp.asarray(picture[None, :256, 200:456] / 255.0, jnp.float32)
+    camera = jax.tree.map(lambda leaf: leaf[None], Camera.from_matrix(K))
+    to_crop = jnp.asarray([[[1.0, 0.0, -200.0], [0.0, 1.0, 0.0]]])
+    bent = truth.pose.at[4, 2].add(0.8)
+    one = jnp.ones(())
+    config = dataclasses.replace(
+        TailorConfig.default(), solver=dataclasses.replace(TailorConfig.default().solver, iterations=1)
+    )
+
+    graph, state = nnx.split(module)
+
+    @jax.jit
+    def run(memory):
+        return recover(nnx.merge(graph, state), hand, crops, camera, to_crop, config, memory)
+
+    fresh = run(Memory.nothing(hand))
+    remembered = run(Memory(bent, truth.betas + 1.0, one, one))
+    np.testing.assert_allclose(remembered.proposed.pose, fresh.proposed.pose, atol=1e-6)
+    assert abs(remembered.fitted.pose[0, 4, 2] - bent[4, 2]) < abs(fresh.fitted.pose[0, 4, 2] - bent[4, 2])
+    half = run(Memory(bent, truth.betas, 0.0 * one, 0.0 * one))
+    np.testing.assert_allclose(half.fitted.pose, fresh.fitted.pose, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Film
+
+
+def film(hand, truth, frames, rng, noise):
+    """A hand on a slow closed path whose painted keypoints tremble: pictures, and the true joints."""
+    pictures, joints = [], []
+    for i in range(frames):
+        phase = 2.0 * np.pi * i / frames
+        move = np.asarray([0.04 * np.sin(phase), 0.03 * np.sin(2 * phase), 0.06 * np.sin(phase)], np.float32)
+        points = camera_keypoints(hand, dataclasses.replace(truth, translation=truth.translation + move))
+        pixels = np.asarray(project(Camera.from_matrix(K), points))
+        pictures.append(paint(pixels + rng.normal(0.0, noise, pixels.shape)))
+        joints.append(np.asarray(points))
+    return pictures, np.stack(joints)
+
+
+def jitter(joints):
+    return np.sqrt(np.mean(np.square(np.diff(joints, 2, axis=0))))
+
+
+@pytest.mark.slow
+def test_a_film_is_followed_calmly_and_without_lag(hand, reader, scene, rng):
+    frames = 120
+    pictures, truth = film(hand, scene[0], frames, rng, noise=1.5)
+    video = HandVideo(reader, 30.0, K)
+    found = [video(picture, i / 30.0) for i, picture in enumerate(pictures)]
+    assert all(hand is not None for hand in found)
+    ours = np.stack([hand.fitted.joints for hand in found])
+    alone = np.stack([reader(p, K, hand.box).fitted.joints for p, hand in zip(pictures, found, strict=True)])
+    # The path itself has a second difference, which is no jitter.
+    assert jitter(alone - truth) / jitter(ours - truth) >= 3.0
+    errors = [np.mean(np.square(ours[10:-3] - np.roll(truth, lag, axis=0)[10:-3])) for lag in range(5)]
+    assert int(np.argmin(errors)) <= 1
+    betas = np.stack([hand.fitted.parameters.betas for hand in found])
+    assert np.abs(np.diff(betas[60:], axis=0)).max() < 0.02  # one shape per track
+
+
+def test_a_hand_that_leaves_is_lost_and_found_again(reader, scene):
+    picture = scene[2]
+    empty = np.full_like(picture, 128)
+    video = HandVideo(reader, 30.0, K, config=VideoConfig(smooth=False))
+    seen = [video(p, i / 30.0) is not None for i, p in enumerate([picture, picture, empty, empty, picture, picture])]
+    assert seen == [True, True, False, False, True, True]
+    with pytest.raises(InputError, match="frames change"):
+        video(picture[:-2], 1.0)

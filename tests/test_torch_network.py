@@ -1,0 +1,54 @@
+"""The comparison network in PyTorch; most of this needs PyTorch and is skipped without it."""
+
+import runpy
+import sys
+
+import numpy as np
+import pytest
+
+from handtailor_jax.errors import InputError
+from handtailor_jax.evaluation.torch_network import torch_network
+
+
+def test_without_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match=r"needs PyTorch .*: pip install torch"):
+        torch_network({})
+
+
+@pytest.fixture(scope="module")
+def weights(shared):
+    tools = runpy.run_path(str(shared / "golden" / "make_official_weights.py"))
+    return tools["make_weights"](tools["load_spec"]())
+
+
+@pytest.mark.slow
+def test_it_is_the_official_network(weights, shared):
+    torch = pytest.importorskip("torch")
+    network = torch_network({**weights, "mano_layer.th_betas": np.zeros((1, 10), np.float32)})
+    assert sum(parameter.numel() for parameter in network.parameters()) == 24_932_042
+    with np.load(shared / "golden" / "handnet_golden.npz") as golden, torch.no_grad():
+        got = network(torch.from_numpy(golden["x"]), torch.from_numpy(golden["intr"].astype(np.float32)))
+        # The tolerances of the golden vectors' README.
+        for name, values, tolerance in (
+            ("hm3d_stack1", got.heatmaps, 1e-4),
+            ("uvd", got.uvd, 1e-5),
+            ("joint_xyz", got.joints, 1e-4),
+            ("bone_vis", got.bone, 1e-4),
+            ("quat", got.quaternions, 3e-4),
+            ("so3", got.so3, 5e-4),
+            ("beta", got.betas, 3e-4),
+        ):
+            wanted = golden[f"persp/{name}"]
+            wanted = wanted[:, :21] if name == "hm3d_stack1" else wanted
+            np.testing.assert_allclose(values.numpy(), wanted, rtol=0.0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.slow
+def test_other_state_dicts_are_refused(weights):
+    pytest.importorskip("torch")
+    name = "iknet.invk_layers.18.weight"
+    for changed in ({**weights, "more": np.zeros(1)}, {n: a for n, a in weights.items() if n != name}):
+        with pytest.raises(InputError, match="not the official network's state dict") as caught:
+            torch_network(changed)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,361 @@
+"""Smoothing and box tracking on simulated motion."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.rotations import (
+    angle_between,
+    axis_angle_from_matrix,
+    matrix_from_axis_angle,
+    quaternion_from_axis_angle,
+)
+from handtailor_jax.tailor.placement import camera_keypoints
+from handtailor_jax.tracking import (
+    HandSmoother,
+    HandTrack,
+    OneEuroConfig,
+    OneEuroFilter,
+    SmoothingConfig,
+    quaternions,
+    rotation_filter,
+    search_grid,
+    square_around,
+)
+from handtailor_jax.types import HandParameters
+
+RATE = 30.0
+FRAMES = 240
+TIMES = np.arange(FRAMES) / RATE
+
+
+def motion(rng, channels, size, frequency):
+    """Smooth signals (FRAMES, channels) of about that amplitude and frequency (Hz)."""
+    phases = rng.uniform(0.0, 2.0 * np.pi, (3, channels))
+    waves = [
+        np.sin(2.0 * np.pi * frequency * f * TIMES[:, None] + p) for f, p in zip((0.6, 1, 1.3), phases, strict=True)
+    ]
+    return size / 2.0 * np.sum(waves, axis=0)
+
+
+def jitter(signal):
+    return np.sqrt(np.mean(np.diff(signal, 2, axis=0) ** 2))
+
+
+def lag(truth, signal):
+    """Frames by which the truth has to be delayed to be most like the signal."""
+    frames = np.arange(FRAMES)
+
+    def error(delay):
+        delayed = np.stack([np.interp(frames - delay, frames, channel) for channel in truth.T], axis=-1)
+        return np.mean((signal - delayed)[10:] ** 2)
+
+    delays = np.arange(0.0, 5.0, 0.05)
+    return delays[np.argmin([error(delay) for delay in delays])]
+
+
+def run(smooth, signal):
+    return np.stack([smooth(value, time) for value, time in zip(signal, TIMES, strict=True)])
+
+
+def test_one_pole_is_the_published_filter(rng):
+    signal = motion(rng, 1, 1.0, 1.0)[:, 0] + rng.normal(0.0, 0.05, FRAMES)
+    got = run(OneEuroFilter(OneEuroConfig(1.2, 0.7, 0.9, poles=1)), signal[:, None])[:, 0]
+
+    def share(cutoff):
+        tau = 1.0 / (2.0 * np.pi * cutoff)
+        return 1.0 / (1.0 + tau * RATE)
+
+    smoothed, slope, wanted = signal[0], 0.0, [signal[0]]
+    for before, value in itertools.pairwise(signal):
+        slope += share(0.9) * ((value - before) * RATE - slope)
+        smoothed += share(1.2 + 0.7 * abs(slope)) * (value - smoothed)
+        wanted.append(smoothed)
+    np.testing.assert_allclose(got, wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize("frequency", [0.25, 0.5, 0.8])
+@pytest.mark.parametrize("rate", [15.0, 30.0, 60.0])
+def test_jitter_falls_threefold_with_a_lag_of_a_frame(rng, frequency, rate):
+    truth = motion(rng, 12, 0.5, frequency).reshape(FRAMES, 4, 3)
+    noisy = truth + rng.normal(0.0, 0.05, truth.shape)
+    smooth = OneEuroFilter(SmoothingConfig.at(rate).pose)
+    got = np.stack([smooth(value, frame / rate) for frame, value in enumerate(noisy)])
+    assert jitter(noisy) / jitter(got) > 3.0
+    assert lag(truth.reshape(FRAMES, -1), got.reshape(FRAMES, -1)) <= 1.05
+
+
+def test_vectors_are_smoothed_each_by_its_own_speed(rng):
+    truth = motion(rng, 6, 1.0, 0.5).reshape(FRAMES, 2, 3) * [[1.0], [0.01]]
+    config = OneEuroConfig(1.0, 5.0)
+    together = run(OneEuroFilter(config), truth)
+    apart = np.stack([run(OneEuroFilter(config), truth[:, i]) for i in range(2)], axis=1)
+    np.testing.assert_array_equal(together, apart)
+    fast, slow = (lag(truth[:, i], together[:, i]) for i in range(2))
+    assert fast < 1.0 < slow
+
+
+def test_the_unit_scales_the_speed(rng):
+    signal = motion(rng, 2, 1.0, 0.5)
+    metres, pixels = OneEuroFilter(OneEuroConfig(1.0, 5.0)), OneEuroFilter(OneEuroConfig(1.0, 5.0))
+    for value, time in zip(signal, TIMES, strict=True):
+        np.testing.assert_allclose(pixels(2000.0 * value, time, unit=2000.0) / 2000.0, metres(value, time), atol=1e-12)
+
+
+def test_a_gap_lets_the_filter_catch_up():
+    smooth = OneEuroFilter(OneEuroConfig(1.0, 0.0))
+    smooth(np.zeros(1), 0.0)
+    soon = OneEuroFilter(OneEuroConfig(1.0, 0.0))
+    soon(np.zeros(1), 0.0)
+    assert smooth(np.ones(1), 10.0)[0] > 0.9 > 0.2 > soon(np.ones(1), 1.0 / RATE)[0]
+
+
+def test_time_has_to_rise():
+    smooth = OneEuroFilter(OneEuroConfig(1.0, 0.0))
+    smooth(np.zeros(1), 1.0)
+    for time in (1.0, 0.5, np.nan):
+        with pytest.raises(ValueError, match="time has to rise"):
+            smooth(np.zeros(1), time)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rotations
+
+
+def test_quaternions_are_those_of_the_geometry(rng):
+    vectors = np.concatenate([rng.normal(0.0, 2.0, (20, 3)), np.zeros((1, 3)), np.full((1, 3), 1e-9)])
+    np.testing.assert_allclose(
+        quaternions(vectors), quaternion_from_axis_angle(jnp.asarray(vectors, jnp.float32)), atol=1e-6
+    )
+
+
+def test_rotations_do_not_depend_on_the_frame_or_on_signs(rng):
+    truth = motion(rng, 3, 2.0, 0.5)
+    noisy = quaternions(truth + rng.normal(0.0, 0.05, truth.shape))
+    config = SmoothingConfig.at(RATE).pose
+    got = run(rotation_filter(config), noisy)
+    signs = rng.choice([-1.0, 1.0], (FRAMES, 1))
+    other = run(rotation_filter(config), signs * noisy)
+    np.testing.assert_allclose(np.abs(np.sum(got * other, axis=-1)), 1.0, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(got, axis=-1), 1.0, atol=1e-12)
+
+
+def test_a_turn_through_pi_is_followed(rng):
+    """Where axis-angle vectors jump from pi to -pi a filter of their components would spin the hand."""
+    angles = 1.5 * np.pi * np.arange(FRAMES) / FRAMES
+    truth = matrix_from_axis_angle(jnp.asarray(angles[:, None] * [[0.0, 0.6, 0.8]], jnp.float32))
+    wrapped = np.asarray(axis_angle_from_matrix(truth))
+    assert np.abs(np.diff(wrapped, axis=0)).max() > 3.0, "the input does jump"
+    smooth = HandSmoother(True, SmoothingConfig.at(RATE))
+    got = []
+    for vector, time in zip(wrapped, TIMES, strict=True):
+        pose = jnp.zeros((16, 3)).at[0].set(jnp.asarray(vector))
+        got.append(smooth(parameters(pose, [0.0, 0.0, 0.5], 1.0), time).pose[0])
+    error = angle_between(matrix_from_axis_angle(jnp.stack(got)), truth)
+    assert float(error.max()) < 0.05
+
+
+def parameters(pose, translation, scale):
+    return HandParameters(
+        pose=jnp.asarray(pose, jnp.float32),
+        betas=jnp.zeros(10),
+        scale=jnp.asarray(scale, jnp.float32),
+        translation=jnp.asarray(translation, jnp.float32),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole hands
+
+
+@pytest.mark.parametrize("perspective", [True, False])
+def test_the_joints_of_a_hand_tremble_less_and_do_not_lag(hand, rng, perspective):
+    pose = 0.3 + motion(rng, 48, 0.3, 0.5).reshape(FRAMES, 16, 3)
+    place = motion(rng, 3, 1.0, 0.4) * [0.1, 0.1, 0.05] + [0.0, 0.0, 0.6]
+    seen = rng.normal(0.0, 1.0, (FRAMES, 3)) * 0.002
+    noisy_pose = pose + rng.normal(0.0, 0.03, pose.shape)
+    noisy_place = (place + seen) * np.exp(rng.normal(0.0, 0.02, (FRAMES, 1)))  # depth errs along the viewing ray
+    pixels = 1000.0
+    if not perspective:
+        place, noisy_place = pixels * place * [1, 1, 0], pixels * noisy_place * [1, 1, 0]
+    scale = 1.0 if perspective else pixels
+    smooth = HandSmoother(perspective, SmoothingConfig.at(RATE))
+    before, truth = (
+        [parameters(*each, scale) for each in zip(*both, strict=True)]
+        for both in ((noisy_pose, noisy_place), (pose, place))
+    )
+    after = [smooth(each, time) for each, time in zip(before, TIMES, strict=True)]
+
+    def joints(track):
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *track)
+        return np.asarray(jax.vmap(camera_keypoints, (None, 0))(hand, stacked)).reshape(FRAMES, -1)
+
+    truth, before, after = joints(truth), joints(before), joints(after)
+    assert jitter(before) / jitter(after) > 3.0
+    assert lag(truth, after) <= 1.0
+
+
+def test_shape_and_first_frame_are_kept():
+    smooth = HandSmoother(True, SmoothingConfig.at(RATE))
+    first = dataclasses.replace(parameters(np.full((16, 3), 0.2), [0.1, -0.1, 0.5], 1.02), betas=jnp.ones(10))
+    got = smooth(first, 0.0)
+    for field in dataclasses.fields(HandParameters):
+        np.testing.assert_allclose(getattr(got, field.name), getattr(first, field.name), atol=1e-6)
+        assert getattr(got, field.name).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("perspective", [True, False])
+def test_a_failed_fit_does_no_lasting_harm(perspective):
+    smooth = HandSmoother(perspective, SmoothingConfig.at(RATE))
+    good = parameters(np.full((16, 3), 0.2), [0.1, -0.1, 0.5], 1.02)
+    smooth(good, 0.0)
+    assert not np.isfinite(smooth(parameters(np.full((16, 3), np.nan), [0.1, 0.0, 0.5], 1.0), 0.03).pose).any()
+    odd = (([0.1, 0.0, -0.5], 1.0), ([0.1, 0.0, 0.0], 1.0), ([0.1, 0.0, 0.5], -3.0), ([0.0, 0.0, 0.0], 0.0))
+    for frame, (translation, scale) in enumerate(odd):
+        got = smooth(parameters(np.full((16, 3), 0.2), translation, scale), 0.1 + frame / RATE)
+        assert np.isfinite(got.translation).all()
+        assert np.isfinite(got.scale)
+    for frame in range(60):
+        got = smooth(good, 1.0 + frame / RATE)
+    for field in dataclasses.fields(HandParameters):
+        np.testing.assert_allclose(getattr(got, field.name), getattr(good, field.name), atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Boxes
+
+HAND = np.random.default_rng(5).uniform(-50.0, 50.0, (21, 2))
+HAND[:2] = [[-50.0, -50.0], [50.0, 30.0]]
+MIDDLE = np.asarray([320.0, 240.0])
+SURE, UNSURE = np.full(21, 0.9), np.full(21, 0.1)
+
+
+def look(track, center, zoom=1.0, sure=SURE):
+    """What a perfect network sees in the candidates: the hand where the box holds all of it, nonsense elsewhere."""
+    points = HAND * zoom + center
+    seen = []
+    for x, y, side, _ in track.candidates():
+        inside = (points > [x, y]).all() and (points < [x + side, y + side]).all()
+        seen.append((points, sure) if inside else (np.asarray([x, y]) + 0.5 * side + 0.2 * HAND, UNSURE))
+    return track.after(*(np.stack(each) for each in zip(*seen, strict=True)))
+
+
+def test_the_square_is_around_the_keypoints():
+    x, y, w, h = square_around(HAND, 1.5)
+    assert w == h == pytest.approx(150.0)
+    assert (x + 0.5 * w - 0.5, y + 0.5 * h - 0.5) == pytest.approx((0.0, 0.5 * (HAND[:, 1].min() + HAND[:, 1].max())))
+
+
+def test_a_moving_and_growing_hand_is_followed():
+    track = HandTrack(640, 480)
+    for frame in range(120):
+        center = np.asarray([320.0 + 200.0 * np.sin(frame / 15.0), 240.0 + 100.0 * np.cos(frame / 10.0)])
+        zoom = 1.0 + 0.5 * np.sin(frame / 25.0)
+        track, chosen = look(track, center, zoom)
+        assert chosen == 0
+        x, y, w, h = track.box
+        assert w == h
+        low, high = (HAND * zoom + center).min(axis=0), (HAND * zoom + center).max(axis=0)
+        assert (low > [x, y]).all()
+        assert (high < [x + w, y + h]).all()
+
+
+def test_the_box_trembles_less_than_the_keypoints(rng):
+    track = HandTrack(640, 480)
+    boxes = []
+    for _ in range(100):
+        points = HAND + MIDDLE + rng.normal(0.0, 3.0, HAND.shape)
+        track, _ = track.after(points[None], SURE[None])
+        boxes.append(track.box)
+    wanted = [square_around(HAND + MIDDLE, 2.0)] * 80
+    raw = 2.0 * 3.0  # a margin of two doubles the noise of the outermost keypoints
+    assert np.std(np.asarray(boxes)[20:, 2]) < raw
+    np.testing.assert_allclose(np.mean(boxes[20:], axis=0), wanted[0], atol=15.0)
+
+
+@pytest.mark.parametrize(
+    ("points", "sure"),
+    [
+        (HAND + MIDDLE, np.full(21, 0.2)),
+        (HAND + MIDDLE * [-0.3, 1.0], SURE),
+        (HAND + MIDDLE * [1.0, 2.1], SURE),
+        (HAND * 0.05 + MIDDLE, SURE),
+        (np.full((21, 2), np.nan), SURE),
+        (HAND + MIDDLE, np.full(21, np.nan)),
+    ],
+    ids=["unsure", "left of the picture", "below the picture", "collapsed", "no numbers", "no confidence"],
+)
+def test_a_hand_is_lost(points, sure):
+    track, _ = look(HandTrack(640, 480), MIDDLE)
+    assert track.stage == "following"
+    track, chosen = track.after(points[None], sure[None])
+    assert chosen is None
+    assert track.stage == "first"
+
+
+def test_a_search_takes_more_confidence_than_following():
+    middling = np.full(21, 0.4)
+    searching, chosen = look(HandTrack(640, 480), MIDDLE, sure=middling)
+    assert chosen is None
+    assert searching.stage == "grid"
+    followed, _ = look(HandTrack(640, 480), MIDDLE)
+    followed, chosen = look(followed, MIDDLE, sure=middling)
+    assert chosen == 0
+
+
+def test_a_lost_hand_is_found_again_in_the_grid():
+    first = (400.0, 100.0, 120.0, 200.0)
+    track = HandTrack(640, 480, first=first)
+    assert track.candidates() == ((360.0, 100.0, 200.0, 200.0),)
+    stages = []
+    for _ in range(3):
+        stages.append(track.stage)
+        track, chosen = look(track, [100.0, 400.0], zoom=0.5)
+    assert stages == ["first", "grid", "following"]
+    assert chosen == 0
+    # Out of sight: the search goes round and ends where it began, in any frame.
+    stages = []
+    for _ in range(5):
+        stages.append(track.stage)
+        track, chosen = look(track, [5000.0, 0.0])
+        assert chosen is None
+    assert stages == ["following", "first", "grid", "first", "grid"]
+
+
+def test_the_most_confident_box_is_taken():
+    track = dataclasses.replace(HandTrack(640, 480), searched_first=True)
+    boxes = track.candidates()
+    sure = np.full((len(boxes), 21), 0.6)
+    sure[7] = 0.8
+    centers = np.asarray([[x + 0.5 * s, y + 0.5 * s] for x, y, s, _ in boxes])
+    found, chosen = track.after(HAND[None] + centers[:, None], sure)
+    assert chosen == 7
+    assert found.box[0] < centers[7, 0] < found.box[0] + found.box[2]
+    assert (found, chosen) == track.after(HAND[None] + centers[:, None], sure), "deterministic"
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (1920, 1080), (480, 640), (100, 100), (1, 1), (1000, 30)])
+def test_the_grid_covers_the_picture_with_overlap(width, height):
+    boxes = np.asarray(search_grid(width, height, (1.0, 0.5)))
+    assert (boxes[:, 2] == boxes[:, 3]).all()
+    assert (boxes[:, :2] >= -1e-9).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= np.asarray([width, height]) + 1e-9).all()
+    assert boxes[0, 2] == min(width, height)
+    # Whatever is at most half as large as a box of the last level lies wholly within one.
+    side = 0.25 * min(width, height)
+    small = boxes[boxes[:, 2] < min(width, height)]
+    for corner in np.random.default_rng(0).uniform(0.0, 1.0, (50, 2)) * (np.asarray([width, height]) - side):
+        fits = (small[:, :2] <= corner + 1e-9) & (corner + side <= small[:, :2] + small[:, 2:] + 1e-9)
+        assert fits.all(axis=1).any()
+
+
+def test_what_the_caller_gets_wrong():
+    with pytest.raises(ValueError, match="1 boxes were to be looked into, not 2"):
+        HandTrack(640, 480).after(np.stack([HAND, HAND]), np.stack([SURE, SURE]))
+    with pytest.raises(InputError, match="0 x 480"):
+        HandTrack(0, 480)

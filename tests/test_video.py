@@ -1,0 +1,284 @@
+"""Films read and written, JSON lines, animated meshes, and what goes wrong with them."""
+
+import json
+import struct
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+
+from handtailor_jax.errors import InputError
+from handtailor_jax.images import opencv
+from handtailor_jax.mano.loading import embedded_arrays
+from handtailor_jax.video import Film, json_lines, video_writer, write_animation
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = (48, 64)
+COUNT = 12
+
+
+def picture(i, size=SIZE):
+    """Brightness tells the number, colour the channel order."""
+    return np.broadcast_to(np.asarray([20 * i, 10 * i, 5], np.uint8), (*size, 3)).copy()
+
+
+def brightness(frame):
+    return None if frame.picture is None else round(float(frame.picture[..., 0].mean()) / 20.0)
+
+
+@pytest.fixture
+def video(tmp_path):
+    path = tmp_path / "film.mp4"
+    with video_writer(path, 25.0) as write:
+        for i in range(COUNT):
+            write(picture(i))
+    return path
+
+
+def test_what_is_written_is_read(video):
+    with Film(video) as film:
+        assert (film.rate, film.count, film.size) == (25.0, COUNT, SIZE[::-1])
+        frames = list(film)
+    assert [frame.index for frame in frames] == list(range(COUNT))
+    np.testing.assert_allclose([frame.time for frame in frames], np.arange(COUNT) / 25.0, atol=1e-3)
+    assert [brightness(frame) for frame in frames] == list(range(COUNT))
+    for i, frame in enumerate(frames):
+        assert frame.picture.dtype == np.uint8
+        assert frame.picture.flags.c_contiguous
+        assert np.abs(frame.picture.astype(int) - picture(i)).max() < 8, "RGB"
+    assert [file.name for file in video.parent.iterdir()] == ["film.mp4"]
+
+
+def mjpeg(path):
+    """A film of independent JPEG pictures, so that one of them can be damaged."""
+    cv2 = opencv()
+    writer = cv2.VideoWriter(str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG"), 25.0, SIZE[::-1])
+    for i in range(COUNT):
+        writer.write(np.ascontiguousarray(picture(i)[..., ::-1]))
+    writer.release()
+    return path.read_bytes()
+
+
+def test_undecodable_frames_are_reported_and_passed_over(tmp_path):
+    path = tmp_path / "film.avi"
+    raw = bytearray(mjpeg(path))
+    # A chunk is its name, its length and a JPEG.
+    place = -1
+    for _ in range(5):
+        place = raw.index(b"00dc", place + 1)
+    length = struct.unpack_from("<I", raw, place + 4)[0]
+    raw[place + 8 : place + 8 + length] = bytes(length)
+    path.write_bytes(raw)
+    with Film(path) as film:
+        frames = list(film)
+    assert [frame.index for frame in frames] == list(range(len(frames)))
+    assert np.all(np.diff([frame.time for frame in frames]) > 0.0)
+    seen = [brightness(frame) for frame in frames]
+    assert seen == [None if i == 4 else i for i in range(COUNT)]
+
+
+def test_a_film_that_is_cut_short_gives_what_it_has(tmp_path):
+    path = tmp_path / "film.avi"
+    raw = mjpeg(path)
+    path.write_bytes(raw[: len(raw) * 2 // 3])
+    with Film(path) as film:
+        seen = [brightness(frame) for frame in film]
+    whole = [number for number in seen if number is not None]
+    assert whole == list(range(len(whole)))
+    assert len(whole) >= COUNT // 3
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no film", bytes(5000), "header"])
+def test_files_that_are_no_video(tmp_path, video, content):
+    path = tmp_path / "other.mp4"
+    path.write_bytes(video.read_bytes()[:200] if content == "header" else content)
+    with pytest.raises(InputError, match=r"other.mp4: is no video: give") as caught:
+        Film(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_sources_that_are_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"none.mp4: the video cannot be read \(No such file"):
+        Film(tmp_path / "none.mp4")
+    with pytest.raises(InputError, match=r"cannot be read \(Is a directory"):
+        Film(tmp_path)
+    with pytest.raises(InputError, match=r"webcam 97: does not answer: connect it"):
+        Film(97)
+
+
+def test_no_warning_reaches_the_user(tmp_path):
+    (tmp_path / "other.mp4").write_bytes(b"this is no film")
+    code = """
+        import contextlib, pathlib, sys
+        from handtailor_jax.errors import InputError
+        from handtailor_jax.video import Film
+        for source in (pathlib.Path(sys.argv[1]), 97):
+            with contextlib.suppress(InputError):
+                Film(source)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "other.mp4")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("size", [(49, 65), (2, 2), (101, 30)])
+def test_odd_sizes_lose_their_last_row_or_column(tmp_path, size):
+    path = tmp_path / "film.mp4"
+    with video_writer(path, 30.0) as write:
+        for i in range(3):
+            write(picture(i, size))
+    with Film(path) as film:
+        shapes = {frame.picture.shape for frame in film}
+    assert shapes == {(size[0] // 2 * 2, size[1] // 2 * 2, 3)}
+
+
+def film(path, *pictures, error=None):
+    with video_writer(path, 30.0) as write:
+        for each in pictures:
+            write(each)
+        if error is not None:
+            raise error
+
+
+def test_an_interrupted_film_leaves_nothing(tmp_path):
+    path = tmp_path / "film.mp4"
+    with pytest.raises(KeyError):
+        film(path, picture(1), error=KeyError())
+    with pytest.raises(ValueError, match=r"has the shape \(20, 20, 3\) instead of"):
+        film(path, picture(1), picture(2, (20, 20)))
+    film(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_films_that_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be written"):
+        film(tmp_path / "no" / "f.mp4", picture(1))
+    (tmp_path / "film.mp4").mkdir()
+    with pytest.raises(InputError, match=r"cannot be written"):
+        film(tmp_path / "film.mp4", picture(1))
+    assert [file.name for file in tmp_path.iterdir()] == ["film.mp4"]
+
+
+def test_json_lines_come_one_by_one_and_appear_at_the_end(tmp_path):
+    path = tmp_path / "film.jsonl"
+    with json_lines(path) as write:
+        for i in range(3):
+            write({"frame": i, "text": "ü"})
+            (temporary,) = tmp_path.iterdir()
+            assert temporary != path
+            assert len(temporary.read_text("utf-8").splitlines()) == i + 1
+    assert [json.loads(line)["frame"] for line in path.read_text("utf-8").splitlines()] == [0, 1, 2]
+    with pytest.raises(TypeError):
+        lines(tmp_path / "other.jsonl", [1, object()])
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(InputError, match=r"cannot be written"):
+        lines(tmp_path / "no" / "f.jsonl", [])
+
+
+def lines(path, contents):
+    with json_lines(path) as write:
+        for content in contents:
+            write(content)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Animated meshes
+
+
+@pytest.fixture(scope="module")
+def shape():
+    arrays = embedded_arrays()
+    return arrays["template"].astype(np.float32), arrays["faces"].astype(np.int32)
+
+
+def read_glb(path):
+    raw = path.read_bytes()
+    assert struct.unpack_from("<4sII", raw) == (b"glTF", 2, len(raw))
+    length, kind = struct.unpack_from("<I4s", raw, 12)
+    assert kind == b"JSON"
+    document = json.loads(raw[20 : 20 + length])
+    size, kind = struct.unpack_from("<I4s", raw, 20 + length)
+    assert kind == b"BIN\0"
+    data = raw[28 + length :]
+    assert size == len(data) == document["buffers"][0]["byteLength"]
+    assert length % 4 == 0
+
+    def array(index):
+        accessor = document["accessors"][index]
+        view = document["bufferViews"][accessor["bufferView"]]
+        assert view["byteOffset"] % 4 == 0
+        dtype = {5126: "<f4", 5125: "<u4", 5123: "<u2"}[accessor["componentType"]]
+        width = {"SCALAR": 1, "VEC3": 3}[accessor["type"]]
+        values = np.frombuffer(data, dtype, accessor["count"] * width, view["byteOffset"]).reshape(-1, width)
+        assert values.nbytes == view["byteLength"]
+        if "min" in accessor:
+            np.testing.assert_array_equal(np.float32(accessor["min"]), values.min(axis=0))
+            np.testing.assert_array_equal(np.float32(accessor["max"]), values.max(axis=0))
+        return values
+
+    return document, array
+
+
+def test_an_animation_shows_each_frame_in_its_time(tmp_path, shape):
+    template, faces = shape
+    meshes = [template + np.float32(0.01 * i) if i != 2 else None for i in range(5)]
+    times = [3.0, 3.1, 3.2, 3.4, 3.5]
+    path = tmp_path / "hand.glb"
+    write_animation(path, meshes, faces, times)
+    document, array = read_glb(path)
+    (animation,) = document["animations"]
+    shown = {}
+    for channel in animation["channels"]:
+        sampler = animation["samplers"][channel["sampler"]]
+        assert sampler["interpolation"] == "STEP"
+        assert channel["target"]["path"] == "scale"
+        moments, scales = array(sampler["input"])[:, 0], array(sampler["output"])
+        assert np.all(np.diff(moments) > 0.0)
+        assert np.all(scales == scales[:, :1])
+        shown[channel["target"]["node"]] = moments, scales[:, 0]
+
+    def visible(moment):
+        return [
+            n for n, (moments, s) in shown.items() if s[max(np.searchsorted(moments, moment, "right") - 1, 0)] > 0.0
+        ]
+
+    # Nodes 0 to 3 are frames 0, 1, 3 and 4: between 0.2 and 0.4 there is no hand.
+    assert [visible(t) for t in (0.0, 0.05, 0.15, 0.25, 0.45, 0.55, 9.0)] == [[0], [0], [1], [], [2], [3], [3]]
+    assert max(moments[-1] for moments, _ in shown.values()) == pytest.approx(0.625)
+    assert [node["scale"][0] for node in document["nodes"]] == [1.0, 0.0, 0.0, 0.0]
+    for node, frame in enumerate((0, 1, 3, 4)):
+        (primitive,) = document["meshes"][document["nodes"][node]["mesh"]]["primitives"]
+        np.testing.assert_allclose(array(primitive["attributes"]["POSITION"]), meshes[frame] * [1, -1, -1], atol=1e-7)
+        np.testing.assert_array_equal(array(primitive["indices"]).reshape(-1, 3), faces)
+        normals = array(primitive["attributes"]["NORMAL"])
+        np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1.0, atol=1e-6)
+        expected = trimesh.Trimesh(meshes[frame] * [1, -1, -1], faces, process=False).vertex_normals
+        assert np.median(np.sum(normals * expected, axis=1)) > 0.99
+    assert path.stat().st_size < 4 * 24 * len(template) + 4 * faces.size + 10_000
+
+
+def test_other_programs_read_the_animation(tmp_path, shape):
+    template, faces = shape
+    path = tmp_path / "hand.glb"
+    write_animation(path, [template, template + np.float32(0.1)], faces, [0.0, 0.1])
+    scene = trimesh.load_scene(path)
+    assert len(scene.geometry) == 2
+    for mesh in scene.geometry.values():
+        assert mesh.vertices.shape == template.shape
+        assert mesh.faces.shape == faces.shape
+
+
+def test_animations_that_make_no_sense(tmp_path, shape):
+    template, faces = shape
+    with pytest.raises(InputError, match=r"no frame shows a hand"):
+        write_animation(tmp_path / "hand.glb", [None, None], faces, [0.0, 0.1])
+    for times in ([0.0, 0.0], [0.0]):
+        with pytest.raises(ValueError, match="times that rise"):
+            write_animation(tmp_path / "hand.glb", [template, template], faces, times)
+    with pytest.raises(InputError, match=r"cannot be written"):
+        write_animation(tmp_path / "no" / "hand.glb", [template], faces, [0.0])
+    assert list(tmp_path.iterdir()) == []
