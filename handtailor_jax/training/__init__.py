@@ -1,0 +1,1 @@
+"""Training of the hand module. Needs Flax, Optax and Orbax."""

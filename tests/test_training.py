@@ -1,0 +1,287 @@
+"""Training: the step learns, does not depend on the number of devices, goes on exactly, and says what is wrong."""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from handtailor_jax.data import pool as pool_module
+from handtailor_jax.data.synthetic import SyntheticDataset
+from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.cameras import project
+from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.hand_module.weights import load_weights, provenance
+from handtailor_jax.training import loop
+from handtailor_jax.training.config import DataConfig, LossWeights, OptimizerConfig, TrainingConfig
+from handtailor_jax.training.loop import NotFinite, Run, train
+from handtailor_jax.types import Camera
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = 48
+
+TINY = dataclasses.replace(
+    HandModuleConfig.small(),
+    image_size=32,
+    channels=16,
+    depth=1,
+    shape_channels=16,
+    shape_levels=1,
+    shape_hidden=(16,),
+    ik_hidden=(32,),
+)
+
+
+class FakeDataset(SyntheticDataset):
+    """Instead of rendered hands: coloured dots at their keypoints, in no time."""
+
+    def __init__(self, config, split="train", seed=0):
+        self.split, self.seed = split, seed
+        self.config = config
+
+    def batch(self, indices):
+        from handtailor_jax.mano.loading import embedded_hand
+
+        hand = embedded_hand()
+        random = np.random.default_rng([self.seed, int(indices[0]), self.split == "test"])
+        pose = 0.4 * random.normal(size=(len(indices), 16, 3)).astype(np.float32)
+        betas = random.normal(size=(len(indices), 10)).astype(np.float32)
+        joints = np.asarray(posed(hand, jnp.asarray(pose), jnp.asarray(betas)))
+        joints = joints - joints[:, 9:10] + np.asarray([0.03, -0.02, 0.5], np.float32)
+        count = np.ones(len(indices))
+        camera = Camera.perspective(100.0 * count, 104.0 * count, 20.0 * count, 28.0 * count)
+        points = project(camera, jnp.asarray(joints))
+        image = np.zeros((len(indices), self.config.size, self.config.size, 3), np.uint8)
+        for k in range(21):
+            column, row = (
+                np.clip(np.asarray(points[:, k, i]).round().astype(int), 0, self.config.size - 2) for i in (0, 1)
+            )
+            for dx, dy in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                image[np.arange(len(indices)), row + dy, column + dx] = (40 + 10 * k, 255 - 12 * k, 60 * (k % 4))
+        return SimpleNamespace(image=image, keypoints_2d=points, camera=camera, joints=joints, pose=pose, betas=betas)
+
+
+posed = jax.jit(lambda hand, pose, betas: jax.vmap(lambda p, b: hand.shape(b).pose(p).keypoints)(pose, betas))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pool_module, "SyntheticDataset", FakeDataset)
+        pool_module.SamplePool(folder, loop.synthetic_config(tiny(folder)), 32)
+        pool_module.SamplePool(folder, loop.synthetic_config(tiny(folder)), 8, "test")
+    return folder
+
+
+def tiny(cache, **changes):
+    settings = {
+        "module": TINY,
+        "steps": 12,
+        "batch": 8,
+        "data": DataConfig(cache=cache, size=SIZE, pool=32, test=8),
+        "optimizer": OptimizerConfig(learning_rate=3e-3, warm_up=2),
+        "log_every": 2,
+        "evaluate_every": 6,
+        "checkpoint_every": 4,
+    }
+    return TrainingConfig(**(settings | changes))
+
+
+def take(run, steps, start=0):
+    return [float(run.advance(step, run.feed.from_host(step)).sums.loss[0]) for step in range(start, start + steps)]
+
+
+def test_many_devices_equal_one(cache, tmp_path):
+    config = tiny(cache)
+    one, four = (Run(config, tmp_path / str(n), devices=n) for n in (1, 4))
+    first, second = take(one, 3), take(four, 3)
+    # Adam's first steps have the size of the learning rate whatever the gradient, rounding included.
+    np.testing.assert_allclose(second, first, rtol=1e-3)
+    # Adam's first steps turn rounding errors of gradients that are zero, such as those of biases before a
+    # normalisation, into steps as large as any other: statistics and most kernels agree, not every number.
+    state, other = one.host_state(), four.host_state()
+    np.testing.assert_allclose(other.statistics, state.statistics, rtol=2e-3, atol=2e-3)
+    kernels = one.network.params.kernels
+    close = np.abs(other.params[:kernels] - state.params[:kernels]) < 1e-4
+    assert close.mean() > 0.99
+    copies = np.asarray(four.state.params)
+    assert (copies == copies[:1]).all()
+    one.checkpoints.close()
+    four.checkpoints.close()
+
+
+def test_learns_and_resumes_bit_for_bit(cache, tmp_path, monkeypatch):
+    config = tiny(cache)
+    whole = Run(config, tmp_path / "whole", devices=1)
+    losses = take(whole, 12)
+    assert np.mean(losses[-4:]) < 0.97 * np.mean(losses[:3])
+
+    begun = Run(config, tmp_path / "part", devices=1)
+    take(begun, 5)
+    begun.checkpoints.save(begun.host_state())
+    begun.checkpoints.close()
+    again = Run(config, tmp_path / "part", resume=True, devices=1)
+    assert again.step == 5
+    assert take(again, 7, start=5) == losses[5:]
+    for a, b in zip(jax.tree.leaves(again.host_state()), jax.tree.leaves(whole.host_state()), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # Onto another number of devices the same checkpoint goes just as well.
+    spread = Run(config, tmp_path / "part", resume=True, devices=2)
+    assert spread.step == 5
+    assert spread.state.params.shape[0] == 2
+    other = dataclasses.replace(config, module=dataclasses.replace(TINY, ik_hidden=(16,)))
+    with pytest.raises(InputError, match=r"checkpoint 5 is of another configuration \(\d+ arrays differ"):
+        Run(other, tmp_path / "part", resume=True, devices=1)
+    for run in (whole, again, spread):
+        run.checkpoints.close()
+
+
+def test_whole_run(cache, tmp_path):
+    config = tiny(cache)
+    path = train(config, tmp_path / "run", devices=1)
+    module = load_weights(path)
+    assert module.config == TINY
+    assert json.loads(provenance(path)["training"])["batch"] == 8
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 10, 12]
+    scores = [line for line in lines if "synthetic/pck10" in line]
+    assert [line["step"] for line in scores] == [6, 12]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["packages"]["jax"] == jax.__version__
+    for name in ("curves.png", "config.json", "pictures/0000012.jpg"):
+        assert (tmp_path / "run" / name).stat().st_size > 100
+    # A second run of the same name has to be asked for.
+    with pytest.raises(InputError, match="holds a run already: give --resume"):
+        train(config, tmp_path / "run", devices=1)
+    with pytest.raises(InputError, match="its run had batch = 8, now it is 16"):
+        train(dataclasses.replace(config, batch=16), tmp_path / "run", resume=True, devices=1)
+    # Nothing is left to do, and the weights are written again.
+    path.unlink()
+    again = load_weights(train(config, tmp_path / "run", resume=True, devices=1))
+    for a, b in zip(jax.tree.leaves(nnx.state(again)), jax.tree.leaves(nnx.state(module)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_stops_where_a_loss_is_not_finite(cache, tmp_path):
+    config = tiny(cache)
+    run = Run(config, tmp_path / "run", devices=1)
+    take(run, 2)
+    good = run.host_state()
+    batch = run.feed.from_host(2)
+    batch.betas[0, 3, 0] = np.nan
+    run.advance(2, batch)
+    take(run, 1, start=3)
+    with pytest.raises(NotFinite, match=r"step 2: the loss or a gradient is not finite; what it saw is in"):
+        loop._check_finite(run)
+    run.checkpoints.close()
+    with np.load(tmp_path / "run" / "not_finite.npz") as saved:
+        assert saved["image"].shape == (8, 32, 32, 3)
+    kept = Run(config, tmp_path / "run", resume=True, devices=1)
+    assert kept.step == 2
+    for a, b in zip(jax.tree.leaves(kept.host_state()), jax.tree.leaves(good), strict=True):
+        np.testing.assert_array_equal(a, b)
+    kept.checkpoints.close()
+
+
+def test_iknet_learns_from_poses_alone(cache, tmp_path):
+    weights = LossWeights(rotations_from_truth=1.0, model_keypoints=1.0)
+    config = tiny(cache, stage="ik", batch=64, loss=weights, optimizer=OptimizerConfig(learning_rate=3e-3, warm_up=1))
+    run = Run(config, tmp_path / "run", devices=1)
+    before = run.host_state()
+    losses = take(run, 12)
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:2])
+    assert all(name.startswith("iknet.") for name, _ in run.network.params.shapes)
+    np.testing.assert_array_equal(run.host_state().frozen, before.frozen)
+    run.checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"batch": 9, "optimizer": OptimizerConfig(accumulate=2)}, "cannot be split into optimizer.accumulate = 2"),
+        ({"module": dataclasses.replace(TINY, batch_axis="x")}, "batch_axis is set by training itself"),
+    ],
+)
+def test_settings_that_cannot_be_run(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        tiny(tmp_path, **changes)
+
+
+def test_devices_and_batches_that_do_not_fit(cache, tmp_path):
+    with pytest.raises(InputError, match="batch 2 is smaller than the 4 devices"):
+        Run(tiny(cache, batch=2), tmp_path / "a", devices=4)
+    with pytest.raises(InputError, match="6 samples from disk a step cannot be dealt to 4 devices"):
+        Run(tiny(cache, batch=6), tmp_path / "b", devices=4)
+    with pytest.raises(InputError, match="5 devices were asked for, there are 4"):
+        Run(tiny(cache), tmp_path / "c", devices=5)
+    data = dataclasses.replace(tiny(cache).data, photographs=tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"labels.json: cannot be read .*: give a folder with labels.json"):
+        Run(tiny(cache, data=data), tmp_path / "d", devices=1)
+
+
+def test_a_damaged_shard_and_a_pool_that_grows(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool_module, "SyntheticDataset", FakeDataset)
+    monkeypatch.setattr(pool_module, "SHARD", 16)
+    config = loop.synthetic_config(tiny(cache))
+    small = pool_module.SamplePool(tmp_path, config, 16)
+    before = (small.folder / "00000").stat().st_mtime_ns
+    grown = pool_module.SamplePool(tmp_path, config, 40)
+    assert (small.folder / "00000").stat().st_mtime_ns == before
+    assert len(grown.batch(np.asarray([0, 17, 39])).image) == 3
+    with pytest.raises(IndexError, match="samples 0 to 39"):
+        grown.batch(np.asarray([40]))
+    np.testing.assert_array_equal(grown.batch(np.asarray([3])).joints, small.batch(np.asarray([3])).joints)
+    file = grown.folder / "00001" / "pose.npy"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"00001: is damaged .*: remove this folder"):
+        pool_module.SamplePool(tmp_path, config, 40)
+
+
+def command(*arguments):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return [sys.executable, str(ROOT / "train.py"), *map(str, arguments)], environment
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config is missing"),
+        (["--config", "nowhere.py", "--out", "x"], "nowhere.py: no such file"),
+        (["--config", "configs/smoke.py"], "--out is missing"),
+        (["--config", "configs/smoke.py", "--out", "x", "--batch", "0"], "batch must be at least 1"),
+    ],
+)
+def test_command_line_says_what_is_wrong(arguments, message, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.chdir(ROOT)
+    import train as script
+
+    with pytest.raises(SystemExit) as stop:
+        script.main(arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    # What Tyro refuses, it frames.
+    assert len(error.strip().splitlines()) == 1 or "Value error" in error
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_configs_can_be_read_and_say_how_they_are_run(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    import train as script
+
+    assert isinstance(script.read_config(path), TrainingConfig)
+    text = path.read_text()
+    assert f"configs/{path.name}" in text
+    for word in ("Hardware", "xpected score"):
+        assert word in text

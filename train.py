@@ -1,0 +1,83 @@
+"""Trains a hand module: python train.py --config configs/smoke.py --out runs/smoke [--resume] [--steps 100 ...].
+
+A config file holds `config`, a `TrainingConfig`; every field can be overridden, as --help with --config shows.
+"""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from handtailor_jax.errors import InputError
+from handtailor_jax.training.config import TrainingConfig
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line and trains."""
+    parser = argparse.ArgumentParser(description=__doc__, add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--benchmark", action="store_true")
+    parser.add_argument("--devices", type=int)
+    known, overrides = parser.parse_known_args(arguments)
+    try:
+        if known.config is None:
+            raise InputError("--config is missing: give one of the files in configs/")
+        default = read_config(known.config)
+        config = tyro.cli(TrainingConfig, default=default, args=overrides, description=__doc__, prog="train.py")
+        if known.out is None:
+            raise InputError("--out is missing: give a folder for the run")
+        run(config, known)
+    except InputError as error:
+        print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def run(config: TrainingConfig, known: argparse.Namespace) -> None:
+    """Trains or measures.
+
+    Raises:
+        InputError: one line that names what is wrong.
+    """
+    try:
+        from handtailor_jax.training import loop
+    except ImportError as error:
+        raise InputError(f"training needs more packages ({error}): pip install 'handtailor-jax[train]'") from None
+    if known.benchmark:
+        print(loop.benchmark(config, known.out, devices=known.devices))
+    else:
+        print(loop.train(config, known.out, resume=known.resume, devices=known.devices))
+
+
+def read_config(path: Path) -> TrainingConfig:
+    """The `config` of a Python file.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file: give one of the files in configs/")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}: {error}): correct it") from None
+    config = getattr(module, "config", None)
+    if not isinstance(config, TrainingConfig):
+        raise InputError(f"{path}: defines no config of type TrainingConfig")
+    return config
+
+
+if __name__ == "__main__":
+    main()
