@@ -1,5 +1,7 @@
 """HandTailor in JAX: a 3D hand mesh that agrees with the picture."""
 
+from typing import TYPE_CHECKING, Any
+
 from handtailor_jax.detections import Detection, detection, from_mediapipe, read_detections
 from handtailor_jax.errors import InputError
 from handtailor_jax.fit import HandFit, RunnerUp, fit, fit_detection
@@ -10,6 +12,9 @@ from handtailor_jax.tailor import PRESETS, TailorConfig, initialize, tailor, tai
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
 from handtailor_jax.tailor.search import SearchConfig, place_proposal, search
 from handtailor_jax.types import Camera, HandMesh, HandParameters, Observation, Side
+
+if TYPE_CHECKING:
+    from handtailor_jax.pipeline import HandResult, HandTailor, HandVideo
 
 __version__ = "0.1.0"
 
@@ -25,6 +30,9 @@ __all__ = [
     "HandMesh",
     "HandModel",
     "HandParameters",
+    "HandResult",
+    "HandTailor",
+    "HandVideo",
     "InputError",
     "LandmarkConvention",
     "Observation",
@@ -49,3 +57,16 @@ __all__ = [
     "tailor",
     "tailor_batch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Networks need flax, whose import takes as long as everything else here: whoever only fits keypoints is spared it.
+    if name in ("HandResult", "HandTailor", "HandVideo"):
+        from handtailor_jax import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""The `handtailor` command: fit, bench, export.
+"""The `handtailor` command: predict, fit, bench, and the files it reads and writes.
 
 Bad input prints one line and exits with status 2. Everything is checked before anything is written.
 """
@@ -15,8 +15,11 @@ import numpy as np
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
+from handtailor_jax.data.freihand_layout import Synth
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.fit_benchmark import FitBenchmark
+from handtailor_jax.evaluation.predict_benchmark import PredictBenchmark
+from handtailor_jax.evaluation.synth_benchmark import SynthBenchmark
 from handtailor_jax.evaluation.tailor_benchmark import TailorBenchmark
 
 
@@ -42,8 +45,57 @@ class Fit:
 
 
 @dataclasses.dataclass(frozen=True)
+class Predict:
+    """Recover hand meshes from photographs and videos.
+
+    INPUT: images, folders, patterns such as "photos/*.jpg", videos, or the number of a webcam. Images give <id>.json,
+    <id>_overlay.png and, on request, a mesh; several also sheet.png. Videos give <id>.jsonl (a line a frame),
+    <id>_overlay.mp4 and, with --mesh glb, a moving mesh. What cannot be read is reported and skipped; the exit status
+    is then 2.
+    """
+
+    inputs: Positional[tuple[str, ...]]
+    """Images, folders, patterns, videos or the number of a webcam."""
+    weights: Path
+    """Weights of the hand module (.safetensors), from `handtailor convert-official` or training."""
+    out: Annotated[Path, arg(aliases=["-o"])] = Path("hands")
+    """Folder for the results."""
+    camera: tuple[float, float, float, float] | None = None
+    """Intrinsics FX FY CX CY in pixels of the images; weak perspective if not given."""
+    side: Literal["right", "left"] = "right"
+    """Which hand the images show."""
+    box: tuple[float, float, float, float] | None = None
+    """Box X Y W H around the hand, with a margin, pixels; the hand is looked for if not given."""
+    hand: Path | None = None
+    """Hand model: MANO_RIGHT.pkl, MANO_LEFT.pkl or an npz. The embedded hand if not given."""
+    mesh: Literal["obj", "ply", "glb"] | None = None
+    """Also write meshes in this format; videos can only be glb."""
+    preset: Literal["default", "paper", "official"] = "default"
+    """What the tailor minimises, and how."""
+    tailor: bool = True
+    """Refine the network's proposal."""
+    batch: int = 1
+    """Images in one call of the network."""
+    overlay: bool = True
+    """Write the pictures and videos to look at."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOfficial:
+    """Convert the released checkpoint of HandTailor (PyTorch) to a weight file of this package, without PyTorch."""
+
+    checkpoint: Positional[Path]
+    """The released checkpoint, in either format of PyTorch."""
+    weights: Positional[Path]
+    """File to write, ending in .safetensors."""
+
+
+Platforms = tuple[Literal["cpu", "cuda", "tpu"], ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class ExportTailor:
-    """Write the tailor alone as a jax.export file that runs without this package (extra `export`)."""
+    """From keypoints and a proposed pose to the placed mesh."""
 
     out: Positional[Path]
     """File to write."""
@@ -51,8 +103,51 @@ class ExportTailor:
     """Hand model, baked into the file; the embedded hand if not given."""
     preset: Literal["default", "paper", "official"] = "default"
     """What the tailor minimises, and how."""
-    platforms: tuple[Literal["cpu", "cuda", "tpu"], ...] = ("cpu",)
+    perspective: bool = True
+    """For pictures with intrinsics; otherwise the file is for pictures without."""
+    platforms: Platforms = ("cpu", "cuda", "tpu")
     """Where the file can run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportHandModule:
+    """From a crop and its camera to keypoints, joints, pose and shape."""
+
+    out: Positional[Path]
+    """File to write."""
+    weights: Path
+    """Weights of the hand module (.safetensors), baked into the file."""
+    platforms: Platforms = ("cpu", "cuda", "tpu")
+    """Where the file can run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportPipeline:
+    """From a crop and the picture's camera to the placed mesh."""
+
+    out: Positional[Path]
+    """File to write."""
+    weights: Path
+    """Weights of the hand module (.safetensors), baked into the file."""
+    hand: Path | None = None
+    """Hand model, baked into the file; the embedded hand if not given."""
+    preset: Literal["default", "paper", "official"] = "default"
+    """What the tailor minimises, and how."""
+    tailor: bool = True
+    """Refine the network's proposal."""
+    platforms: Platforms = ("cpu", "cuda", "tpu")
+    """Where the file can run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a part of the method as a jax.export file that runs without this package (extra `export`)."""
+
+    what: (
+        Annotated[ExportTailor, subcommand("tailor")]
+        | Annotated[ExportHandModule, subcommand("hand-module")]
+        | Annotated[ExportPipeline, subcommand("pipeline")]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +155,20 @@ class Bench:
     """Measure speed and error on this machine."""
 
     what: (
-        Annotated[TailorBenchmark, subcommand("tailor", description="Table 3: the tailor by solver and iterations.")]
+        Annotated[PredictBenchmark, subcommand("predict", description="From picture to mesh: latency by stage.")]
+        | Annotated[TailorBenchmark, subcommand("tailor", description="Table 3: the tailor by solver and iterations.")]
         | Annotated[FitBenchmark, subcommand("fit", description="2D keypoints alone: error against rendered truth.")]
+        | Annotated[SynthBenchmark, subcommand("synth", description="Rendered training samples a second.")]
     )
 
 
 Command = (
-    Annotated[Fit, subcommand("fit")]
+    Annotated[Predict, subcommand("predict")]
+    | Annotated[Fit, subcommand("fit")]
+    | Annotated[Synth, subcommand("synth")]
     | Annotated[Bench, subcommand("bench")]
-    | Annotated[ExportTailor, subcommand("export-tailor")]
+    | Annotated[ConvertOfficial, subcommand("convert-official")]
+    | Annotated[Export, subcommand("export")]
 )
 
 
@@ -91,31 +191,92 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def run(command: Fit | Bench | ExportTailor) -> None:
+def run(command: Predict | Fit | Synth | Bench | ConvertOfficial | Export) -> None:
     """Runs one parsed command.
 
     Raises:
         InputError: one line that names the input and the remedy.
     """
-    if isinstance(command, Fit):
+    if isinstance(command, Predict):
+        run_predict(command)
+    elif isinstance(command, ConvertOfficial):
+        run_convert(command)
+    elif isinstance(command, Fit):
         run_fit(command)
-    elif isinstance(command, ExportTailor):
-        run_export(command)
+    elif isinstance(command, Synth):
+        from handtailor_jax.data.freihand_layout import synth
+
+        print(f"written to {synth(command)}")
+    elif isinstance(command, Export):
+        run_export(command.what)
     elif isinstance(command.what, TailorBenchmark):
         from handtailor_jax.evaluation import tailor_benchmark
 
         tailor_benchmark.run(command.what)
+    elif isinstance(command.what, PredictBenchmark):
+        from handtailor_jax.evaluation import predict_benchmark
+
+        predict_benchmark.run(command.what)
+    elif isinstance(command.what, SynthBenchmark):
+        from handtailor_jax.evaluation import synth_benchmark
+
+        print(synth_benchmark.run(command.what))
     else:
         from handtailor_jax.evaluation import fit_benchmark
 
         print(fit_benchmark.run(command.what))
 
 
+def run_predict(command: Predict) -> None:
+    """Recovers the hands of all inputs."""
+    from handtailor_jax import predict
+    from handtailor_jax.mano.loading import load_hand
+    from handtailor_jax.pipeline import HandTailor, as_camera
+    from handtailor_jax.tailor import PRESETS
+
+    if command.batch < 1:
+        raise InputError(f"--batch has to be at least 1, not {command.batch}")
+    camera = None
+    if command.camera is not None:
+        fx, fy, cx, cy = command.camera
+        camera = np.asarray([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]], np.float32)
+        as_camera(camera)
+    sources = predict.find_sources(command.inputs)
+    config = PRESETS[command.preset]() if command.tailor else None
+    tailor = HandTailor.load(command.weights, None if command.hand is None else load_hand(command.hand), config)
+    options = predict.Options(
+        out=command.out,
+        camera=camera,
+        side=command.side,
+        box=command.box,
+        mesh=command.mesh,
+        batch=command.batch,
+        overlay=command.overlay,
+    )
+    skipped = predict.predict(sources, tailor, options)
+    print(f"{len(sources) - skipped} of {len(sources)} inputs written to {command.out}")
+    if skipped:
+        raise SystemExit(2)
+
+
+def run_convert(command: ConvertOfficial) -> None:
+    """Writes the released checkpoint as a weight file."""
+    from handtailor_jax import results
+    from handtailor_jax.hand_module.official import load_official
+    from handtailor_jax.hand_module.torch_file import read_state_dict
+    from handtailor_jax.hand_module.weights import save_weights
+
+    module = load_official(read_state_dict(command.checkpoint))
+    results.prepare_folder(command.weights.absolute().parent, [command.weights.name])
+    save_weights(command.weights, module, {"source": f"released checkpoint {command.checkpoint.name}, converted"})
+    print(f"written to {command.weights}")
+
+
 def run_fit(command: Fit) -> None:
     """Fits every hand of a file and writes the results."""
     from tqdm import tqdm
 
-    from handtailor_jax import results
+    from handtailor_jax import images, results
     from handtailor_jax.detections import read_detections
     from handtailor_jax.fit import fit_detection
     from handtailor_jax.mano.loading import load_hand
@@ -129,11 +290,11 @@ def run_fit(command: Fit) -> None:
             results.mesh_library()
             endings.append(f".{command.mesh}")
         if command.overlay:
-            results.opencv()
+            images.opencv()
             endings.append("_overlay.png")
             for detection in found:
                 if detection.image is not None:
-                    results.read_picture(detection.image)
+                    images.read_picture(detection.image)
         names = [f"{detection.id}{ending}" for detection in found for ending in endings]
         results.prepare_folder(command.out, [*names, "sheet.png"] if command.overlay else names)
 
@@ -148,8 +309,8 @@ def run_fit(command: Fit) -> None:
             if command.mesh is not None:
                 results.write_mesh(command.out / f"{detection.id}.{command.mesh}", fit)
             if command.overlay:
-                photograph = None if detection.image is None else results.read_picture(detection.image)
-                picture = results.overlay(fit, photograph, detection)
+                photograph = None if detection.image is None else images.read_picture(detection.image)
+                picture = results.overlay(fit, photograph, detection.keypoints_2d, detection.confidence)
                 results.write_picture(command.out / f"{detection.id}_overlay.png", picture)
                 if len(pictures) < _MOST_ON_SHEET:
                     pictures.append(picture)
@@ -164,17 +325,36 @@ def run_fit(command: Fit) -> None:
     print(f"{len(found)} hand{'s' if len(found) != 1 else ''} written to {command.out}")
 
 
-def run_export(command: ExportTailor) -> None:
-    """Writes the exported tailor."""
-    from handtailor_jax import results
-    from handtailor_jax.export import export_tailor
+def run_export(command: ExportTailor | ExportHandModule | ExportPipeline) -> None:
+    """Writes a part of the method as a program, and its description."""
+    from handtailor_jax import export, results
+    from handtailor_jax.hand_module.weights import load_weights
     from handtailor_jax.mano.loading import load_hand
     from handtailor_jax.tailor import PRESETS
 
-    hand = load_hand(command.hand)
-    results.prepare_folder(command.out.parent, [command.out.name])
-    export_tailor(command.out, hand=hand, config=PRESETS[command.preset](), platforms=command.platforms)
-    print(f"written to {command.out}")
+    if not command.platforms:
+        raise InputError("--platforms names no platform: give at least one of cpu, cuda, tpu")
+    out, platforms = command.out, command.platforms
+
+    def prepare() -> None:
+        # After everything that can be wrong with the inputs.
+        results.prepare_folder(out.absolute().parent, [out.name, f"{out.name}.json"])
+
+    if isinstance(command, ExportTailor):
+        hand = load_hand(command.hand)
+        prepare()
+        config = PRESETS[command.preset]()
+        export.export_tailor(out, hand, config, perspective=command.perspective, platforms=platforms)
+    elif isinstance(command, ExportHandModule):
+        module = load_weights(command.weights)
+        prepare()
+        export.export_hand_module(out, module, platforms=platforms)
+    else:
+        module, hand = load_weights(command.weights), load_hand(command.hand)
+        prepare()
+        refine = PRESETS[command.preset]() if command.tailor else None
+        export.export_pipeline(out, module, hand, refine, platforms=platforms)
+    print(f"written to {out} ({out.stat().st_size / 1e6:.1f} MB) and {out.name}.json")
 
 
 def keep_compiled_programs() -> None:

@@ -1,18 +1,17 @@
 """What `handtailor fit` writes: JSON, mesh and overlay of a fitted hand. Files appear complete or not at all."""
 
-import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from handtailor_jax.detections import Detection
 from handtailor_jax.errors import InputError
 from handtailor_jax.fit import HandFit
+from handtailor_jax.images import opencv
 
 
 def to_json(fit: HandFit) -> dict[str, Any]:
@@ -64,13 +63,19 @@ def write_mesh(path: Path, fit: HandFit) -> None:
     camera's axes (y down, z forward); GLB is turned into glTF's (y up, z toward the viewer).
     """
     trimesh = mesh_library()
-    vertices = np.asarray(fit.vertices, np.float64)
-    if not fit.perspective:
-        vertices = (vertices - np.asarray(fit.parameters.translation)) / np.asarray(fit.parameters.scale)
+    vertices = metric_vertices(fit)
     if path.suffix == ".glb":
         vertices = vertices * [1.0, -1.0, -1.0]
     mesh = trimesh.Trimesh(vertices, fit.faces, process=False)
     write_atomically(path, lambda temporary: mesh.export(temporary, file_type=path.suffix[1:]))
+
+
+def metric_vertices(fit: HandFit) -> np.ndarray:
+    """(V, 3) metres, camera axes: in the camera frame with intrinsics, relative to the middle MCP without."""
+    vertices = np.asarray(fit.vertices, np.float64)
+    if fit.perspective:
+        return vertices
+    return (vertices - np.asarray(fit.parameters.translation)) / np.asarray(fit.parameters.scale)
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
@@ -86,58 +91,11 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     write_atomically(path, write)
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Reads a photograph as uint8 RGB.
-
-    Raises:
-        InputError: if it is missing or not a picture that OpenCV can read.
-    """
-    cv2 = opencv()
-    try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as error:
-        raise InputError(
-            f"{path}: the image cannot be read ({error.strerror}): correct `image` or leave it out"
-        ) from None
-    try:
-        with _quiet(cv2):
-            picture = None if _cut_short(data.tobytes()) else cv2.imdecode(data, cv2.IMREAD_COLOR)
-    except cv2.error:
-        picture = None
-    if picture is None:
-        raise InputError(f"{path}: is not an image that can be read: give a PNG or JPEG file or leave `image` out")
-    return np.ascontiguousarray(picture[..., ::-1])
-
-
-def _cut_short(data: bytes) -> bool:
-    """Whether a PNG or JPEG file lacks its end: decoders complain about that on stderr, or fill the rest with grey."""
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return b"IEND" not in data
-    if data[:2] == b"\xff\xd8":
-        return b"\xff\xd9" not in data[2:]
-    return not data
-
-
-@contextlib.contextmanager
-def _quiet(cv2: Any) -> Iterator[None]:
-    """OpenCV without its warnings: what is wrong with a picture is said once, by us."""
-    logging = getattr(getattr(cv2, "utils", None), "logging", None)
-    if logging is None:
-        yield
-        return
-    level = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        logging.setLogLevel(level)
-
-
-def overlay(fit: HandFit, photograph: np.ndarray | None, detection: Detection) -> np.ndarray:
-    """Photograph with keypoints, with the mesh over it, and the mesh from a second view, as one uint8 RGB picture."""
+def overlay(fit: HandFit, photograph: np.ndarray | None, keypoints_2d: Any, confidence: Any) -> np.ndarray:
+    """Photograph with the observed keypoints, the mesh over it, and the mesh from a second view, uint8 RGB."""
     from handtailor_jax.render.overlay import overlay_figure
 
-    seen = np.where((detection.confidence > 0)[:, None], detection.keypoints_2d, np.nan)
+    seen = np.where((np.asarray(confidence) > 0)[:, None], keypoints_2d, np.nan)
     return overlay_figure(photograph, fit.vertices, fit.faces, fit.camera, seen, fit.keypoints_2d)
 
 
@@ -187,15 +145,6 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def opencv() -> Any:
-    """cv2, or one clear line."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise InputError(f"OpenCV is not usable ({error}): pip install opencv-python-headless") from None
-    return cv2
 
 
 def mesh_library() -> Any:

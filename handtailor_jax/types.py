@@ -108,6 +108,50 @@ class Observation:
     relative_depth: Float[Array, "*batch 21"] | None = None
     """Depth of each keypoint relative to the root (camera z), in pixels at the root's depth: metres times the pixels
     that a metre covers there. None where no method has estimated it."""
+    depth_map: Float[Array, "*batch height width"] | None = None
+    """Camera z seen at each pixel of `camera` (element [v, u] belongs to the pixel (u, v)): metres, or camera-frame
+    units in weak perspective; not finite where unknown. None where there is no such map."""
+    mask: Float[Array, "*batch height width"] | None = None
+    """How much of each pixel of `camera` the hand covers, 0 to 1. None where there is no such map."""
+
+
+@pytree
+class HandEstimate:
+    """What the hand module says about one hand, with every intermediate; "crop" is the module's input image."""
+
+    heatmap_logits: tuple[Float[Array, "*batch rows columns 21"], ...]
+    """Heatmaps before their sigmoid or softmax: every 2D stack's, then every 3D stack's; the last one is decoded."""
+    depth_maps: tuple[Float[Array, "*batch rows columns 21"], ...]
+    """Depth maps D of every 3D stack, as the network scales them; the last one is decoded."""
+    heatmaps: Float[Array, "*batch rows columns 21"]
+    """H of Eq. 4: the decoded heatmaps, each with sum 1."""
+    keypoints_2d: Float[Array, "*batch 21 2"]
+    """Keypoints (u, v) in pixels of the crop (Eq. 4)."""
+    confidence: Float[Array, "*batch 21"]
+    """The share of H that lies close to its keypoint, 0 to 1."""
+    relative_depth: Float[Array, "*batch 21"]
+    """Depth of each keypoint relative to the root, in reference bones (Eq. 4): camera z in the released network, along
+    the line of sight to the root in ours."""
+    bone: Float[Array, "*batch"]
+    """Length of the reference bone, metres, from the shape branch."""
+    scale: Float[Array, "*batch"]
+    """Camera-frame units per reference bone: the bone's length in metres (perspective), Eq. 15 (weak perspective)."""
+    root_depth: Float[Array, "*batch"]
+    """z of the root joint in the camera frame: metres (perspective), 0 (weak perspective)."""
+    joints: Float[Array, "*batch 21 3"]
+    """The lifted keypoints in the camera frame (Eq. 5, 14): metres (perspective), pixels (weak perspective)."""
+    raw_rotations: Float[Array, "*batch 16 parameters"]
+    """IKNet's output before normalisation: quaternions (w, x, y, z), or two columns of each matrix."""
+    rotations: Float[Array, "*batch 16 3 3"]
+    """Rotation matrices of MANO's 16 joints."""
+    pose: Float[Array, "*batch 16 3"]
+    """The same rotations as axis-angle vectors, radians."""
+    betas: Float[Array, "*batch 10"]
+    """Shape coefficients in standard deviations."""
+    shape_features: Float[Array, "*batch features"]
+    """What the shape branch's regressor reads."""
+    shape_vector: Float[Array, "*batch 12"]
+    """What it says: raw bone length, raw root depth, betas."""
 
 
 @pytree

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
+# One compilation for all workers and commands of a test run, and none for the next run: its folder is a new one.
+if "HANDTAILOR_TEST_CACHE" not in os.environ:
+    os.environ["HANDTAILOR_TEST_CACHE"] = tempfile.mkdtemp(prefix="handtailor-tests-")
+jax.config.update("jax_compilation_cache_dir", os.environ["HANDTAILOR_TEST_CACHE"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 2.0)
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -23,7 +30,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 PACKAGE = "handtailor_jax"
 
 
-def _register_dataclass_unchecked(cls: type, data_fields: Any, meta_fields: Any, **kwargs: Any) -> type:
+def _register_dataclass_unchecked(cls: type, data_fields: Any = None, meta_fields: Any = None, **kwargs: Any) -> type:
     """Registers the package's dataclasses so that JAX rebuilds them without calling their checked constructor.
 
     JAX also fills pytrees with things that are no arrays (axis numbers, None, markers) and adds batch axes to them

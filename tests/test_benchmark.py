@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from handtailor_jax.errors import InputError
+from handtailor_jax.evaluation import predict_benchmark
 from handtailor_jax.evaluation.problems import tailor_problems
 from handtailor_jax.evaluation.tailor_benchmark import METRICS, ORIGINAL, OriginalWay, TailorBenchmark, run
 from handtailor_jax.tailor import TailorConfig, tailor
@@ -58,3 +59,60 @@ def test_bad_options(hand, tmp_path):
     for wrong in ({"rounds": 0}, {"iterations": (0,)}, {"json": tmp_path}, {"json": tmp_path / "no" / "b.json"}):
         with pytest.raises(InputError):
             run(TailorBenchmark(**wrong), hand)
+
+
+@pytest.mark.slow
+def test_tiny_run_of_predict(hand, tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    batches = predict_benchmark.PredictBenchmark(
+        networks=("small",), batches=(1, 2), rounds=3, seconds=1.0, torch=False, json=path
+    )
+    report = predict_benchmark.run(batches, hand)
+    printed = capsys.readouterr().out
+    assert "| small" in printed
+    assert "handtailor-jax[bench]" in printed
+    stages = [
+        ("small", "preprocess"),
+        ("small", "network"),
+        ("small", "whole"),
+        ("either", "tailor"),
+        ("either", "mesh"),
+    ]
+    assert [(row.network, row.stage) for row in report.rows] == [*stages, *stages]
+    assert all(row.milliseconds >= row.fastest_milliseconds > 0.0 for row in report.rows)
+    assert report.ratios(1) == {}
+    stored = json.loads(path.read_text())
+    assert len(stored["rows"]) == 10
+
+
+@pytest.mark.slow
+def test_both_official_networks_have_the_same_weights(hand):
+    """What is compared for speed computes the same."""
+    torch = pytest.importorskip("torch")
+    subjects = predict_benchmark.subjects(predict_benchmark.PredictBenchmark(networks=("official",)), hand, torch)
+    assert list(subjects) == ["official", predict_benchmark.EITHER, predict_benchmark.TORCH]
+    ours, theirs = subjects["official"](1)["network"](), subjects[predict_benchmark.TORCH](1)
+    assert ours["heatmaps"].shape == (1, 64, 64, 21)
+    for layout in predict_benchmark.LAYOUTS:
+        np.testing.assert_allclose(np.asarray(ours["betas"])[0], theirs[layout]().betas[0].numpy(), atol=1e-3)
+
+
+def test_ratios_to_the_faster_layout():
+    times = {
+        ("small", "whole"): 10.0,
+        ("official", "network"): 60.0,
+        (predict_benchmark.TORCH, "NCHW"): 100.0,
+        (predict_benchmark.TORCH, "channels_last"): 80.0,
+    }
+    rows = [predict_benchmark.Row(network, 4, stage, 1.0, ms, ms, 3) for (network, stage), ms in times.items()]
+    report = predict_benchmark.PredictReport({"torch": "2"}, rows)
+    assert report.ratios(4) == {"official, network": 0.75, "small, whole": 0.125}
+    assert "| official, network | 0.750" in report.to_markdown()
+
+
+def test_bad_options_of_predict(hand, tmp_path):
+    for wrong in ({"rounds": 0}, {"batches": ()}, {"batches": (0,)}, {"networks": ()}, {"seconds": 0.0}):
+        with pytest.raises(InputError):
+            predict_benchmark.run(predict_benchmark.PredictBenchmark(**wrong), hand)
+    with pytest.raises(InputError, match="is a folder"):
+        predict_benchmark.run(predict_benchmark.PredictBenchmark(json=tmp_path), hand)

@@ -1,5 +1,6 @@
 """The command line: what `fit` writes, and that bad input ends in one line, status 2 and no file."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -11,10 +12,14 @@ import cv2
 import numpy as np
 import pytest
 import trimesh
+from flax import nnx
 
 from handtailor_jax import cli, results
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.problems import tailor_problems
+from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.weights import save_weights
 from handtailor_jax.mano.loading import embedded_arrays
 
 NAN, INF = float("nan"), float("inf")
@@ -128,24 +133,24 @@ def test_a_result_is_an_input(run, tmp_path, capsys):
     assert "1 hand written" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_examples_of_the_package(tmp_path, capsys):
-    cli.main(["fit", "--out", str(tmp_path)])
-    written = sorted(tmp_path.glob("*.json"))
-    assert len(written) >= 6
-    for path in written:
-        content = json.loads(path.read_text())
-        size = np.ptp(np.asarray(content["keypoints_2d"]), axis=0).max()
-        assert content["reprojection_error_after"] < 0.02 * size, path.name
-        assert cv2.imread(str(path.with_name(f"{path.stem}_overlay.png"))) is not None
-    assert (tmp_path / "sheet.png").exists()
-    assert f"{len(written)} hands written" in capsys.readouterr().out
-
-
 def test_export(tmp_path, capsys):
-    cli.main(["export-tailor", str(tmp_path / "new" / "tailor.bin"), "--preset", "paper"])
+    cli.main(["export", "tailor", str(tmp_path / "new" / "tailor.bin"), "--preset", "paper", "--platforms", "cpu"])
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"tailor.bin", "tailor.bin.json"}
-    assert "written to" in capsys.readouterr().out
+    assert "tailor.bin (" in capsys.readouterr().out
+    assert json.loads((tmp_path / "new" / "tailor.bin.json").read_text())["platforms"] == ["cpu"]
+
+
+def test_export_with_a_network(tmp_path, capsys):
+    small = {"image_size": 32, "channels": 8, "depth": 1, "shape_channels": 8, "shape_levels": 1}
+    config = dataclasses.replace(HandModuleConfig.small(), **small, shape_hidden=(8,), ik_hidden=(16,))
+    weights = tmp_path / "w.safetensors"
+    save_weights(weights, HandModule(config, rngs=nnx.Rngs(0)), {})
+    for part, more in (("hand-module", []), ("pipeline", ["--no-tailor"])):
+        cli.main(["export", part, str(tmp_path / part), "--weights", str(weights), *more])
+        description = json.loads((tmp_path / f"{part}.json").read_text())
+        assert description["inputs"][0]["shape"] == ["batch", 32, 32, 3]
+        assert description["platforms"] == ["cpu", "cuda", "tpu"]
+        assert f"written to {tmp_path / part} (" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -158,7 +163,7 @@ def test_benchmark_of_the_fit(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["fit", "--help"], ["bench", "--help"], ["bench", "fit", "--help"], ["export-tailor", "--help"]],
+    [["--help"], ["fit", "--help"], ["bench", "--help"], ["bench", "fit", "--help"], ["export", "pipeline", "--help"]],
 )
 def test_help(arguments, capsys):
     with pytest.raises(SystemExit) as end:
@@ -402,11 +407,23 @@ def test_unusable_hand_model(refused, tmp_path, entry):
     assert "no such file" in refused(hands, "--hand", str(tmp_path / "missing.pkl"))
 
 
-def test_export_of_an_unusable_hand_makes_no_folder(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["tailor", "--hand", "missing.pkl"], "missing.pkl: no such file"),
+        (["pipeline", "--weights", "missing.safetensors"], "missing.safetensors: no such file"),
+        (["hand-module", "--weights", "."], "is a folder"),
+        (["tailor", "--platforms"], "names no platform"),
+    ],
+)
+def test_export_of_unusable_things_makes_no_folder(tmp_path, capsys, arguments, reason):
+    part, *options = arguments
     with pytest.raises(SystemExit) as end:
-        cli.main(["export-tailor", str(tmp_path / "new" / "file"), "--hand", str(tmp_path / "missing.pkl")])
+        cli.main(["export", part, str(tmp_path / "new" / "file"), *options])
     assert end.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert reason in printed
     assert not (tmp_path / "new").exists()
 
 

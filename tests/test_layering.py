@@ -14,13 +14,16 @@ PACKAGE = "handtailor_jax"
 # Each part may import from earlier ones and from itself; two of the same rank never import each other.
 RANKS = (
     {"errors", "skeleton", "types"},
-    {"geometry"},
+    {"geometry", "images"},
     {"mano"},
-    {"hand_module", "tailor", "render", "data"},
+    {"render"},
+    {"hand_module", "tailor", "data"},
     {"detections"},
-    {"pipeline", "fit"},
-    {"results"},
-    {"training", "evaluation", "export"},
+    {"fit"},
+    {"tracking"},
+    {"pipeline"},
+    {"results", "video"},
+    {"training", "evaluation", "export", "predict"},
     {"cli", "__main__"},
 )
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
