@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 # Several virtual devices, so that the code for many devices is tested on one machine. Read once, when JAX starts.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # Nearly all of the time goes into compiling, of which optimising is half.
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 

@@ -102,21 +102,21 @@ def take(run, steps, start=0):
 
 def test_many_devices_equal_one(cache, tmp_path):
     config = tiny(cache)
-    one, four = (Run(config, tmp_path / str(n), devices=n) for n in (1, 4))
-    first, second = take(one, 3), take(four, 3)
-    # Adam's first steps have the size of the learning rate whatever the gradient, rounding included.
+    one, eight = (Run(config, tmp_path / str(n), devices=n) for n in (1, 8))
+    first, second = take(one, 1), take(eight, 1)
+    # Parameters cannot be compared: Adam's first step has the learning rate's size whatever the gradient, rounding
+    # errors of gradients that are zero included. After one step its first moments are a tenth of the gradient itself.
+    state, other = one.host_state(), eight.host_state()
+    gradient, same = (each.optimizer[1].mu for each in (state, other))
+    assert np.linalg.norm(same - gradient) < 1e-3 * np.linalg.norm(gradient)
+    np.testing.assert_allclose(other.statistics, state.statistics, rtol=1e-3, atol=1e-4)
+    first += take(one, 2, start=1)
+    second += take(eight, 2, start=1)
     np.testing.assert_allclose(second, first, rtol=1e-3)
-    # Adam's first steps turn rounding errors of gradients that are zero, such as those of biases before a
-    # normalisation, into steps as large as any other: statistics and most kernels agree, not every number.
-    state, other = one.host_state(), four.host_state()
-    np.testing.assert_allclose(other.statistics, state.statistics, rtol=2e-3, atol=2e-3)
-    kernels = one.network.params.kernels
-    close = np.abs(other.params[:kernels] - state.params[:kernels]) < 1e-4
-    assert close.mean() > 0.99
-    copies = np.asarray(four.state.params)
+    copies = np.asarray(eight.state.params)
     assert (copies == copies[:1]).all()
     one.checkpoints.close()
-    four.checkpoints.close()
+    eight.checkpoints.close()
 
 
 def test_learns_and_resumes_bit_for_bit(cache, tmp_path, monkeypatch):
@@ -222,8 +222,8 @@ def test_devices_and_batches_that_do_not_fit(cache, tmp_path):
         Run(tiny(cache, batch=2), tmp_path / "a", devices=4)
     with pytest.raises(InputError, match="6 samples from disk a step cannot be dealt to 4 devices"):
         Run(tiny(cache, batch=6), tmp_path / "b", devices=4)
-    with pytest.raises(InputError, match="5 devices were asked for, there are 4"):
-        Run(tiny(cache), tmp_path / "c", devices=5)
+    with pytest.raises(InputError, match="9 devices were asked for, there are 8"):
+        Run(tiny(cache), tmp_path / "c", devices=9)
     data = dataclasses.replace(tiny(cache).data, photographs=tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"labels.json: cannot be read .*: give a folder with labels.json"):
         Run(tiny(cache, data=data), tmp_path / "d", devices=1)
