@@ -1,0 +1,524 @@
+"""Metrics, alignments and protocols against what the literature publishes and against independent computations."""
+
+import dataclasses
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.linalg import orthogonal_procrustes
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+
+from handtailor_jax.errors import InputError
+from handtailor_jax.evaluation import freihand_scoring as freihand
+from handtailor_jax.evaluation import metrics, published
+from handtailor_jax.evaluation import protocols as prot
+from handtailor_jax.evaluation.alignment import best_similarity, scale_and_shift, similarity
+from handtailor_jax.evaluation.metrics import GRID_20_50, GRIDS
+from handtailor_jax.evaluation.protocols import Protocol, align
+from handtailor_jax.mano.loading import MANO_VERTICES
+
+BIHAND_RHD = np.asarray([
+    0.84632035, 0.8734639, 0.89510892, 0.91172671, 0.9246439,
+    0.93581553, 0.94473537, 0.95157799, 0.95726854, 0.96205139,
+    0.96678187, 0.97109342, 0.97435763, 0.97694107, 0.97915794,
+    0.98120025, 0.9830331, 0.9848834, 0.98652423, 0.98786831,
+])  # fmt: skip
+MIRROR = np.asarray([-1.0, 1.0, 1.0])
+
+seeds = st.integers(0, 2**32 - 1)
+few = settings(max_examples=25, deadline=None)
+
+
+def hands(seed, n=3, noise=0.005, points=21):
+    """Random point sets the size of a hand, as the truth, and a prediction near them; metres, camera frame."""
+    rng = np.random.default_rng(seed)
+    truth = 0.05 * rng.normal(size=(n, points, 3)) + [0.02, -0.01, 0.6]
+    return truth + noise * rng.normal(size=truth.shape), truth
+
+
+def moved(points, seed, rotate=True):
+    rng = np.random.default_rng(seed)
+    rotation = Rotation.random(rng=rng).as_matrix() if rotate else np.eye(3)
+    return rng.uniform(0.3, 3.0) * points @ rotation + rng.normal(size=3)
+
+
+def worst(a, b):
+    return np.abs(a - b).max()
+
+
+# The routine (datasets 2.1)
+
+
+def test_published_curve_gives_its_published_area():
+    assert metrics.curve_auc(BIHAND_RHD) == pytest.approx(0.95144524, abs=1e-8)
+    assert BIHAND_RHD[0] == pytest.approx(0.846, abs=5e-4)
+    assert GRID_20_50.thresholds[0] == 20.0
+    # Every value is a share of 2728 images x 21 joints: visibility was ignored.
+    assert worst(BIHAND_RHD * 57288, np.round(BIHAND_RHD * 57288)) < 1e-3
+
+
+@pytest.mark.parametrize(("name", "area"), [("20-50", 0.9514), ("20-50/zb", 0.9546)])
+def test_the_grid_alone_moves_the_area(name, area):
+    grid = GRIDS[name]
+    curve = np.interp(grid.thresholds, GRID_20_50.thresholds, BIHAND_RHD)
+    assert metrics.curve_auc(curve, grid) == pytest.approx(area, abs=6e-5)
+
+
+def test_the_published_curve_from_errors_that_have_it():
+    counts = np.diff([0, *np.round(BIHAND_RHD * 57288).astype(int), 57288])
+    errors = np.repeat([*GRID_20_50.thresholds, 99.0], counts)
+    errors = np.random.default_rng(0).permutation(errors).reshape(2728, 21)
+    assert metrics.auc(errors) == pytest.approx(0.95144524, abs=1e-8)
+    assert metrics.pck(errors, GRID_20_50.thresholds) == pytest.approx(BIHAND_RHD, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "points", "first", "last"),
+    [
+        ("20-50", 20, 20, 50),
+        ("20-50/zb", 12, 400 / 19, 50),
+        ("20-50/zhou", 16, 20, 50),
+        ("0-50", 20, 0, 50),
+        ("0-50/freihand", 100, 0, 50),
+        ("5-20", 20, 5, 20),
+        ("5-50", 46, 5, 50),
+    ],
+)
+def test_grids(name, points, first, last):
+    grid = GRIDS[name]
+    assert grid.name == name
+    assert len(grid.thresholds) == points
+    assert (grid.thresholds[0], grid.thresholds[-1]) == pytest.approx((first, last))
+    assert np.ptp(np.diff(grid.thresholds)) < 1e-12
+    assert metrics.auc(np.zeros((2, 21)), grid) == 1.0
+    assert metrics.auc(np.full((2, 21), 50.1), grid) == 0.0
+
+
+@pytest.mark.parametrize("thresholds", [(20.0,), (20.0, 20.0), (50.0, 20.0)])
+def test_a_grid_increases(thresholds):
+    with pytest.raises(ValueError, match="at least two thresholds"):
+        metrics.Grid("bad", thresholds)
+
+
+@few
+@given(seeds)
+def test_pck_rises_and_area_equals_the_definition(seed):
+    rng = np.random.default_rng(seed)
+    errors = rng.gamma(2.0, 10.0, size=(7, 21))
+    counted = rng.random(errors.shape) < 0.7
+    counted[0] = True
+    grid = metrics.GRID_0_50
+    curve = metrics.pck(errors, grid.thresholds, counted)
+    assert np.all(np.diff(curve) >= 0)
+    areas, means, medians = [], [], []
+    for joint in range(21):
+        mine = errors[counted[:, joint], joint]
+        shares = [np.mean(mine <= t) for t in grid.thresholds]
+        areas.append(np.trapezoid(shares, grid.thresholds) / 50.0)
+        means.append(mine.mean())
+        medians.append(np.median(mine))
+    assert metrics.auc(errors, grid, counted) == pytest.approx(np.mean(areas), abs=1e-12)
+    assert metrics.curve_auc(curve, grid) == pytest.approx(np.mean(areas), abs=1e-12)
+    assert dataclasses.astuple(metrics.epe(errors, counted)) == pytest.approx((np.mean(means), np.mean(medians)))
+
+
+def test_pck_counts_an_error_at_the_threshold_and_the_f_score_does_not():
+    assert metrics.pck(np.full((1, 21), 20.0), (20.0,)) == [1.0]
+    at = np.asarray([[0.0, 0.0, 0.0]])
+    beyond = np.asarray([[0.0, 0.0, 0.25]])
+    assert freihand.f_scores(at, beyond, (250.0, 250.1)).tolist() == [0.0, 1.0]
+
+
+def test_joints_that_nothing_counts_are_left_out():
+    errors = np.tile(np.arange(21.0), (3, 1))
+    counted = np.zeros(errors.shape, bool)
+    counted[:, 4], counted[0, 6] = True, True
+    assert metrics.epe(errors, counted).mean_mm == 5.0
+    with pytest.raises(ValueError, match="no error is counted"):
+        metrics.epe(errors, np.zeros_like(counted))
+
+
+# Errors of other kinds
+
+
+def test_reprojection_error():
+    _, truth = hands(0)
+    k = np.asarray([[500.0, 0.0, 128.0], [0.0, 510.0, 120.0], [0.0, 0.0, 1.0]])
+    pixels = truth[..., :2] / truth[..., 2:] * [500.0, 510.0] + [128.0, 120.0]
+    assert metrics.reprojection_error(truth, k, pixels).max() < 1e-10
+    shifted = metrics.reprojection_error(truth, np.tile(k, (3, 1, 1)), pixels + np.asarray([3.0, 4.0]))
+    assert shifted == pytest.approx(np.full((3, 21), 5.0))
+    truth[0, 3, 2] = -0.1
+    errors = metrics.reprojection_error(truth, k, pixels)
+    assert np.isinf(errors[0, 3])
+    assert np.isfinite(errors).sum() == errors.size - 1
+    with pytest.raises(ValueError, match="intrinsics must be"):
+        metrics.reprojection_error(truth, k[:2], pixels)
+    with pytest.raises(ValueError, match="keypoints_2d must be"):
+        metrics.reprojection_error(truth, k, pixels[:, :20])
+
+
+def test_camera_space_error_of_a_longer_hand_farther_away():
+    _, truth = hands(1)
+    error = metrics.camera_space_error(truth + np.asarray([0.0, 0.003, 0.004]), truth)
+    assert dataclasses.astuple(error.joints) == pytest.approx((5.0, 5.0))
+    assert dataclasses.astuple(error.root) == pytest.approx((5.0, 5.0))
+    assert error.scale_percent == pytest.approx(0.0, abs=1e-9)
+    assert metrics.camera_space_error(1.1 * truth, truth).scale_percent == pytest.approx(10.0)
+
+
+@few
+@given(seeds, st.booleans())
+def test_gain_lies_in_its_interval(seed, masked):
+    rng = np.random.default_rng(seed)
+    before = rng.gamma(2.0, 6.0, size=(40, 21))
+    after = before * rng.uniform(0.5, 1.1, size=before.shape)
+    counted = rng.random(before.shape) < 0.8 if masked else None
+    gain = metrics.tailor_gain(before, after, counted=counted, resamples=200)
+    assert gain == metrics.tailor_gain(before, after, counted=counted, resamples=200)
+    assert gain.auc.before == metrics.auc(before, metrics.GRID_5_20, counted)
+    assert gain.epe_mm.after == metrics.epe(after, counted).mean_mm
+    for figure in (gain.auc, gain.epe_mm):
+        assert figure.low < figure.difference < figure.high
+    assert gain.epe_mm.high < 0.0 < gain.auc.low
+
+
+def test_gain_is_paired():
+    rng = np.random.default_rng(0)
+    before = rng.gamma(2.0, 6.0, size=(30, 21))
+    gain = metrics.tailor_gain(before, before - 0.5, resamples=50)
+    assert (gain.epe_mm.low, gain.epe_mm.high) == pytest.approx((-0.5, -0.5))
+    with pytest.raises(ValueError, match="same samples"):
+        metrics.tailor_gain(before, before[:5])
+
+
+def test_reduction_ratio():
+    before = np.asarray([[4.0, 8.0], [5.0, 5.0], [0.0, 0.0], [0.0, 0.0]])
+    after = np.asarray([[2.0, 1.0], [6.0, 6.0], [0.0, 0.0], [1.0, 0.0]])
+    assert metrics.reduction_ratio(before, after) == pytest.approx(np.asarray([0.75, -0.2, 0.0, -np.inf]))
+    only_first = np.asarray([[True, False], [True, True], [False, False], [True, True]])
+    ratios = metrics.reduction_ratio(before, after, only_first)
+    assert ratios == pytest.approx(np.asarray([0.5, -0.2, np.nan, -np.inf]), nan_ok=True)
+
+
+# Alignments (datasets 2.2)
+
+
+@few
+@given(seeds)
+def test_lit_undoes_scale_and_shift_but_no_rotation(seed):
+    predicted, truth = hands(seed)
+    once = align(predicted, truth, "lit").predicted
+    assert worst(align(moved(predicted, seed, rotate=False), truth, "lit").predicted, once) < 1e-9
+    assert worst(align(moved(truth, seed, rotate=False), truth, "lit").predicted, truth) < 1e-9
+    turned = truth @ Rotation.from_euler("y", 30, degrees=True).as_matrix()
+    assert align(turned, truth, "lit").errors_mm().mean() > 5.0
+    assert worst(once[:, 9], truth[:, 9]) < 1e-12
+    bones = [np.linalg.norm(points[:, 9] - points[:, 0], axis=-1) for points in (once, truth)]
+    assert worst(*bones) < 1e-12
+
+
+@few
+@given(seeds)
+def test_root_undoes_a_shift_only(seed):
+    predicted, truth = hands(seed)
+    once = align(predicted, truth, "root").predicted
+    assert worst(once, predicted - predicted[:, 9:10] + truth[:, 9:10]) < 1e-12
+    assert worst(align(predicted + 0.3, truth, "root").predicted, once) < 1e-9
+    assert align(1.5 * truth, truth, "root").errors_mm().mean() > 5.0
+
+
+@few
+@given(seeds)
+def test_pa_undoes_similarities_but_no_reflection(seed):
+    predicted, truth = hands(seed)
+    assert worst(align(moved(truth, seed), truth, "pa").predicted, truth) < 1e-9
+    once = align(predicted, truth, "pa").predicted
+    assert worst(align(moved(predicted, seed), truth, "pa").predicted, once) < 1e-9
+    assert align(truth * MIRROR, truth, "pa").errors_mm().mean() > 5.0
+    assert np.all(np.linalg.det(best_similarity(truth * MIRROR, truth).rotation) > 0.0)
+    for p, t, a in zip(predicted, truth, once, strict=True):
+        rotation, _ = Rotation.align_vectors(t - t.mean(0), p - p.mean(0))
+        turned = rotation.apply(p - p.mean(0))
+        scale = (turned * (t - t.mean(0))).sum() / np.square(turned).sum()
+        assert worst(scale * turned + t.mean(0), a) < 1e-6
+
+
+def test_alignments_of_one_hand_equal_those_of_many():
+    predicted, truth = hands(3)
+    for alignment in (similarity, scale_and_shift):
+        single = np.stack([alignment(p, t) for p, t in zip(predicted, truth, strict=True)])
+        assert worst(alignment(predicted, truth), single) < 1e-12
+        assert alignment(predicted.astype(np.float32), truth.astype(np.float32)).dtype == np.float32
+
+
+def test_abs_leaves_everything_alone():
+    predicted, truth = hands(4)
+    aligned = align(predicted, truth, "abs", np.zeros((3, 21), bool))
+    assert np.array_equal(aligned.predicted, predicted)
+    assert np.array_equal(aligned.truth, truth)
+    assert aligned.counted.all()
+
+
+def test_zb_takes_the_palm_and_visible_joints_only():
+    predicted, truth = hands(5)
+    visible = np.ones((3, 21), bool)
+    visible[0, 4] = visible[1, 0] = visible[2, [0, 9]] = False
+    aligned = align(predicted, truth, "zb", visible)
+    palm = (truth[:, 0] + truth[:, 9]) / 2
+    assert worst(aligned.truth[:, 0], palm) < 1e-12
+    assert worst(aligned.predicted[:, 0], palm) < 1e-12
+    assert np.array_equal(aligned.truth[:, 1:], truth[:, 1:])
+    bones = [np.linalg.norm(p[:, 10] - p[:, 9], axis=-1) for p in (aligned.predicted, truth)]
+    assert worst(*bones) < 1e-12
+    expected = np.ones((3, 21), bool)
+    expected[0, 4] = expected[2, [0, 9]] = False
+    assert np.array_equal(aligned.counted, expected)
+    predicted[0, 4] += 1.0
+    seen, everything = (prot.score(predicted, truth, Protocol("zb"), mask) for mask in (visible, None))
+    assert seen.mean_mm < 100.0
+    assert everything.mean_mm > seen.mean_mm
+    as_it_is = align(predicted, truth, "zb", visible, joint_0_is_palm=True)
+    assert np.array_equal(as_it_is.truth, truth)
+    assert np.array_equal(as_it_is.counted, visible)
+
+
+def test_ge_is_told_root_and_bone():
+    _, truth = hands(6)
+    assert worst(align(moved(truth, 6, rotate=False), truth, "ge").predicted, truth) < 1e-9
+    with pytest.raises(ValueError, match="root_depth and bone_length"):
+        Protocol("ge")
+    assert Protocol("ge", truth_used=("root_depth", "bone_length")).describe().endswith("truth=root_depth+bone_length")
+
+
+@pytest.mark.parametrize("name", ["lit", "root", "pa", "abs", "zb", "ge"])
+def test_all_zeros_are_far_from_everything_but_a_number(name):
+    _, truth = hands(7)
+    aligned = align(np.zeros_like(truth), truth, name)
+    assert np.isfinite(aligned.predicted).all()
+    anchor = {"lit": truth[:, 9:10], "root": truth[:, 9:10], "pa": truth.mean(axis=1, keepdims=True)}.get(name)
+    if anchor is not None:
+        assert worst(aligned.predicted, anchor) < 1e-12
+
+
+# Protocols (datasets 6)
+
+
+def test_a_protocol_says_all_its_decisions():
+    protocol = Protocol()
+    for decision in (
+        "align=lit",
+        "grid=20-50 ",
+        "wrist=bihand",
+        "hand=mask",
+        "stb_camera=SK",
+        "joints=model",
+        "truth=",
+    ):
+        assert decision in protocol.describe()
+    assert "\n" not in protocol.describe()
+    assert "truth=none" in Protocol(truth_used=()).describe()
+    predicted, truth = hands(8)
+    score = prot.score(predicted, truth, protocol)
+    assert protocol.describe() in str(score)
+    errors = metrics.distances_mm(prot.lit(predicted, truth), truth)
+    assert (score.auc, score.mean_mm) == (metrics.auc(errors), metrics.epe(errors).mean_mm)
+    with pytest.raises(ValueError, match="truth_used must be one of"):
+        Protocol(truth_used=("everything",))
+    with pytest.raises(ValueError, match="twice"):
+        Protocol(truth_used=("box", "box"))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "truth", "message"),
+    [
+        (np.zeros((2, 21, 3)), np.zeros((3, 21, 3)), "must have the same shape"),
+        (np.zeros((2, 20, 3)), np.zeros((2, 20, 3)), r"must be \(n, 21, 3\)"),
+        (np.zeros((21, 3)), np.zeros((21, 3)), r"must be \(n, points, 3\)"),
+        (np.zeros((0, 21, 3)), np.zeros((0, 21, 3)), r"must be \(n, points, 3\)"),
+        (np.zeros((1, 21, 3)), np.full((1, 21, 3), np.nan), "not finite"),
+    ],
+)
+def test_bad_points(predicted, truth, message):
+    with pytest.raises(ValueError, match=message):
+        align(predicted, truth)
+
+
+def test_bad_errors_and_masks():
+    for errors in (np.zeros(21), np.zeros((0, 21))):
+        with pytest.raises(ValueError, match=r"errors must be \(n, joints\)"):
+            metrics.auc(errors)
+    with pytest.raises(ValueError, match="the mask"):
+        metrics.auc(np.zeros((2, 21)), counted=np.ones((2, 20), bool))
+    with pytest.raises(ValueError, match="not numbers"):
+        metrics.auc(np.full((2, 21), np.nan))
+    with pytest.raises(ValueError, match="has shape"):
+        metrics.curve_auc(np.zeros(19))
+    with pytest.raises(ValueError, match="visible must be"):
+        align(*hands(0), "zb", np.ones((3, 20), bool))
+
+
+# FreiHAND (datasets 2.3)
+
+
+def scipy_aligned(truth, predicted):
+    """The documented alignment, with SciPy's Procrustes."""
+    t, p = truth - truth.mean(0), predicted - predicted.mean(0)
+    size = np.linalg.norm(t)
+    rotation, scale = orthogonal_procrustes(t / size, p / np.linalg.norm(p))
+    return p / np.linalg.norm(p) @ rotation.T * scale * size + truth.mean(0)
+
+
+def scipy_f(a, b, threshold):
+    one, two = np.mean(cKDTree(b).query(a)[0] < threshold), np.mean(cKDTree(a).query(b)[0] < threshold)
+    return 2 * one * two / (one + two) if one + two else 0.0
+
+
+def freihand_data(seed, n=3):
+    joints, true_joints = hands(seed, n)
+    vertices, true_vertices = hands(seed + 1, n, points=MANO_VERTICES)
+    # Unaligned figures that are neither all 0 nor all 1.
+    return joints + 0.006, vertices + 0.004, true_joints, true_vertices
+
+
+def test_freihand_equals_an_independent_computation():
+    joints, vertices, true_joints, true_vertices = freihand_data(0)
+    joints[1] = joints[1] * MIRROR
+    score = freihand.freihand_score(joints, vertices, true_joints, true_vertices)
+    for figure, p, t in ((score.joints, joints, true_joints), (score.vertices, vertices, true_vertices)):
+        aligned = np.stack([scipy_aligned(b, a) for a, b in zip(p, t, strict=True)])
+        assert worst(freihand.align_freihand(p, t).apply(p), aligned) < 1e-6
+        for points, mean, auc in (
+            (p, figure.mean_mm, figure.auc),
+            (aligned, figure.aligned_mean_mm, figure.aligned_auc),
+        ):
+            errors = 1e3 * np.linalg.norm(points - t, axis=-1)
+            assert mean == pytest.approx(errors.mean(), abs=1e-6)
+            thresholds = np.linspace(0.0, 50.0, 100)
+            curve = [np.mean(errors <= threshold) for threshold in thresholds]
+            assert auc == pytest.approx(np.trapezoid(curve, thresholds) / 50.0, abs=1e-6)
+    aligned = [scipy_aligned(t, p) for p, t in zip(vertices, true_vertices, strict=True)]
+    for figure, clouds in ((score.f, vertices), (score.f_aligned, aligned)):
+        for mine, threshold in ((figure.at_5, 0.005), (figure.at_15, 0.015)):
+            expected = np.mean([scipy_f(c, t, threshold) for c, t in zip(clouds, true_vertices, strict=True)])
+            assert 0.0 < expected < 1.0
+            assert mine == pytest.approx(expected, abs=1e-6)
+    assert "PA-MPJPE" in str(score)
+
+
+def test_freihand_accepts_mirrored_hands_and_the_proper_figure_catches_them():
+    _, _, joints, vertices = freihand_data(1)
+    score = freihand.freihand_score(joints * MIRROR, vertices * MIRROR, joints, vertices)
+    assert score.joints.aligned_mean_mm < 1e-9
+    assert score.vertices.aligned_mean_mm < 1e-9
+    assert score.f_aligned.at_5 == 1.0
+    assert score.proper_pa_mpjpe_mm > 5.0
+
+
+def test_freihand_all_zeros_go_to_the_centroid():
+    _, _, joints, vertices = freihand_data(2)
+    score = freihand.freihand_score(np.zeros_like(joints), np.zeros_like(vertices), joints, vertices)
+    for figure, truth in ((score.joints, joints), (score.vertices, vertices)):
+        spread = np.linalg.norm(truth - truth.mean(axis=1, keepdims=True), axis=-1)
+        assert figure.aligned_mean_mm == pytest.approx(1e3 * spread.mean())
+        assert figure.mean_mm == pytest.approx(1e3 * np.linalg.norm(truth, axis=-1).mean())
+    assert (score.f.at_5, score.f.at_15) == (0.0, 0.0)
+    # A constant is a single point too, though its deviations from the mean are not exactly zero.
+    constant = np.full_like(joints, 0.1)
+    assert worst(freihand.align_freihand(constant, joints).apply(constant), joints.mean(axis=1, keepdims=True)) < 1e-9
+
+
+def test_another_mesh_takes_the_transform_of_the_joints():
+    _, _, joints, vertices = freihand_data(3)
+    other = vertices[:, ::2]
+    predicted = [moved(points, 3) for points in (joints, other)]
+    assert not freihand.vertices_correspond(other.shape[1], vertices.shape[1])
+    score = freihand.freihand_score(*predicted, joints, vertices)
+    assert score.vertices is None
+    assert score.joints.aligned_mean_mm < 1e-9
+    assert score.f.at_5 == 0.0
+    expected = np.mean([scipy_f(o, v, 0.005) for o, v in zip(other, vertices, strict=True)])
+    assert score.f_aligned.at_5 == pytest.approx(expected)
+    assert "no correspondence" in str(score)
+
+
+def test_nearest_in_pieces(monkeypatch):
+    a, b = hands(9, n=1, points=50)[0][0], hands(10, n=1, points=37)[0][0]
+    monkeypatch.setattr(freihand, "_PAIRS", 100)
+    of_a, of_b = freihand.nearest_mm(a, b)
+    assert of_a == pytest.approx(1e3 * cKDTree(b).query(a)[0])
+    assert of_b == pytest.approx(1e3 * cKDTree(a).query(b)[0])
+
+
+@pytest.mark.parametrize("name", ["pred.json", "pred.zip"])
+def test_predictions_file(tmp_path, name):
+    joints, vertices = hands(0)[0], hands(1, points=30)[0]
+    path = tmp_path / name
+    path.write_text("older")
+    freihand.write_predictions(path, joints, vertices)
+    read = freihand.read_predictions(path)
+    assert np.array_equal(read[0], joints)
+    assert np.array_equal(read[1], vertices)
+    if name == "pred.zip":
+        with zipfile.ZipFile(path) as archive:
+            assert archive.namelist() == ["pred.json"]
+            content = json.loads(archive.read("pred.json"))
+    else:
+        content = json.loads(path.read_text())
+    assert (len(content), len(content[0]), len(content[1])) == (2, 3, 3)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_cut_off_write_leaves_the_older_file(tmp_path, monkeypatch):
+    def fails(*_):
+        yield b"[["
+        raise KeyboardInterrupt
+
+    path = tmp_path / "pred.json"
+    path.write_text("older")
+    monkeypatch.setattr(freihand, "_json_pieces", fails)
+    with pytest.raises(KeyboardInterrupt):
+        freihand.write_predictions(path, hands(0)[0], hands(1)[0])
+    assert path.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[1, 2]", "[[[0]]]", "[[[[0, 0, 0]]], [[[0, 0, 0]]]]", "[[[0], [0, 1]], []]"]
+)
+def test_damaged_predictions(tmp_path, content):
+    path = tmp_path / "pred.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"pred\.json"):
+        freihand.read_predictions(path)
+
+
+def test_predictions_that_cannot_be_written_or_found(tmp_path):
+    joints, vertices = hands(0)[0], hands(1)[0]
+    with pytest.raises(InputError, match="endings"):
+        freihand.write_predictions(tmp_path / "pred.txt", joints, vertices)
+    with pytest.raises(ValueError, match="meshes"):
+        freihand.write_predictions(tmp_path / "pred.json", joints, vertices[:2])
+    with pytest.raises(InputError, match="cannot be read"):
+        freihand.read_predictions(tmp_path / "missing.zip")
+    (tmp_path / "bad.zip").write_bytes(b"no archive")
+    with pytest.raises(InputError, match="cannot be read"):
+        freihand.read_predictions(tmp_path / "bad.zip")
+
+
+# What others publish
+
+
+def test_published_numbers_are_what_they_say():
+    rows = {row.method: row for row in published.TABLE_1}
+    assert rows["Yang (BiHand)"].rhd_auc == round(metrics.curve_auc(BIHAND_RHD), 3)
+    assert rows["HandTailor"].rhd_auc == published.TABLE_4_LEFT[0].auc_20_50 == published.TABLE_4_RIGHT[0].auc_20_50
+    assert published.TABLE_2[0].after == published.TABLE_4_LEFT[0].auc_5_20
+    known = {row.method: row for row in published.FREIHAND}
+    for row in published.FREIHAND_PAPER:
+        if row.method in known:
+            assert (row.pa_mpjpe_mm, row.pa_mpvpe_mm) == (known[row.method].pa_mpjpe_mm, known[row.method].pa_mpvpe_mm)
