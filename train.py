@@ -1,6 +1,7 @@
 """Trains a hand module: python train.py --config configs/smoke.py --out runs/smoke [--resume] [--steps 100 ...].
 
 A config file holds `config`, a `TrainingConfig`; every field can be overridden, as --help with --config shows.
+On several machines, each with its number: --coordinator HOST:PORT --processes N --process I.
 """
 
 import argparse
@@ -23,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--benchmark", action="store_true")
     parser.add_argument("--devices", type=int)
+    parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--process", type=int, default=0)
     known, overrides = parser.parse_known_args(arguments)
     try:
         if known.config is None:
@@ -49,6 +53,10 @@ def run(config: TrainingConfig, known: argparse.Namespace) -> None:
         from handtailor_jax.training import loop
     except ImportError as error:
         raise InputError(f"training needs more packages ({error}): pip install 'handtailor-jax[train]'") from None
+    if known.coordinator is not None:
+        loop.connect(known.coordinator, known.processes, known.process)
+    elif known.processes != 1:
+        raise InputError("--processes needs --coordinator HOST:PORT, the same for all processes")
     if known.benchmark:
         print(loop.benchmark(config, known.out, devices=known.devices))
     else:

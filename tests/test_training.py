@@ -1,10 +1,15 @@
 """Training: the step learns, does not depend on the number of devices, goes on exactly, and says what is wrong."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import signal
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -247,9 +252,90 @@ def test_a_damaged_shard_and_a_pool_that_grows(cache, tmp_path, monkeypatch):
         pool_module.SamplePool(tmp_path, config, 40)
 
 
-def command(*arguments):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return [sys.executable, str(ROOT / "train.py"), *map(str, arguments)], environment
+CONFIG = """
+import dataclasses
+from pathlib import Path
+from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.training.config import DataConfig, OptimizerConfig, TrainingConfig
+
+config = TrainingConfig(
+    module=dataclasses.replace(
+        HandModuleConfig.small(), image_size=32, channels=16, depth=1, shape_channels=16, shape_levels=1,
+        shape_hidden=(16,), ik_hidden=(32,),
+    ),
+    steps={steps}, batch=8, data=DataConfig(cache=Path({cache!r}), size=48, pool=32, test=8),
+    optimizer=OptimizerConfig(learning_rate=3e-3, warm_up=2), log_every=1, evaluate_every=1000, checkpoint_every=5,
+)
+"""
+
+
+def start(tmp_path, cache, steps, out, *arguments, devices=1):
+    """train.py in a process of its own."""
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.format(steps=steps, cache=str(cache)))
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+    compiled = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | compiled
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(path), "--out", str(out), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+
+
+def logged(folder):
+    """The losses of metrics.jsonl by step."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):  # the last line may be cut short
+            entry = json.loads(line)
+            if "loss" in entry:
+                found[entry["step"]] = entry["loss"]
+    return found
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_goes_on_exactly(cache, tmp_path, rng):
+    steps, kills = 120, int(os.environ.get("HANDTAILOR_KILLS", "1"))
+    finish(start(tmp_path, cache, steps, tmp_path / "whole"))
+    whole = logged(tmp_path / "whole")
+    assert sorted(whole) == list(range(1, steps + 1))
+    cut = tmp_path / "cut"
+    for target in sorted(rng.integers(1, steps - 10, size=kills).tolist()):
+        process = start(tmp_path, cache, steps, cut, "--resume")
+        deadline = time.monotonic() + 120.0
+        while max(logged(cut), default=0) < target and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[0][-3000:]
+            time.sleep(0.01)
+        time.sleep(float(rng.uniform(0.0, 0.1)))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(start(tmp_path, cache, steps, cut, "--resume"))
+    assert logged(cut) == whole
+    ours, theirs = (load_weights(tmp_path / name / "weights.safetensors") for name in ("cut", "whole"))
+    for a, b in zip(jax.tree.leaves(nnx.state(ours)), jax.tree.leaves(nnx.state(theirs)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(cache, tmp_path):
+    finish(start(tmp_path, cache, 6, tmp_path / "one", devices=2))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    numbered = [("--coordinator", address, "--processes", "2", "--process", str(i)) for i in range(2)]
+    both = [start(tmp_path, cache, 6, tmp_path / "two", *arguments) for arguments in numbered]
+    for process in both:
+        finish(process)
+    one, two = logged(tmp_path / "one"), logged(tmp_path / "two")
+    assert sorted(one) == sorted(two) == list(range(1, 7))
+    np.testing.assert_allclose([two[i] for i in sorted(two)], [one[i] for i in sorted(one)], rtol=1e-3)
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    assert (tmp_path / "two" / "weights.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -31,21 +31,31 @@ class Checkpoints:
         self._orbax = orbax
         self._folder = folder
         try:
-            self._last = orbax.CheckpointManager(
-                (folder / "last").absolute(),
-                item_handlers=orbax.StandardCheckpointHandler(),
-                options=orbax.CheckpointManagerOptions(max_to_keep=_KEEP, cleanup_tmp_directories=True),
-            )
-            self._best = orbax.CheckpointManager(
-                (folder / "best").absolute(),
-                item_handlers=orbax.StandardCheckpointHandler(),
-                options=orbax.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True),
-            )
+            self._last = self._manager(folder / "last", _KEEP)
+            self._best = self._manager(folder / "best", 1)
         except OSError as error:
             raise InputError(f"{folder}: cannot be written to ({error.strerror}): choose another --out") from None
 
+    def _manager(self, folder: Path, keep: int) -> Any:
+        # Every process holds the whole state in host memory: the first one writes, all read, and none waits in Orbax.
+        process = jax.process_index()
+        alone = self._orbax.options.MultiprocessingOptions(
+            primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"{folder.name}{process}"
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        return self._orbax.CheckpointManager(
+            folder.absolute(),
+            item_handlers=self._orbax.StandardCheckpointHandler(multiprocessing_options=alone),
+            options=self._orbax.CheckpointManagerOptions(
+                max_to_keep=keep,
+                cleanup_tmp_directories=process == 0,
+                create=False,
+                multiprocessing_options=alone,
+            ),
+        )
+
     def save(self, state: TrainState, best: bool = False) -> None:
-        """Starts writing a checkpoint; training may go on meanwhile.
+        """Starts writing a checkpoint, in the first process only; training may go on meanwhile.
 
         Args:
             state: of one device, in host memory.
@@ -54,6 +64,8 @@ class Checkpoints:
         Raises:
             InputError: if the disk refuses; the checkpoints before are still there.
         """
+        if jax.process_index() != 0:
+            return
         step, arrays = int(state.step), _named(state)
         try:
             if step not in self._last.all_steps():

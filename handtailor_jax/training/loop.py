@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from handtailor_jax.data.augmentation import augment
@@ -31,6 +32,34 @@ from handtailor_jax.training.report import Metrics, describe_run, draw_curves, p
 from handtailor_jax.training.sources import HostSamples, check_devices, synthetic_config
 from handtailor_jax.training.state import DEVICES, TrainState, create_network, initial_state
 from handtailor_jax.training.step import StepMetrics, compile_rendering, compile_step, sample_keys
+
+
+def connect(coordinator: str, processes: int, process: int) -> None:
+    """Joins the processes of a run on several machines; before anything else is done with JAX.
+
+    Args:
+        coordinator: host:port of the first process, the same for all.
+        processes: how many there are.
+        process: which of them this is, from 0.
+
+    Raises:
+        InputError: if they do not find each other.
+    """
+    if not 0 <= process < processes:
+        raise InputError(f"--process {process} is not one of 0 to {processes - 1}: number the processes from 0")
+    try:
+        jax.distributed.initialize(coordinator, num_processes=processes, process_id=process)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{coordinator}: the {processes} processes did not find each other ({' '.join(str(error).split())[:120]}): "
+            "give all the same --coordinator HOST:PORT"
+        ) from None
+
+
+def _together(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 class NotFinite(InputError):
@@ -217,6 +246,10 @@ def train(config: TrainingConfig, folder: Path, *, resume: bool = False, devices
 def _train(run: Run) -> Path:
     config, folder = run.config, run.folder
     start = run.step
+    # All have looked at the folder before the first process, the only one that writes, changes it.
+    _together("start")
+    if jax.process_index() != 0:
+        return _follow(run)
     describe_run(folder, config, len(run.devices))
     metrics = Metrics(folder, start)
     evaluator: Evaluator | PoseEvaluator
@@ -266,7 +299,22 @@ def _train(run: Run) -> Path:
                 _check_finite(run)
                 run.checkpoints.save(run.host_state())
     run.checkpoints.finish()
-    return export(run)
+    path = export(run)
+    _together("end")
+    return path
+
+
+def _follow(run: Run) -> Path:
+    """Takes the steps of a process that writes nothing."""
+    config = run.config
+    for step in range(run.step, config.steps):
+        metrics = run.advance(step, run.feed.from_host(step))
+        jax.block_until_ready(metrics.sums.loss)
+        # Where the first process stops, this one must not wait for it.
+        if (step + 1) % config.log_every == 0:
+            _check_finite(run)
+    _together("end")
+    return run.folder / _WEIGHTS
 
 
 def export(run: Run) -> Path:
@@ -274,7 +322,7 @@ def export(run: Run) -> Path:
     state = run.host_state()
     module = run.network.averaged(jax.tree.map(jnp.asarray, state))
     module.config = run.config.module
-    path = run.folder / "weights.safetensors"
+    path = run.folder / _WEIGHTS
     facts = provenance(len(run.devices)) | {"steps": int(state.step), "stage": run.config.stage}
     facts |= {"training": resolved(run.config)}
     save_weights(
@@ -332,7 +380,9 @@ def _check_finite(run: Run) -> None:
         return
     path = run.folder / "not_finite.npz"
     where = ""
-    if run.config.stage != "ik":
+    # Rendering it again would take all processes, which may have stopped already.
+    alone = jax.process_count() == 1 or (run._render is None and jax.process_index() == 0)
+    if run.config.stage != "ik" and alone:
         seen = run.seen(failed)
         arrays = {field.name: getattr(seen, field.name) for field in dataclasses.fields(Batch)}
         write_atomically(path, lambda temporary: np.savez(temporary, **arrays))
@@ -366,6 +416,7 @@ def _check_folder(folder: Path, config: TrainingConfig, resume: bool) -> None:
         )
 
 
+_WEIGHTS = "weights.safetensors"
 _FREE = ("log_every", "evaluate_every", "checkpoint_every", "data.cache", "data.photographs")
 
 
