@@ -1,0 +1,37 @@
+"""Evaluates a hand module and the tailor: python evaluate.py table1 --predictions simulated --out runs/evaluation.
+
+Prints our figures beside the paper's and writes them as markdown, CSV, JSON and PNG into a folder.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from handtailor_jax.errors import InputError
+from handtailor_jax.evaluation.evaluate import EvaluationConfig, evaluate
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line and evaluates."""
+    config = tyro.cli(
+        EvaluationConfig,
+        args=arguments,
+        description=__doc__,
+        prog="evaluate.py",
+        config=(tyro.conf.PositionalRequiredArgs,),
+    )
+    try:
+        result = evaluate(config)
+    except InputError as error:
+        print(f"evaluate.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    if result.tables or result.claims:
+        print(result.markdown())
+    print(f"written to {config.out}")
+
+
+if __name__ == "__main__":
+    main()
