@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from handtailor_jax.data.fixtures import write_freihand_fixture, write_rhd, write_stb
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.evaluate import EvaluationConfig, evaluate
+from handtailor_jax.evaluation.evaluate import EvaluationConfig, evaluate, read_truth
 from handtailor_jax.evaluation.freihand_scoring import read_predictions
 from handtailor_jax.evaluation.metrics import GRID_5_20, auc
 from handtailor_jax.evaluation.protocols import Protocol
@@ -194,3 +195,44 @@ def test_bad_input(tmp_path, monkeypatch, capsys, arguments, message):
     assert message in error[-1]
     assert error[-1].startswith("evaluate.py: error:")
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("dataset", ["rhd", "stb", "freihand"])
+def test_datasets_as_published(tmp_path, dataset, hand):
+    root, out = tmp_path / "data", tmp_path / "out"
+    if dataset == "rhd":
+        write_rhd(root)
+    elif dataset == "stb":
+        pytest.importorskip("scipy", reason="STB's labels are read with scipy")
+        write_stb(root, sequences=("B1Counting", "B1Random"), frames=2)
+    else:
+        write_freihand_fixture(root, truth="root")
+    config = EvaluationConfig("table1", out, dataset=dataset, root=root, count=2)
+    truth = read_truth(dataclasses.replace(config, predictions="p"), hand)
+    projected = project(Camera.from_matrix(truth.intrinsics), jnp.asarray(truth.joints))
+    np.testing.assert_allclose(projected, truth.keypoints_2d, atol=0.5)
+    np.savez(
+        tmp_path / "p.npz",
+        keypoints_2d=truth.keypoints_2d,
+        pose=np.zeros((2, 16, 3)),
+        betas=np.zeros((2, 10)),
+        root_depth=truth.joints[:, 9, 2],
+    )
+    found = evaluate(dataclasses.replace(config, predictions=str(tmp_path / "p.npz")))
+    assert found.tables[0].name == "table1"
+    assert dataset in (out / "report.md").read_text()
+    with pytest.raises(InputError, match="needs true poses"):
+        evaluate(dataclasses.replace(config, predictions="simulated"))
+
+
+def test_a_submission_looks_at_no_label(tmp_path, hand):
+    write_freihand_fixture(tmp_path / "data", truth="none")
+    config = EvaluationConfig("freihand-submission", tmp_path / "out", dataset="freihand", root=tmp_path / "data")
+    truth = read_truth(config, hand)
+    assert len(truth) == 2
+    assert not truth.joints.any()
+    x, y, w, h = truth.boxes()[0]
+    assert w == h == pytest.approx(130.0, abs=0.1)
+    assert x + 0.5 * w == y + 0.5 * h == pytest.approx(111.5)
+    with pytest.raises(InputError, match="has no 3D joints or no intrinsics"):
+        read_truth(dataclasses.replace(config, what="table1"), hand)
