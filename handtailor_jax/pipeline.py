@@ -25,7 +25,13 @@ from jaxtyping import Array, Float, UInt8
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.fit import Finished, HandFit, finish, hand_fit, mirror_parameters
-from handtailor_jax.geometry.cameras import mirror_camera, mirror_pixels, transform_camera, transform_pixels
+from handtailor_jax.geometry.cameras import (
+    inverse_affine,
+    mirror_camera,
+    mirror_pixels,
+    transform_camera,
+    transform_pixels,
+)
 from handtailor_jax.geometry.rotations import rotate_towards
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.inference import inference_form
@@ -145,13 +151,8 @@ def recover(
         return proposed, tailor(hand, place(pose, betas, config.scale), seen, config)
 
     proposed, fitted = jax.vmap(one)(estimate, seen)
-    observation = Observation(transform_pixels(_inverse(to_crop), estimate.keypoints_2d), confidence, cameras)
+    observation = Observation(transform_pixels(inverse_affine(to_crop), estimate.keypoints_2d), confidence, cameras)
     return Recovered(estimate, observation, proposed, fitted)
-
-
-def _inverse(affine: Float[Array, "batch 2 3"]) -> Float[Array, "batch 2 3"]:
-    linear = jnp.linalg.inv(affine[..., :2])
-    return jnp.concatenate([linear, -jnp.einsum("bij,bj->bi", linear, affine[..., 2])[..., None]], axis=-1)
 
 
 @pytree

@@ -10,6 +10,7 @@ import pytest
 from handtailor_jax.geometry.cameras import (
     crop_affine,
     in_plane_rotation,
+    inverse_affine,
     mirror_camera,
     mirror_pixels,
     mirror_points,
@@ -41,6 +42,12 @@ def points(x64, rng):
 
 def close(actual, expected, atol=1e-9):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
+
+
+def test_an_affine_map_is_undone(x64, rng):
+    affine = crop_affine(jnp.asarray([120.0, 90.0]), jnp.asarray(73.0), 256, jnp.asarray(0.4))
+    pixels = jnp.asarray(rng.uniform(0.0, 200.0, (7, 2)))
+    close(transform_pixels(inverse_affine(affine), transform_pixels(affine, pixels)), pixels)
 
 
 def test_perspective_is_equation_2(x64, points):

@@ -400,7 +400,7 @@ def _freihand_hand(
     uv_root = k[:2, 2] + pixels_per_metre * joints[ROOT, :2]
     mano = [np.concatenate([theta, betas, uv_root, [pixels_per_metre]]).tolist()]
     shape = (_FREIHAND_SIZE, _FREIHAND_SIZE)
-    mask = _dots(shape, (0, 0, 0), uv[None], radius=9).any(axis=-1)
+    mask = np.asarray(_dots(shape, (0, 0, 0), uv[None], radius=9).any(axis=-1))
     hand = WrittenHand(
         joints=joints,
         keypoints_2d=uv,

@@ -150,7 +150,7 @@ def cut_out(sample: Sample, size: int, factor: float) -> CutOut:
     """
     picture, points = sample.image, sample.keypoints_2d.astype(np.float64)
     extent = np.asarray([picture.shape[1], picture.shape[0]], np.float64)
-    usable = np.isfinite(points).all(axis=1)
+    usable = np.asarray(np.isfinite(points).all(axis=1))
     points = np.where(usable[:, None], points, 0.0)
     usable &= (np.abs(points - 0.5 * (extent - 1.0)) < (0.5 + _BEYOND) * extent).all(axis=1)
     if sample.joints is not None and sample.intrinsics is not None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from handtailor_jax.data.sample import JointDefinition, Reader, Sample
 from handtailor_jax.data.synthetic import TEST_SAMPLES, SyntheticConfig, SyntheticDataset, sample_hand, sample_key
 from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.cameras import transform_camera, transform_pixels
+from handtailor_jax.geometry.cameras import inverse_affine, transform_camera, transform_pixels
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.inference import inference_form
@@ -317,7 +317,7 @@ def network_estimates(truth: Truth, module: HandModule, hand: HandModel, *, know
             intrinsics = truth.intrinsics[list(real) + [real[-1]] * missing]
             camera = cameras_of(intrinsics, known=known_cameras)
             found = run(state, np.stack([crop for crop, _, _ in cut]), transform_camera(camera, to_crop))
-            pixels = transform_pixels(_inverse(to_crop), found.keypoints_2d)
+            pixels = transform_pixels(inverse_affine(to_crop), found.keypoints_2d)
             arrays = (pixels, found.confidence, found.pose, found.betas, found.root_depth, found.bone)
             rows.append([np.asarray(x)[: len(real)] for x in arrays])
             bar.update(len(real))
@@ -331,11 +331,6 @@ def cameras_of(intrinsics: npt.NDArray[np.floating], *, known: bool) -> Camera:
     if known:
         return Camera.from_matrix(intrinsics)
     return Camera.weak_perspective(np.ones(len(intrinsics), np.float32), np.zeros((len(intrinsics), 2), np.float32))
-
-
-def _inverse(affine: Float[Array, "n 2 3"]) -> Float[Array, "n 2 3"]:
-    linear = jnp.linalg.inv(affine[..., :2])
-    return jnp.concatenate([linear, -jnp.einsum("bij,bj->bi", linear, affine[..., 2])[..., None]], axis=-1)
 
 
 def read_estimates(path: Path, count: int) -> Estimates:

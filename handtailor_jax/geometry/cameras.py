@@ -47,6 +47,12 @@ def transform_pixels(
     return jnp.einsum("...ij,...nj->...ni", affine[..., :2], pixels) + affine[..., None, :, 2]
 
 
+def inverse_affine(affine: Float[Array, "*batch 2 3"]) -> Float[Array, "*batch 2 3"]:
+    """The affine image map that undoes another."""
+    linear = jnp.linalg.inv(affine[..., :2])
+    return jnp.concatenate([linear, -jnp.einsum("...ij,...j->...i", linear, affine[..., 2])[..., None]], axis=-1)
+
+
 def transform_camera(camera: Camera, affine: Float[Array, "*batch 2 3"]) -> Camera:
     """The camera of an image moved by the affine pixel map; the camera frame stays as it is (K' = A K).
 
