@@ -9,6 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from handtailor_jax.data.fixtures import write_freihand_fixture, write_rhd, write_stb
 from handtailor_jax.errors import InputError
@@ -17,9 +18,17 @@ from handtailor_jax.evaluation.freihand_scoring import read_predictions
 from handtailor_jax.evaluation.metrics import GRID_5_20, auc
 from handtailor_jax.evaluation.protocols import Protocol
 from handtailor_jax.evaluation.refinement import freihand_joints, problem_of, proposed, refined
-from handtailor_jax.evaluation.subjects import NoiseModel, read_estimates, simulated, synthetic_truth
+from handtailor_jax.evaluation.subjects import (
+    NoiseModel,
+    network_estimates,
+    read_estimates,
+    simulated,
+    synthetic_truth,
+)
 from handtailor_jax.evaluation.tables import Setting, errors_mm, figure3b_claim
 from handtailor_jax.geometry.cameras import project
+from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.mano.loading import load_hand
 from handtailor_jax.skeleton import FINGER_KEYPOINTS, KEYPOINT_ORDERS, KEYPOINTS, permutation
 from handtailor_jax.tailor.presets import TailorConfig
@@ -135,6 +144,33 @@ def test_everything_from_a_noise_model(tmp_path, truth, estimates, monkeypatch, 
     [somebody] = [row for row in table2["rows"] if "somebody" in str(row[0])]
     # Joints 4 mm off about each axis, in another order: reordered rightly they are some 7 mm off.
     assert 4.0 < somebody[5] < 12.0
+
+
+def test_a_network_is_asked_with_and_without_intrinsics(truth, hand):
+    module = HandModule(
+        dataclasses.replace(HandModuleConfig.small(), image_size=32, channels=16, depth=1, shape_levels=1),
+        rngs=nnx.Rngs(0),
+    )
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 256, 256, 3), np.uint8)
+    shown = []
+
+    def picture(i):
+        shown.append(i)
+        return pictures[i]
+
+    some = dataclasses.replace(truth.some([0, 1, 2]), picture=picture)
+    known, unknown = network_estimates(some, module, hand)
+    assert shown == [0, 1, 2]
+    assert known.pose.shape == unknown.pose.shape == (3, 16, 3)
+    assert (known.root_depth > 0.0).all()
+    assert not unknown.root_depth.any()
+    # Keypoints come from the picture alone, and lie in the box that the network saw.
+    np.testing.assert_allclose(known.keypoints_2d, unknown.keypoints_2d, atol=1e-2)
+    for keypoints, (x, y, w, h) in zip(known.keypoints_2d, some.boxes(), strict=True):
+        assert (keypoints > np.asarray([x, y]) - 1.0).all()
+        assert (keypoints < np.asarray([x + w, y + h]) + 1.0).all()
+    with pytest.raises(InputError, match="has no pictures for a network"):
+        network_estimates(dataclasses.replace(some, picture=None), module, hand)
 
 
 def test_submission(tmp_path):

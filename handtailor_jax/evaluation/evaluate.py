@@ -162,7 +162,7 @@ def _compute(
     if what == "table4":
         names = ("L_beta", "L_beta + depth", "L_beta + silhouette")
         variants = {
-            name: network_estimates(setting.truth, load_weights(path), setting.hand, known_cameras=True)
+            name: network_estimates(setting.truth, load_weights(path), setting.hand)[0]
             for name, path in zip(names, config.shape_weights, strict=False)
         }
         both, claims = tables.table4(setting, known, config.rendered, variants)
@@ -214,8 +214,7 @@ def _setting(config: EvaluationConfig, truth: Truth, hand: HandModel) -> Setting
     estimates: Estimates
     if config.weights is not None:
         module = load_weights(config.weights)
-        estimates = network_estimates(truth, module, hand, known_cameras=True)
-        without = network_estimates(truth, module, hand, known_cameras=False)
+        estimates, without = network_estimates(truth, module, hand)
         used: tuple[str, ...] = ("box", "intrinsics")
     elif config.predictions == "simulated":
         estimates = without = simulated(truth, config.seed)

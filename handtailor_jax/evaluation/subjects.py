@@ -284,14 +284,13 @@ def _turned(pose: Float[Array, "n 16 3"], turns: Float[Array, "n 16 3"]) -> Floa
     return axis_angle_from_matrix(both)
 
 
-def network_estimates(truth: Truth, module: HandModule, hand: HandModel, *, known_cameras: bool) -> Estimates:
-    """What a hand module says about the pictures.
+def network_estimates(truth: Truth, module: HandModule, hand: HandModel) -> tuple[Estimates, Estimates]:
+    """What a hand module says about the pictures, with intrinsics and without; each picture is decoded once.
 
     Args:
         truth: with pictures; the boxes are its own, `MARGIN` times as large as the hands.
         module: the hand module.
         hand: for its dtype.
-        known_cameras: whether it is told the intrinsics.
 
     Raises:
         InputError: without pictures, or if a picture cannot be decoded.
@@ -305,9 +304,9 @@ def network_estimates(truth: Truth, module: HandModule, hand: HandModel, *, know
     def run(state: Any, crops: Array, cameras: Camera) -> HandEstimate:
         return nnx.merge(graph, state)(crops.astype(hand.dtype) / 255.0, cameras)
 
-    boxes, rows = truth.boxes(), []
-    mode = "with intrinsics" if known_cameras else "without intrinsics"
-    with tqdm(total=len(truth), desc=f"hand module {mode}", unit="picture") as bar:
+    boxes = truth.boxes()
+    rows: tuple[list[list[Any]], list[list[Any]]] = ([], [])
+    with tqdm(total=len(truth), desc="hand module", unit="picture") as bar:
         for start in range(0, len(truth), _NETWORK_BATCH):
             real = range(start, min(start + _NETWORK_BATCH, len(truth)))
             cut = [crop_square(truth.picture(i), boxes[i], size) for i in real]
@@ -315,15 +314,20 @@ def network_estimates(truth: Truth, module: HandModule, hand: HandModel, *, know
             cut += cut[-1:] * missing
             to_crop = jnp.asarray(np.stack([affine for _, affine, _ in cut]))
             intrinsics = truth.intrinsics[list(real) + [real[-1]] * missing]
-            camera = cameras_of(intrinsics, known=known_cameras)
-            found = run(state, np.stack([crop for crop, _, _ in cut]), transform_camera(camera, to_crop))
-            pixels = transform_pixels(inverse_affine(to_crop), found.keypoints_2d)
-            arrays = (pixels, found.confidence, found.pose, found.betas, found.root_depth, found.bone)
-            rows.append([np.asarray(x)[: len(real)] for x in arrays])
+            crops = np.stack([crop for crop, _, _ in cut])
+            for known, of_mode in zip((True, False), rows, strict=True):
+                found = run(state, crops, transform_camera(cameras_of(intrinsics, known=known), to_crop))
+                pixels = transform_pixels(inverse_affine(to_crop), found.keypoints_2d)
+                arrays = (pixels, found.confidence, found.pose, found.betas, found.root_depth, found.bone)
+                of_mode.append([np.asarray(x)[: len(real)] for x in arrays])
             bar.update(len(real))
-    columns = [np.concatenate(each) for each in zip(*rows, strict=True)]
-    keypoints, confidence, pose, betas, root_depth, bone = columns
-    return Estimates("hand module", keypoints, confidence, pose, betas, None, root_depth, bone)
+
+    def joined(of_mode: list[list[Any]]) -> Estimates:
+        columns = [np.concatenate(each) for each in zip(*of_mode, strict=True)]
+        keypoints, confidence, pose, betas, root_depth, bone = columns
+        return Estimates("hand module", keypoints, confidence, pose, betas, None, root_depth, bone)
+
+    return joined(rows[0]), joined(rows[1])
 
 
 def cameras_of(intrinsics: npt.NDArray[np.floating], *, known: bool) -> Camera:
