@@ -165,7 +165,7 @@ def _compute(
             name: network_estimates(setting.truth, load_weights(path), setting.hand)[0]
             for name, path in zip(names, config.shape_weights, strict=False)
         }
-        both, claims = tables.table4(setting, known, config.rendered, variants)
+        both, claims = tables.table4(setting, known, config.rendered, min(config.rounds, 3), variants)
         return both, claims, []
     if what == "figure2":
         figures.figure2(setting, known, out / "figure2.jpg")
