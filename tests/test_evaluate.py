@@ -129,7 +129,7 @@ def test_everything_from_a_noise_model(tmp_path, truth, estimates, monkeypatch, 
     )
     np.savez(tmp_path / "pose.npz", keypoints_2d=truth.keypoints_2d, pose=estimates.pose, betas=estimates.betas)
     out = tmp_path / "out"
-    numbers = ["--iterations", "2", "--damped-iterations", "1", "--rounds", "1", "--rendered", "2"]
+    numbers = ["--iterations", "2", "--damped-iterations", "1", "--rounds", "1", "--rendered", "1", "--shown", "1"]
     others = ["--others", str(tmp_path / "joints.npz"), str(tmp_path / "pose.npz")]
     script.main(["all", "--count", str(COUNT), "--predictions", "simulated", "--out", str(out), *numbers, *others])
     assert "written to" in capsys.readouterr().out

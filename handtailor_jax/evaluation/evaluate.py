@@ -77,6 +77,8 @@ class EvaluationConfig:
     """Of Adam in Table 3."""
     damped_iterations: tuple[int, ...] = (1, 2, 3, 5)
     """Of Levenberg-Marquardt in Table 3."""
+    shown: int = 8
+    """Hands on Figures 2 and 4."""
     rendered: int = 64
     """Hands of the right half of Table 4, whose energies render."""
     skip_unreadable: bool = False
@@ -168,14 +170,14 @@ def _compute(
         both, claims = tables.table4(setting, known, config.rendered, min(config.rounds, 3), variants)
         return both, claims, []
     if what == "figure2":
-        figures.figure2(setting, known, out / "figure2.jpg")
+        figures.figure2(setting, known, out / "figure2.jpg", config.shown)
         return [], [], ["figure2.jpg"]
     if what == "figure3":
         figures.figure3a(setting, known, unknown, out / "figure3a.png")
         figures.figure3b(setting, known, out / "figure3b.png")
         claim = tables.figure3b_claim(*tables.figure3b_points(setting, known))
         return [], [claim], ["figure3a.png", "figure3b.png"]
-    figures.figure4(setting, known, out / "figure4.jpg")
+    figures.figure4(setting, known, out / "figure4.jpg", config.shown)
     return [], [], ["figure4.jpg"]
 
 

@@ -21,14 +21,13 @@ from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.tailor.solve import Adam
 from handtailor_jax.types import Camera
 
-_SHOWN = 8
 _CANDIDATES = 200
 _MIDDLE = slice(CROP // 8, CROP - CROP // 8)  # the crops are twice as large as the hands
 _SIDE = _MIDDLE.stop - _MIDDLE.start
 _INK = "#2b4c7e"
 
 
-def figure2(setting: Setting, known: Before, path: Path, count: int = _SHOWN) -> None:
+def figure2(setting: Setting, known: Before, path: Path, count: int) -> None:
     """Input with the detected keypoints, the hand module's mesh, the tailored mesh, and both from the side.
 
     Raises:
@@ -91,7 +90,7 @@ def figure3b(setting: Setting, known: Before, path: Path) -> None:
     _finish(setting, figure, axis, path)
 
 
-def figure4(setting: Setting, known: Before, path: Path, count: int = 6) -> None:
+def figure4(setting: Setting, known: Before, path: Path, count: int) -> None:
     """Meshes under the full energy, without E_g and without E_id, where they differ most.
 
     The preset is `official`, whose steps are large enough to leave the start, with 100 of them.
