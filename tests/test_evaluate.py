@@ -219,6 +219,9 @@ def test_predictions_of_others_are_checked(tmp_path, truth, estimates):
         (["table1", "--predictions", "simulated", "--dataset", "rhd", "--root", "absent"], "absent"),
         (["table1", "--weights", "absent.safetensors", "--count", "2"], "absent.safetensors"),
         (["table1", "--predictions", "absent.npz", "--count", "2"], "absent.npz: cannot be read"),
+        (["all", "--predictions", "simulated", "--count", "2", "--others", "absent.npz"], "absent.npz: cannot be read"),
+        (["all", "--predictions", "simulated", "--count", "2", "--shape-weights", "absent.st"], "absent.st"),
+        (["table4", "--predictions", "simulated", "--shape-weights", "a", "b", "c", "d"], "takes at most 3 files"),
     ],
 )
 def test_bad_input(tmp_path, monkeypatch, capsys, arguments, message):

@@ -4,7 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import io
-import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -27,6 +27,7 @@ from handtailor_jax.evaluation.subjects import (
     synthetic_truth,
 )
 from handtailor_jax.evaluation.tables import Before, Claim, Setting, Table, before_and_after
+from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.weights import load_weights
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import MANO_VERTICES, load_hand
@@ -121,8 +122,13 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
         raise InputError("nothing to evaluate: give --weights FILE, or --predictions simulated or an npz")
     if config.predictions is not None and config.weights is not None:
         raise InputError("--predictions and --weights are both given: choose one")
+    if len(config.shape_weights) > len(_SHAPE_LOSSES):
+        raise InputError(f"--shape-weights takes at most {len(_SHAPE_LOSSES)} files: {', '.join(_SHAPE_LOSSES)}")
+    # A file that cannot be read is an error before anything is computed, not something that the data lacks.
+    shape_modules = [load_weights(path) for path in config.shape_weights]
     prepare_folder(config.out)
     truth = read_truth(config, hand)
+    others = [read_estimates(path, len(truth)) for path in config.others]
     setting = _setting(config, truth, hand)
     if config.what == "freihand-submission":
         return _submission(config, setting)
@@ -135,7 +141,9 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
     for what in [each for each in get_args(What) if config.what in (each, "all") and each not in _NOT_OF_ALL]:
         # What this data cannot give is an error where it was asked for, and a line in the report of everything.
         with _noting(left_out, what) if config.what == "all" else contextlib.nullcontext():
-            some_tables, some_claims, some_pictures = _compute(what, config, setting, known, unknown)
+            some_tables, some_claims, some_pictures = _compute(
+                what, config, setting, known, unknown, others, shape_modules
+            )
             found_tables += some_tables
             claims += some_claims
             pictures += some_pictures
@@ -145,10 +153,17 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
 
 
 _NOT_OF_ALL = ("all", "freihand-submission")
+_SHAPE_LOSSES = ("L_beta", "L_beta + depth", "L_beta + silhouette")
 
 
 def _compute(
-    what: str, config: EvaluationConfig, setting: Setting, known: Before, unknown: Before
+    what: str,
+    config: EvaluationConfig,
+    setting: Setting,
+    known: Before,
+    unknown: Before,
+    others: Sequence[Estimates],
+    shape_modules: Sequence[HandModule],
 ) -> tuple[list[Table], list[Claim], list[str]]:
     out = config.out
     if what == "table1":
@@ -156,16 +171,14 @@ def _compute(
         own = config.dataset in ("synthetic", "freihand")  # the others have no meshes
         return [table, *([tables.freihand_table(setting, known, unknown)] if own else [])], claims, []
     if what == "table2":
-        others = [read_estimates(path, len(setting.truth)) for path in config.others]
         return [tables.table2(setting, known, others)], [], []
     if what == "table3":
         table, claims = tables.table3(setting, known, config.rounds, config.iterations, config.damped_iterations)
         return [table], claims, []
     if what == "table4":
-        names = ("L_beta", "L_beta + depth", "L_beta + silhouette")
         variants = {
-            name: network_estimates(setting.truth, load_weights(path), setting.hand)[0]
-            for name, path in zip(names, config.shape_weights, strict=False)
+            name: network_estimates(setting.truth, module, setting.hand)[0]
+            for name, module in zip(_SHAPE_LOSSES, shape_modules, strict=False)
         }
         both, claims = tables.table4(setting, known, config.rendered, min(config.rounds, 3), variants)
         return both, claims, []
@@ -182,7 +195,7 @@ def _compute(
 
 
 @contextlib.contextmanager
-def _noting(reasons: list[str], what: str):  # type: ignore[no-untyped-def]
+def _noting(reasons: list[str], what: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
@@ -275,7 +288,6 @@ def _write(config: EvaluationConfig, result: Evaluation) -> None:
         "claims": [dataclasses.asdict(claim) for claim in result.claims],
         "left_out": list(result.left_out),
     }
-    json.dumps(content, allow_nan=False)
     write_json(config.out / "results.json", content)
 
 

@@ -43,7 +43,6 @@ from handtailor_jax.evaluation.refinement import (
 from handtailor_jax.evaluation.report import markdown_table
 from handtailor_jax.evaluation.subjects import Estimates, Truth
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.mano.loading import MANO_VERTICES
 from handtailor_jax.render.rasterise import rasterise
 from handtailor_jax.skeleton import ROOT
 from handtailor_jax.tailor.paper import PaperEnergy
@@ -119,8 +118,8 @@ class Setting:
 
     @property
     def freihand_joints(self) -> bool:
-        """Whether FreiHAND's joints are scored, which are defined on MANO's mesh only."""
-        return self.truth.joint_definition == "freihand" and self.hand.skin.template.shape[0] == MANO_VERTICES
+        """Whether FreiHAND's joints are scored, as the protocol says."""
+        return self.protocol.joint_definition == "freihand"
 
     def _mixed(self) -> tuple[str, ...]:
         if self.truth.joint_definition != "freihand" or self.freihand_joints:
