@@ -50,7 +50,7 @@ def run(config: TrainingConfig, known: argparse.Namespace) -> None:
         InputError: one line that names what is wrong.
     """
     try:
-        from handtailor_jax.training import loop
+        from handtailor_jax.training import benchmark, loop
     except ImportError as error:
         raise InputError(f"training needs more packages ({error}): pip install 'handtailor-jax[train]'") from None
     if known.coordinator is not None:
@@ -58,7 +58,7 @@ def run(config: TrainingConfig, known: argparse.Namespace) -> None:
     elif known.processes != 1:
         raise InputError("--processes needs --coordinator HOST:PORT, the same for all processes")
     if known.benchmark:
-        print(loop.benchmark(config, known.out, devices=known.devices))
+        print(benchmark.benchmark(config, known.out, devices=known.devices))
     else:
         print(loop.train(config, known.out, resume=known.resume, devices=known.devices))
 

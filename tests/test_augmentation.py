@@ -37,6 +37,7 @@ def batch():
         "joints": joints,
         "pose": random.normal(size=(COUNT, 16, 3)),
         "betas": np.zeros((COUNT, 10)),
+        "has_joints": np.ones(COUNT),
         "has_3d": np.ones(COUNT),
         "has_intrinsics": known,
     }

@@ -147,6 +147,7 @@ def test_without_joints_everything_is_finite_after_augmentation(camera, grain):
             return Sample(**{**vars(super().__getitem__(index)), **kept})
 
     batch = Loader([Flat("a", 4)], config()).batch(0, range(4))
+    assert not batch.has_joints.any()
     assert not batch.has_3d.any()
     assert batch.has_intrinsics.all() == camera
     moved = augmented(batch, AugmentationConfig())
@@ -189,7 +190,7 @@ def test_weights_say_what_is_true(grain):
     loaded = Loader([Hands("posed", 4, posed=True), Hands("joints", 4)], config(batch=8)).loaded(range(8))
     posed = np.asarray([name.startswith("posed") for name in loaded.names], np.float32)
     assert np.array_equal(loaded.batch.has_3d, posed)
-    assert loaded.has_joints.all()
+    assert (loaded.batch.has_joints == 1.0).all()
     assert not loaded.batch.pose[posed == 0.0].any()
     assert set(loaded.joint_definitions) == {"annotated"}
     assert all(leaf.dtype in (np.uint8, np.float32) for leaf in jax.tree.leaves(loaded.batch))

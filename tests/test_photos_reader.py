@@ -31,14 +31,23 @@ def test_splits_are_kept_apart(tmp_path):
     assert read_labels(folder, "val")[0].side == "right"
 
 
+def test_keypoints_in_2d_are_enough(tmp_path):
+    bare = {name: value for name, value in entry(convention="mano").items() if name != "joints_3d"}
+    first, second = read_labels(write(tmp_path, {"a.jpg": bare, "b.jpg": entry()}), "train")
+    assert (first.joints_3d, first.convention) == (None, "mano")
+    assert second.joints_3d is not None
+    assert second.convention == "mediapipe"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ([], "is no object of labels"),
         ({"x.jpg": entry(split="val")}, "has no photographs of split 'train'"),
         ({"x.jpg": {"split": "train"}}, "x.jpg lacks 'keypoints_2d'"),
-        ({"x.jpg": entry(side="up")}, "x.jpg needs 21 keypoints"),
-        ({"x.jpg": entry(keypoints_2d=[[1.0, 2.0]] * 20)}, "x.jpg needs 21 keypoints"),
+        ({"x.jpg": entry(side="up")}, "x.jpg needs a side, 21 keypoints"),
+        ({"x.jpg": entry(keypoints_2d=[[1.0, 2.0]] * 20)}, "x.jpg needs a side, 21 keypoints"),
+        ({"x.jpg": entry(joints_3d=[[0.0, 0.0, 0.0]] * 20)}, "if it has joints_3d, 21"),
         ({"x.jpg": entry(keypoints_2d="none")}, "holds something that is no number"),
     ],
 )

@@ -29,8 +29,10 @@ class Batch:
     """Axis-angle rotations in MANO's order, radians; row 0 turns the hand in the camera frame."""
     betas: Float[Numbers, "*batch 10"]
     """Shape coefficients."""
+    has_joints: Float[Numbers, "*batch"]
+    """Weight of joints: 1 for truth, 0 for none, between them for estimates."""
     has_3d: Float[Numbers, "*batch"]
-    """Weight of joints, pose and betas: 1 for truth, 0 for none, between them for estimates."""
+    """The same of pose and betas, which are never known without joints."""
     has_intrinsics: Float[Numbers, "*batch"]
     """1 where the camera is known, else 0."""
 

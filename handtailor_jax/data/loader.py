@@ -4,6 +4,7 @@ Which sample stands where follows from the configuration and the position alone,
 iterator with a state and as a training source that is asked for step s.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -54,7 +55,8 @@ class LoaderConfig:
     drop_remainder: bool = True
     """Whether the last batch is left out where it would be smaller than the others."""
     threads: int = 2
-    """Threads that prepare batches ahead; 0 prepares each when it is asked for. Changes nothing in the samples."""
+    """Threads that prepare batches ahead, or the samples of a batch that is asked for; 0 prepares one after the other
+    when it is asked for. Changes nothing in the samples."""
 
     def __post_init__(self) -> None:
         """Refuses settings that give no batches.
@@ -115,10 +117,6 @@ class LoadedBatch:
     """A batch in host memory, and what training does not look at."""
 
     batch: Batch
-    """Its `has_3d` weighs joints, pose and betas alike, so it is 1 only where all three are true."""
-    has_joints: FloatArray
-    """(batch,) 1 where the joints are true, also without pose and betas, as in RHD and STB: the weight for terms that
-    need joints alone."""
     names: tuple[str, ...]
     """Of the samples."""
     joint_definitions: tuple[JointDefinition, ...]
@@ -297,7 +295,10 @@ class Loader:
             if not 0 <= number < len(self):
                 raise IndexError(f"the loader has samples 0 to {len(self) - 1}, got {number}")
         try:
-            return _collate([self._samples[int(number)] for number in numbers])
+            if self._config.threads == 0:
+                return _collate([self._samples[int(number)] for number in numbers])
+            with concurrent.futures.ThreadPoolExecutor(self._config.threads) as threads:
+                return _collate(list(threads.map(lambda number: self._samples[int(number)], numbers)))
         except InputError as error:
             raise _one_line(error) from None
 
@@ -406,10 +407,10 @@ def _collate(elements: Sequence[_Element]) -> LoadedBatch:
             joints=stack("joints"),
             pose=stack("pose"),
             betas=stack("betas"),
+            has_joints=stack("has_joints"),
             has_3d=stack("has_pose"),
             has_intrinsics=stack("has_intrinsics"),
         ),
-        has_joints=stack("has_joints"),
         names=tuple(element.name for element in elements),
         joint_definitions=tuple(element.joint_definition for element in elements),
     )

@@ -1,7 +1,7 @@
 """Photographs with keypoints: a folder of pictures and a labels.json.
 
-The file maps each picture's path to its `side`, `split`, `keypoints_2d` (21 x 2 pixels) and `joints_3d` (21 x 3, a
-hint).
+The file maps each picture's path to its `side`, `split` and `keypoints_2d` (21 x 2 pixels); it may have `joints_3d`
+(21 x 3, a hint) and the keypoints' `convention` ("mediapipe" if not given).
 """
 
 import dataclasses
@@ -38,8 +38,10 @@ class PhotoLabel:
     """The hand's side as it appears."""
     keypoints_2d: FloatArray
     """(21, 2) pixels, canonical order, in the labels' own convention."""
-    joints_3d: FloatArray
-    """(21, 3) camera axes, any unit and origin: an estimate."""
+    joints_3d: FloatArray | None
+    """(21, 3) camera axes, any unit and origin: an estimate; None if there is none."""
+    convention: str = "mediapipe"
+    """What the keypoints mark: a name of `detections.CONVENTIONS`."""
 
     @property
     def source(self) -> str:
@@ -69,16 +71,20 @@ def read_labels(folder: Path, split: str) -> list[PhotoLabel]:
 def _label(labels: Path, name: str, entry: dict[str, Any]) -> PhotoLabel:
     try:
         points = np.asarray(entry["keypoints_2d"], np.float32)
-        joints = np.asarray(entry["joints_3d"], np.float32)
-        side = entry["side"]
+        joints = None if entry.get("joints_3d") is None else np.asarray(entry["joints_3d"], np.float32)
+        side, convention = entry["side"], entry.get("convention", "mediapipe")
     except KeyError as error:
         raise InputError(f"{labels}: {name} lacks {error}: get an undamaged copy") from None
     except (TypeError, ValueError):
         raise InputError(f"{labels}: {name} holds something that is no number: get an undamaged copy") from None
-    sound = points.shape == (21, 2) and joints.shape == (21, 3) and np.isfinite(points).all()
-    if not sound or not np.isfinite(joints).all() or side not in get_args(Side):
-        raise InputError(f"{labels}: {name} needs 21 keypoints in 2D and 3D and a side: get an undamaged copy")
-    return PhotoLabel(name, labels.parent / name, side, points, joints)
+    sound = points.shape == (21, 2) and bool(np.isfinite(points).all())
+    if joints is not None:
+        sound = sound and joints.shape == (21, 3) and bool(np.isfinite(joints).all())
+    if not sound or side not in get_args(Side):
+        raise InputError(
+            f"{labels}: {name} needs a side, 21 keypoints in 2D and, if it has joints_3d, 21 of them: correct it"
+        )
+    return PhotoLabel(name, labels.parent / name, side, points, joints, convention)
 
 
 def square_around(

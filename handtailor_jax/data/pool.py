@@ -65,7 +65,13 @@ class SamplePool:
         rows = [self._row(int(i)) for i in indices]
         columns = {name: np.stack([shard[name][offset] for shard, offset in rows]) for name in _FIELDS}
         ones = np.ones(len(rows), np.float32)
-        return Batch(keypoint_weight=np.ones((len(rows), 21), np.float32), has_3d=ones, has_intrinsics=ones, **columns)
+        return Batch(
+            keypoint_weight=np.ones((len(rows), 21), np.float32),
+            has_joints=ones,
+            has_3d=ones,
+            has_intrinsics=ones,
+            **columns,
+        )
 
     def _row(self, index: int) -> tuple[dict[str, np.ndarray], int]:
         if not 0 <= index < self.count:

@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: the latest ones and the best one, each complete or absent."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ class Checkpoints:
             import orbax.checkpoint as orbax
         except ImportError as error:
             raise InputError(f"training needs Orbax ({error}): pip install orbax-checkpoint") from None
-        logging.getLogger("absl").setLevel(logging.WARNING)
+        # Orbax logs an error with its traceback in each of its threads; here it becomes one line.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._orbax = orbax
         self._folder = folder
         try:
@@ -136,7 +138,8 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def _refused(self, error: Exception) -> None:
-        reason = getattr(error, "strerror", None) or _line(error)
+        system = re.search(r"([^:]+) \[os_error_code", str(error))
+        reason = getattr(error, "strerror", None) or (system[1].strip() if system else _line(error))
         raise InputError(
             f"{self._folder}: a checkpoint cannot be written ({reason}); earlier ones are intact: make room, then "
             "--resume"

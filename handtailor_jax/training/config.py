@@ -10,6 +10,16 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
 
 Stage = Literal["keypoints", "ik", "end_to_end"]
+DatasetChoice = Literal["rhd", "stb", "freihand"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """How many samples of a step come from where."""
+
+    synthetic: int
+    photographs: int
+    dataset: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +42,14 @@ class DataConfig:
     """Weight of the 3D terms of photographs, whose pose and shape are fits to their keypoints; 0 is 2D supervision."""
     pasted: float = 0.6
     """Share of photographs with a plain background whose hand is put before another background."""
+    dataset: DatasetChoice | None = None
+    """Published dataset whose training split is learnt from; None trains without."""
+    dataset_folder: Path | None = None
+    """Its folder, as its archive unpacks."""
+    dataset_share: float = 1.0
+    """Share of the dataset in every batch; 1 is the paper's. What is neither of it nor of photographs is rendered."""
     test: int = 256
-    """Samples of the synthetic test split for the periodic evaluation."""
+    """Samples of each test split, synthetic or of the dataset, for the periodic evaluation."""
     poses: PoseConfig = dataclasses.field(default_factory=PoseConfig)
     """Poses that IKNet is trained on in stage "ik"."""
 
@@ -49,6 +65,23 @@ class DataConfig:
             raise InputError(f"data.photograph_share is a share between 0 and 1, got {self.photograph_share}")
         if self.photographs is None and self.photograph_share == 1.0:
             raise InputError("data.photograph_share is 1 but there are no photographs: set data.photographs")
+        if not 0.0 < self.dataset_share <= 1.0:
+            raise InputError(f"data.dataset_share is a share above 0 and at most 1, got {self.dataset_share}")
+        if (self.dataset is None) != (self.dataset_folder is None):
+            given, missing = ("dataset_folder", "dataset") if self.dataset is None else ("dataset", "dataset_folder")
+            raise InputError(f"data.{given} is set but data.{missing} is not: set both or neither")
+        if self.dataset is not None and self.photographs is not None:
+            shares = self.dataset_share + self.photograph_share
+            if shares > 1.0:
+                raise InputError(
+                    f"data.dataset_share and data.photograph_share are {shares:g} together: lower them to 1 at most"
+                )
+
+    def counts(self, batch: int) -> "Counts":
+        """How many of a batch's samples come from where."""
+        photographs = 0 if self.photographs is None else round(self.photograph_share * batch)
+        dataset = 0 if self.dataset is None else min(round(self.dataset_share * batch), batch - photographs)
+        return Counts(synthetic=batch - photographs - dataset, photographs=photographs, dataset=dataset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +162,9 @@ class TrainingConfig:
 
     module: HandModuleConfig = dataclasses.field(default_factory=HandModuleConfig.small)
     """The network."""
+    hand: Path | None = None
+    """Hand model that the network is to pose (MANO pickle or npz); the embedded hand if None. FreiHAND's poses and
+    shapes are MANO's and are learnt from only with MANO; with another hand, its joints alone are."""
     stage: Stage = "end_to_end"
     """What is trained: all but IKNet, IKNet on poses alone, or everything."""
     steps: int = 20_000
@@ -182,3 +218,13 @@ class TrainingConfig:
             )
         if self.module.batch_axis is not None:
             raise InputError("module.batch_axis is set by training itself: leave it out")
+        of_dataset = self.data.counts(self.batch).dataset
+        if self.data.dataset is not None and of_dataset == 0:
+            raise InputError(
+                f"data.dataset_share {self.data.dataset_share:g} of batch {self.batch} is not one sample: raise either"
+            )
+        if self.hand is not None and self.stage != "ik" and of_dataset < self.batch:
+            raise InputError(
+                "hand is set, but rendered samples and photographs are labelled with the embedded hand: train on "
+                "data.dataset alone, or leave hand out"
+            )

@@ -63,8 +63,9 @@ def crops_of(name: str, batch: Batch, config: TrainingConfig, *, metric: bool, k
     """Crops of samples around their hands, by a factor that a loose detector would give."""
     size = config.module.image_size
     crop = jax.jit(lambda batch: center_crop(batch, size, _LOOSE))
-    pieces = [crop(_rows(batch, start)) for start in range(0, len(batch.image), _PIECE)]
-    crops = jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]), *pieces)
+    count = len(batch.image)
+    pieces = [crop(_rows(batch, start)) for start in range(0, count, _PIECE)]
+    crops = jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves])[:count], *pieces)
     if metric and not known_cameras:
         crops = jax.tree.map(np.asarray, without_intrinsics(jax.tree.map(jnp.asarray, crops)))
     return TestSet(name, crops, metric)
@@ -126,13 +127,18 @@ class Evaluator:
                 for start in range(0, count, _PIECE)
             ]
             errors = _joined(pieces, count)
-            figures[f"{each.name}/pck10"] = float((errors.keypoints < 0.1).mean())
-            figures[f"{each.name}/median_percent"] = 100.0 * float(np.median(errors.keypoints))
-            figures[f"{each.name}/joints_aligned_mm"] = float(errors.joints_aligned.mean())
-            figures[f"{each.name}/model_aligned_mm"] = float(errors.model_aligned.mean())
-            figures[f"{each.name}/angle_degrees"] = float(errors.angle.mean())
-            if each.metric:
-                figures[f"{each.name}/joints_mm"] = float(errors.joints.mean())
+            keypoints = errors.keypoints[each.crops.keypoint_weight > 0.0]
+            figures[f"{each.name}/pck10"] = float((keypoints < 0.1).mean())
+            figures[f"{each.name}/median_percent"] = 100.0 * float(np.median(keypoints))
+            # Datasets that were measured know joints but no pose.
+            known, posed = each.crops.has_joints > 0.0, each.crops.has_3d > 0.0
+            if known.any():
+                figures[f"{each.name}/joints_aligned_mm"] = float(errors.joints_aligned[known].mean())
+                figures[f"{each.name}/model_aligned_mm"] = float(errors.model_aligned[known].mean())
+            if posed.any():
+                figures[f"{each.name}/angle_degrees"] = float(errors.angle[posed].mean())
+            if each.metric and known.any():
+                figures[f"{each.name}/joints_mm"] = float(errors.joints[known].mean())
             chosen = np.linspace(0, count - 1, _SHOWN).round().astype(int)
             rows.append(
                 np.concatenate([_drawn(each.crops, np.asarray(errors.predicted), int(i)) for i in chosen], axis=1)

@@ -21,15 +21,15 @@ from handtailor_jax.data.synthetic import load_assets
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.weights import save_weights
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.mano.loading import embedded_hand
-from handtailor_jax.results import prepare_folder, write_atomically, write_json, write_picture
+from handtailor_jax.mano.loading import load_hand
+from handtailor_jax.results import prepare_folder, write_atomically, write_picture
 from handtailor_jax.training.checkpoints import Checkpoints
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.evaluation import Evaluator, PoseEvaluator, TestSet, crops_of
 from handtailor_jax.training.objective import Losses
 from handtailor_jax.training.photographs import prepare_photographs
 from handtailor_jax.training.report import Metrics, describe_run, draw_curves, provenance, resolved
-from handtailor_jax.training.sources import HostSamples, check_devices, synthetic_config
+from handtailor_jax.training.sources import HostSamples, check_devices, evaluation_samples, synthetic_config
 from handtailor_jax.training.state import DEVICES, TrainState, create_network, initial_state
 from handtailor_jax.training.step import StepMetrics, compile_rendering, compile_step, sample_keys
 
@@ -116,8 +116,8 @@ class Run:
         total = len(self.devices) * jax.process_count()
         self.config, self.folder = config, folder
         _check_folder(folder, config, resume)
-        self.hand = embedded_hand()
-        host = None if config.stage == "ik" else HostSamples(config)
+        self.hand = load_hand(config.hand, "right")
+        host = None if config.stage == "ik" else HostSamples(config, self.hand)
         if host is not None:
             check_devices(config, host, total)
         elif config.batch % total:
@@ -130,7 +130,7 @@ class Run:
             state = self.checkpoints.restore(state)
         self.state: TrainState = self._everywhere(state)
         self._shared: HandModel = self._everywhere(self.hand)
-        self._step = compile_step(config, self.devices)
+        self._step: Any = compile_step(config, self.devices)
         self._render: Any = None
         if host is not None and host.rendered:
             self._render = compile_rendering(config, synthetic_config(config), self.devices)
@@ -155,6 +155,15 @@ class Run:
         samples, parts = self._inputs(step, batch)
         self.state, metrics = self._step(self.state, parts, samples, self._shared)
         return metrics
+
+    def operations(self) -> float | None:
+        """Floating-point operations of a step on all devices of all processes, as XLA counts them before optimising.
+
+        None where it does not count.
+        """
+        samples, batch = self._inputs(0, self.feed.from_host(0))
+        cost = self._step.lower(self.state, batch, samples, self._shared).cost_analysis()
+        return cost["flops"] * self.feed.total if cost and "flops" in cost else None
 
     def _inputs(self, step: int, batch: Batch | None) -> tuple[Any, Batch | None]:
         samples = self.feed.numbers(self.config.batch)
@@ -200,12 +209,17 @@ class Run:
         data = self.config.data
         if self.config.stage == "ik":
             return []
-        pool = SamplePool(data.cache, synthetic_config(self.config), data.test, "test")
-        synthetic = pool.batch(np.arange(data.test))
-        sets = [
-            crops_of("synthetic", synthetic, self.config, metric=True),
-            crops_of("synthetic_without_intrinsics", synthetic, self.config, metric=True, known_cameras=False),
-        ]
+        metric: dict[str, Batch] = {}
+        if data.counts(self.config.batch).synthetic:
+            pool = SamplePool(data.cache, synthetic_config(self.config), data.test, "test")
+            metric["synthetic"] = pool.batch(np.arange(data.test))
+        if data.dataset is not None:
+            metric[data.dataset] = evaluation_samples(self.config, self.hand)
+        sets = []
+        for name, batch in metric.items():
+            sets.append(crops_of(name, batch, self.config, metric=True))
+            without = f"{name}_without_intrinsics"
+            sets.append(crops_of(without, batch, self.config, metric=True, known_cameras=False))
         if data.photographs is not None:
             found = prepare_photographs(data.photographs, "val", data.size, data.cache)
             grey = np.full_like(found.image, 128)
@@ -417,7 +431,7 @@ def _check_folder(folder: Path, config: TrainingConfig, resume: bool) -> None:
 
 
 _WEIGHTS = "weights.safetensors"
-_FREE = ("log_every", "evaluate_every", "checkpoint_every", "data.cache", "data.photographs")
+_FREE = ("log_every", "evaluate_every", "checkpoint_every", "data.cache", "data.photographs", "data.dataset_folder")
 
 
 def _names(tree: Any, prefix: str = "") -> list[str]:
@@ -435,42 +449,3 @@ def _value(tree: Any, name: str) -> Any:
 def _first(leaf: Any) -> Any:
     """One device's copy of an array that is the same on all."""
     return leaf.addressable_shards[0].data[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """Where the time of a step goes."""
-
-    images_per_second: float
-    data_seconds: float
-    """Per step, to make its samples on the host; done while the step before runs."""
-    step_seconds: float
-    """Per step, on the devices, with rendering and augmentation."""
-    compile_seconds: float
-
-    def __str__(self) -> str:
-        """One line."""
-        return (
-            f"{self.images_per_second:.1f} images/s; a step takes {1e3 * self.step_seconds:.0f} ms on the devices and "
-            f"{1e3 * self.data_seconds:.0f} ms of host data beside it; compiled in {self.compile_seconds:.0f} s"
-        )
-
-
-def benchmark(config: TrainingConfig, folder: Path, *, steps: int = 10, devices: int | None = None) -> Benchmark:
-    """Times training steps without keeping anything of them but benchmark.json."""
-    run = Run(config, folder, devices=devices)
-    started = time.perf_counter()
-    jax.block_until_ready(run.advance(0, run.feed.from_host(0)))
-    compiled = time.perf_counter() - started
-    data = device = 0.0
-    for step in range(1, steps + 1):
-        started = time.perf_counter()
-        batch = run.feed.from_host(step)
-        between = time.perf_counter()
-        jax.block_until_ready(run.advance(step, batch))
-        data, device = data + between - started, device + time.perf_counter() - between
-    run.checkpoints.close()
-    slower = max(data, device) / steps
-    found = Benchmark(config.batch / slower, data / steps, device / steps, compiled)
-    write_json(folder / "benchmark.json", dataclasses.asdict(found) | provenance(len(run.devices)))
-    return found

@@ -29,6 +29,8 @@ from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.training.config import LossWeights, TrainingConfig
 from handtailor_jax.types import Camera, HandEstimate, pytree
 
+_NEAREST = 0.02  # metres
+
 
 @pytree
 class Term:
@@ -87,6 +89,9 @@ def image_losses(
 ) -> tuple[Losses, HandEstimate]:
     """The terms for pictures; those of weight 0 are empty.
 
+    Terms of joints and lengths count where the joints are known, those of rotations and shape where pose and shape are,
+    and terms of depths from the camera only where its intrinsics are known too.
+
     Args:
         module: in training mode.
         hand: right hand model.
@@ -105,11 +110,13 @@ def image_losses(
         estimate = _detached_estimate(module, image, batch.camera)
     else:
         estimate = module(image, batch.camera)
+    batch = _completed(batch, estimate)
     truth = matrix_from_axis_angle(batch.pose)
     true_bone = _bone(batch.joints)
     true_joints = _relative(batch.joints) / true_bone[:, None, None]
     inside = _inside(batch, config)
-    has_3d, has_camera = batch.has_3d, batch.has_intrinsics
+    has_joints, has_3d = batch.has_joints, batch.has_3d
+    has_depth = has_joints * batch.has_intrinsics
     terms = {field.name: _empty() for field in dataclasses.fields(Losses)}
 
     index = indices_from_pixels(batch.keypoints_2d, config.module.image_size // config.module.map_size)
@@ -129,7 +136,7 @@ def image_losses(
     if weights.keypoints_2d > 0.0:
         error = (estimate.keypoints_2d - batch.keypoints_2d) / config.module.image_size
         terms["keypoints_2d"] = _mean(jnp.sum(smooth_absolute(error, 0.01), axis=-1), inside)
-    known = jnp.broadcast_to(has_3d[:, None], (has_3d.shape[0], 21))
+    known = jnp.broadcast_to(has_joints[:, None], (has_joints.shape[0], 21))
     if weights.relative_depth > 0.0:
         error = estimate.relative_depth - true_relative_depth(batch, config.module.decoding == "released")
         terms["relative_depth"] = _mean(smooth_absolute(error, 0.05), known)
@@ -158,18 +165,18 @@ def image_losses(
     if weights.betas > 0.0:
         terms["betas"] = _mean(jnp.mean(jnp.square(estimate.betas - batch.betas), axis=-1), has_3d)
     if weights.bone > 0.0:
-        terms["bone"] = _mean(jnp.square(jnp.log(estimate.bone) - jnp.log(true_bone)), has_3d)
+        terms["bone"] = _mean(jnp.square(jnp.log(estimate.bone) - jnp.log(true_bone)), has_joints)
     if weights.root_depth > 0.0:
-        safe = jnp.where(has_camera > 0.0, estimate.root_depth, 1.0)
-        true_depth = jnp.where(has_camera > 0.0, batch.joints[:, ROOT, 2], 1.0)
+        safe = jnp.where(has_depth > 0.0, estimate.root_depth, 1.0)
+        true_depth = jnp.where(has_depth > 0.0, batch.joints[:, ROOT, 2], 1.0)
         error = jnp.log(jnp.maximum(safe, 1e-3)) - jnp.log(jnp.maximum(true_depth, 1e-3))
-        terms["root_depth"] = _mean(smooth_absolute(error, 0.1), has_camera)
+        terms["root_depth"] = _mean(smooth_absolute(error, 0.1), has_depth)
     if weights.paper_joints > 0.0:
         error = losses.keypoint_3d_loss(estimate.joints, batch.joints)
-        terms["paper_joints"] = _mean(jnp.mean(error, axis=-1), known * has_camera[:, None])
+        terms["paper_joints"] = _mean(jnp.mean(error, axis=-1), known * batch.has_intrinsics[:, None])
     if weights.paper_root_depth > 0.0:
         error = losses.depth_loss(estimate.root_depth, batch.joints[:, ROOT, 2])
-        terms["paper_root_depth"] = _mean(error, has_3d * has_camera)
+        terms["paper_root_depth"] = _mean(error, has_depth)
     if weights.paper_betas > 0.0:
         terms["paper_betas"] = _mean(losses.beta_loss(estimate.betas), jnp.ones_like(has_3d))
     if through_tailor:
@@ -182,6 +189,21 @@ def image_losses(
         error = error - (true_mesh.vertices - true_mesh.keypoints[:, ROOT, None]) / true_bone[:, None, None]
         terms["tailored_mesh"] = _mean(jnp.mean(jnp.sum(smooth_absolute(error, 0.05), axis=-1), axis=-1), has_3d)
     return Losses(**terms), estimate
+
+
+def _completed(batch: Batch, estimate: HandEstimate) -> Batch:
+    """The batch with the estimated joints where the true ones are unknown, and a hand at rest where its pose is.
+
+    No term counts either. But what fills the gaps must not reach a gradient, as 0 times something that is not finite
+    would; and IKNet, whose batch statistics are those of all samples, must see hands.
+    """
+    known, posed = batch.has_joints > 0.0, batch.has_3d > 0.0
+    return dataclasses.replace(
+        batch,
+        joints=jnp.where(known[:, None, None], batch.joints, jax.lax.stop_gradient(estimate.joints)),
+        pose=jnp.where(posed[:, None, None], batch.pose, 0.0),
+        betas=jnp.where(posed[:, None], batch.betas, 0.0),
+    )
 
 
 def _detached_estimate(module: HandModule, image: Float[Array, "batch size size 3"], camera: Camera) -> HandEstimate:
@@ -278,7 +300,9 @@ def smooth_absolute(error: Float[Array, "*shape"], width: float) -> Float[Array,
 def _toward(batch: Batch, model: Float[Array, "batch 21 3"], true_bone: Float[Array, "batch"]) -> Array:
     """The model's keypoints where the true hand is, in front of the batch's cameras; metres."""
     scaled = _relative(model) * (true_bone / jnp.maximum(_bone(model), 1e-6))[:, None, None]
-    return scaled + batch.joints[:, ROOT, None]
+    placed = scaled + batch.joints[:, ROOT, None]
+    # Some hands of RHD begin behind the camera, where nothing can be projected.
+    return jnp.concatenate([placed[..., :2], jnp.maximum(placed[..., 2:], _NEAREST)], axis=-1)
 
 
 def _inside(batch: Batch, config: TrainingConfig) -> Float[Array, "batch 21"]:

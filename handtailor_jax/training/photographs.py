@@ -79,6 +79,7 @@ class PhotoSet:
             joints=self.joints[indices],
             pose=self.pose[indices],
             betas=self.betas[indices],
+            has_joints=np.full(count, weight_3d, np.float32),
             has_3d=np.full(count, weight_3d, np.float32),
             has_intrinsics=np.zeros(count, np.float32),
         )
@@ -97,7 +98,7 @@ def prepare_photographs(folder: Path, split: str, size: int, cache: Path) -> Pho
         InputError: if a photograph, its labels or the cache cannot be used.
     """
     labels = read_labels(folder, split)
-    known = json.dumps([_VERSION, size, FACTOR, [[x.name, x.keypoints_2d.tolist()] for x in labels]])
+    known = json.dumps([_VERSION, size, FACTOR, [[x.name, x.keypoints_2d.tolist(), x.convention] for x in labels]])
     path = cache / f"photographs-{split}-{size}px-{hashlib.sha256(known.encode()).hexdigest()[:8]}.npz"
     if path.is_file():
         return _load(path)
@@ -130,8 +131,11 @@ def _prepare(label: PhotoLabel, hand: HandModel, size: int) -> dict[str, np.ndar
     if label.side == "left":
         picture = np.ascontiguousarray(picture[:, ::-1])
         points = np.stack([picture.shape[1] - 1.0 - points[:, 0], points[:, 1]], axis=-1).astype(np.float32)
-        joints = joints * np.asarray([-1.0, 1.0, 1.0], np.float32)
-    found = fit_detection(detection(points, convention="mediapipe", joints_3d=joints), hand=hand)
+        joints = None if joints is None else joints * np.asarray([-1.0, 1.0, 1.0], np.float32)
+    try:
+        found = fit_detection(detection(points, convention=label.convention, joints_3d=joints), hand=hand)
+    except InputError as error:
+        raise InputError(f"{label.path}: {error}") from None
     extent = float(np.ptp(points, axis=0).max())
     if found.reprojection_after > _WORST * extent:
         return None

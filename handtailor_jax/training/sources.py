@@ -1,22 +1,33 @@
 """The samples of every step, from wherever they come: what step s sees follows from the seed and s alone.
 
-Another source of training data is one more class with `batch(step, positions)`.
+Another source of training data is one more class with `batch(step, positions)`, such as `data.loader.Loader`.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Protocol
+import os
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
 
 import jax
 import numpy as np
 import numpy.typing as npt
 
 from handtailor_jax.data.batch import Batch
+from handtailor_jax.data.loader import Loader, LoaderConfig
 from handtailor_jax.data.pool import SamplePool
+from handtailor_jax.data.readers import open_dataset
+from handtailor_jax.data.sample import Reader
 from handtailor_jax.data.synthetic import SyntheticConfig
 from handtailor_jax.errors import InputError
+from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.mano.loading import MANO_VERTICES
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.photographs import PhotoSet, backgrounds, composed, prepare_photographs
+
+Split = Literal["training", "evaluation"]
+
+_STB_SPLITS: Mapping[Split, str] = {"training": "train", "evaluation": "test"}
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 class Source(Protocol):
@@ -75,26 +86,34 @@ def synthetic_config(config: TrainingConfig) -> SyntheticConfig:
 class HostSamples:
     """The part of every step's samples that comes from host memory: a fixed number from each source."""
 
-    def __init__(self, config: TrainingConfig) -> None:
+    def __init__(self, config: TrainingConfig, hand: HandModel) -> None:
         """Prepares the sources; the first time, this renders and fits.
+
+        Args:
+            config: of the run.
+            hand: of the run.
 
         Raises:
             InputError: if a source cannot be used.
         """
         data = config.data
-        photographs = 0 if data.photographs is None else round(data.photograph_share * config.batch)
-        self.rendered = config.batch - photographs if data.synthetic == "rendered" else 0
+        counts = data.counts(config.batch)
+        self.rendered = counts.synthetic if data.synthetic == "rendered" else 0
         """Samples of a step that are rendered on the device instead."""
         self._sources: list[tuple[Source, int]] = []
-        if data.synthetic == "pool" and photographs < config.batch:
-            count = config.batch - photographs
+        # First what fails at once where a folder is missing, then what takes time.
+        reader = open_split(config, hand, "training") if counts.dataset else None
+        if data.synthetic == "pool" and counts.synthetic:
             pool = SamplePool(data.cache, synthetic_config(config), data.pool, "train", config.seed)
-            self._sources.append((PoolSource(pool, count, config.seed), count))
-        if photographs:
+            self._sources.append((PoolSource(pool, counts.synthetic, config.seed), counts.synthetic))
+        if counts.photographs:
             assert data.photographs is not None
             found = prepare_photographs(data.photographs, "train", data.size, data.cache)
             pictures = backgrounds(data.size, data.cache)
-            self._sources.append((PhotoSource(found, pictures, photographs, config), photographs))
+            self._sources.append((PhotoSource(found, pictures, counts.photographs, config), counts.photographs))
+        if reader is not None:
+            settings = LoaderConfig(size=data.size, batch=counts.dataset, seed=config.seed, threads=_THREADS)
+            self._sources.append((Loader([reader], settings), counts.dataset))
         self.count = sum(count for _, count in self._sources)
         """Samples of a step that come from here."""
 
@@ -107,6 +126,47 @@ class HostSamples:
                 parts.append(source.batch(step, positions))
             start += count
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def open_split(config: TrainingConfig, hand: HandModel, split: Split) -> Reader:
+    """The reader of a split of the configured dataset, with what training needs of it.
+
+    Args:
+        config: of the run; has a dataset.
+        hand: of the run: where it is MANO, FreiHAND's samples have poses.
+        split: training, or the test split.
+
+    Raises:
+        InputError: if the dataset is missing or damaged.
+    """
+    data = config.data
+    assert data.dataset is not None
+    assert data.dataset_folder is not None
+    if data.dataset == "stb":
+        return open_dataset("stb", data.dataset_folder, _STB_SPLITS[split])
+    if data.dataset == "rhd":
+        return open_dataset("rhd", data.dataset_folder, split)
+    # Meshes are over a gigabyte, and not learnt from.
+    is_mano = config.hand is not None and hand.skin.template.shape[0] == MANO_VERTICES
+    mean = np.asarray(hand.pose_mean) if is_mano else None
+    return open_dataset("freihand", data.dataset_folder, split, vertices=False, hands_mean=mean, cache=data.cache)
+
+
+def evaluation_samples(config: TrainingConfig, hand: HandModel) -> Batch:
+    """`data.test` samples, evenly spread over the dataset's test split, always the same.
+
+    Raises:
+        InputError: if they cannot be read or have no joints to compare with.
+    """
+    reader = open_split(config, hand, "evaluation")
+    chosen = np.linspace(0, len(reader) - 1, min(config.data.test, len(reader))).round().astype(int).tolist()
+    loader = Loader([reader], LoaderConfig(size=config.data.size, shuffle=False, threads=_THREADS))
+    batch = loader.loaded(chosen).batch
+    if not batch.has_joints.all():
+        raise InputError(
+            f"{config.data.dataset_folder}: the evaluation split has no joints: unpack FreiHAND_pub_v2_eval beside it"
+        )
+    return batch
 
 
 def check_devices(config: TrainingConfig, samples: HostSamples, devices: int) -> None:

@@ -204,6 +204,7 @@ def compile_rendering(
             joints=sample.joints,
             pose=sample.pose,
             betas=sample.betas,
+            has_joints=jnp.ones(count, dtype),
             has_3d=jnp.ones(count, dtype),
             has_intrinsics=jnp.ones(count, dtype),
         )

@@ -1,0 +1,28 @@
+"""Fine-tuning with losses on the fitted mesh, through the tailor: a short run from weights that are trained already.
+
+python train.py --config configs/through_tailor.py --weights runs/small/weights.safetensors --out runs/through
+python train.py --config configs/through_tailor.py --weights runs/small/weights.safetensors --out runs/without \
+    --loss.tailored-keypoints 1e-9 --loss.tailored-mesh 1e-9
+
+The second run sees the same samples in the same order and reports the same losses, but does not follow them.
+Hardware: 2 CPU cores, 4 GB of memory.
+"""
+
+import dataclasses
+import math
+
+from handtailor_jax.data.augmentation import AugmentationConfig
+from handtailor_jax.training.config import DataConfig, LossWeights, OptimizerConfig, TrainingConfig
+
+config = TrainingConfig(
+    steps=200,
+    batch=16,
+    data=DataConfig(pool=10_240),
+    augmentation=AugmentationConfig(rotation=math.pi / 4.0),
+    loss=dataclasses.replace(LossWeights.ours(), tailored_keypoints=3.0, tailored_mesh=3.0),
+    detached=False,
+    optimizer=OptimizerConfig(learning_rate=1e-4, warm_up=20, average=0.98),
+    log_every=10,
+    evaluate_every=100,
+    checkpoint_every=100,
+)

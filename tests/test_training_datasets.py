@@ -1,0 +1,241 @@
+"""Training on RHD, STB and FreiHAND in small: what is not known is not learnt from, and what is wrong is one line."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from handtailor_jax.data.fixtures import write_freihand_fixture, write_rhd, write_stb
+from handtailor_jax.errors import InputError
+from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.mano.loading import MANO_VERTICES
+from handtailor_jax.training.config import DataConfig, LossWeights, OptimizerConfig, TrainingConfig
+from handtailor_jax.training.loop import Run
+from handtailor_jax.training.sources import HostSamples, evaluation_samples
+from handtailor_jax.training.state import learning_rate
+
+pytest.importorskip("grain", reason="datasets are loaded with Grain")
+
+ROOT = Path(__file__).resolve().parents[1]
+DATASETS = ("rhd", "stb", "freihand")
+
+# Every term but those through the tailor: one program for all tests that take steps.
+ALL = dataclasses.replace(
+    LossWeights.ours(), **{name: weight for name, weight in vars(LossWeights.paper()).items() if weight > 0.0}
+)
+TINY = dataclasses.replace(
+    HandModuleConfig.small(),
+    image_size=32,
+    channels=16,
+    depth=1,
+    shape_channels=16,
+    shape_levels=1,
+    shape_hidden=(16,),
+    ik_hidden=(32,),
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A miniature of each dataset."""
+    root = tmp_path_factory.mktemp("datasets")
+    write_rhd(root / "rhd")
+    write_freihand_fixture(root / "freihand", truth="root")
+    if "stb" in DATASETS:
+        pytest.importorskip("scipy", reason="STB's labels are read with scipy")
+        write_stb(root / "stb", frames=1)
+    return root
+
+
+def config(folders, dataset="rhd", **changes):
+    data = DataConfig(
+        cache=folders / "cache", size=48, test=64, dataset=dataset, dataset_folder=folders / dataset, dataset_share=1.0
+    )
+    settings = {
+        "module": TINY,
+        "steps": 2,
+        "batch": 8,
+        "data": data,
+        "loss": ALL,
+        "detached": False,
+        "optimizer": OptimizerConfig(learning_rate=3e-3, warm_up=1),
+        "log_every": 1,
+        "evaluate_every": 2,
+        "checkpoint_every": 2,
+    }
+    return TrainingConfig(**(settings | changes))
+
+
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """train.main on a configuration; returns the exit status and the lines on stderr that are no progress bars."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    import train as script
+
+    def run(config, out, *arguments):
+        monkeypatch.setattr(script, "read_config", lambda path: config)
+        status = 0
+        try:
+            script.main(["--config", "a.py", "--out", str(out), "--devices", "1", *arguments])
+        except SystemExit as stop:
+            status = stop.code
+        lines = capsys.readouterr().err.splitlines()
+        return status, [line for line in lines if line.strip() and "it/s" not in line and "step/s" not in line]
+
+    return run
+
+
+def test_a_run_on_rhd(folders, tmp_path, main):
+    status, errors = main(config(folders), tmp_path / "run")
+    assert (status, [line for line in errors if "error" in line]) == (0, [])
+    assert (tmp_path / "run" / "weights.safetensors").is_file()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    # Its joints are learnt from, its poses are not known.
+    assert lines[0]["loss/joints"] > 0.0
+    assert lines[0]["loss/paper_root_depth"] > 0.0
+    assert lines[0]["loss/rotations"] == lines[0]["loss/betas"] == 0.0
+    sets = {tuple(name.split("/")) for name in lines[-1] if "/" in name}
+    assert {name for name, _ in sets} == {"rhd", "rhd_without_intrinsics"}
+    figures = {figure for _, figure in sets}
+    assert figures == {"pck10", "median_percent", "joints_aligned_mm", "model_aligned_mm", "joints_mm"}
+
+
+def test_nothing_is_learnt_from_what_is_unknown(folders, tmp_path, rng):
+    """Half of the joints, and all but one of the poses, may be anything."""
+    states = []
+    for number in range(3):
+        run = Run(config(folders), tmp_path / str(number), devices=1)
+        batch = jax.tree.map(np.array, run.feed.from_host(0))
+        batch.has_joints[:, :4] = 0.0
+        batch.has_3d[:, 7] = 1.0
+        if number == 0:
+            # Behind the camera, where no turn leads to its axis, and without extent.
+            batch.joints[:, :4] = (0.0, 0.0, -3.0)
+        elif number == 1:
+            batch.joints[:, :4] = 1e6 * rng.normal(size=(1, 4, 21, 3))
+            batch.pose[:, :7] = 1e3 * rng.normal(size=(1, 7, 16, 3))
+            batch.betas[:, :7] = 1e6
+        else:
+            batch.joints[:, 4] *= 1.5  # known
+        for step in range(2):
+            run.advance(step, batch)
+        states.append(run.host_state())
+        run.checkpoints.close()
+    assert int(states[0].failed) == -1
+    for a, b in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(states[0].params, states[2].params)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_what_is_known_of_each_dataset(dataset, folders, hand):
+    host = HostSamples(config(folders, dataset), hand)
+    assert (host.count, host.rendered) == (8, 0)
+    batch = host.batch(3, 0, 8)
+    assert batch.image.shape == (8, 48, 48, 3)
+    assert batch.has_joints.all()
+    assert batch.has_intrinsics.all()
+    assert not batch.has_3d.any()
+    # Whichever process asks: a step's samples follow from step and place.
+    parts = [HostSamples(config(folders, dataset), hand).batch(3, first, first + 4) for first in (0, 4)]
+    for whole, *halves in zip(jax.tree.leaves(batch), *map(jax.tree.leaves, parts), strict=True):
+        np.testing.assert_array_equal(whole, np.concatenate(halves))
+    assert not np.array_equal(batch.image, host.batch(4, 0, 8).image)
+    tests = evaluation_samples(config(folders, dataset), hand)
+    assert len(tests.image) == {"rhd": 5, "stb": 2, "freihand": 2}[dataset]
+    spread = dataclasses.replace(config(folders, dataset).data, test=2)
+    assert len(evaluation_samples(config(folders, dataset, data=spread), hand).image) == 2
+
+
+def test_freihand_has_poses_with_mano(folders, hand):
+    """Its poses are relative to MANO's mean pose, and its shapes mean something to MANO alone."""
+    mano = dataclasses.replace(hand, skin=jax.tree.map(lambda leaf: leaf[:MANO_VERTICES], hand.skin))
+    named = config(folders, "freihand", hand=Path("MANO_RIGHT.pkl"))
+    assert HostSamples(named, mano).batch(0, 0, 8).has_3d.all()
+    assert not HostSamples(named, hand).batch(0, 0, 8).has_3d.any()
+    assert evaluation_samples(named, mano).has_3d.all()
+
+
+def test_freihand_without_the_truth_of_its_evaluation(hand, tmp_path):
+    write_freihand_fixture(tmp_path / "freihand")
+    with pytest.raises(InputError, match="the evaluation split has no joints: unpack FreiHAND_pub_v2_eval beside it"):
+        evaluation_samples(config(tmp_path, "freihand"), hand)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("rhd", "rhd: no such folder: give the path of RHD_published_v2, unpacked"),
+        ("stb", "labels: no such folder: give the path of STB, unpacked"),
+        ("freihand", "freihand: no such folder: download FreiHAND_pub_v2 and give its folder"),
+    ],
+)
+def test_a_missing_folder_is_one_line(dataset, message, tmp_path, main):
+    status, errors = main(config(tmp_path, dataset), tmp_path / "run")
+    assert (status, len(errors)) == (2, 1)
+    assert errors[0].startswith(f"train.py: error: {tmp_path}")
+    assert errors[0].endswith(message)
+
+
+@pytest.mark.parametrize("split", ["training", "evaluation"])
+def test_an_unreadable_sample_is_one_line(split, tmp_path, main):
+    write_rhd(tmp_path / "rhd")
+    file = tmp_path / "rhd" / split / "color" / "00002.png"
+    file.write_bytes(file.read_bytes()[:300])
+    status, errors = main(config(tmp_path), tmp_path / "run")
+    assert (status, len(errors)) == (2, 1)
+    assert f"sample 2: {file}: is not an image that can be read" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset_folder": None}, "data.dataset is set but data.dataset_folder is not"),
+        ({"dataset": None}, "data.dataset_folder is set but data.dataset is not"),
+        ({"dataset_share": 0.0}, "data.dataset_share is a share above 0"),
+        ({"photographs": Path()}, "data.dataset_share and data.photograph_share are 1.25 together"),
+    ],
+)
+def test_datasets_that_cannot_be_meant(changes, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(config(tmp_path).data, **changes)
+
+
+def test_shares_that_do_not_fit_the_batch_or_the_hand(tmp_path):
+    few = dataclasses.replace(config(tmp_path).data, dataset_share=0.05)
+    with pytest.raises(InputError, match=r"dataset_share 0\.05 of batch 8 is not one sample"):
+        config(tmp_path, data=few)
+    half = dataclasses.replace(few, dataset_share=0.5)
+    with pytest.raises(InputError, match="hand is set, but rendered samples"):
+        config(tmp_path, data=half, hand=Path("MANO_RIGHT.pkl"))
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_configurations_of_the_paper(dataset, monkeypatch):
+    """The schedule is the paper's: epochs, learning rates, and the weights of Eq. 6 and 7."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    import train as script
+
+    samples = {"rhd": 41_258, "stb": 15_000, "freihand": 130_240}[dataset]
+    first, last = (
+        script.read_config(ROOT / "configs" / f"paper_{dataset}_{stage}.py") for stage in ("keypoints", "end_to_end")
+    )
+    poses = script.read_config(ROOT / "configs" / "paper_iknet.py")
+    for each, stage, rate in ((first, "keypoints", 3e-4), (poses, "ik", 3e-4), (last, "end_to_end", 3e-5)):
+        assert each.stage == stage
+        assert each.module == HandModuleConfig.official()
+        assert not each.detached
+        schedule = learning_rate(each.optimizer, each.steps)
+        np.testing.assert_allclose([schedule(step) for step in (0, 1, each.steps - 1)], rate, rtol=1e-6)
+    for each in (first, last):
+        assert each.data.dataset == dataset
+        assert each.data.counts(each.batch).dataset == each.batch
+        assert 0 <= each.steps * each.batch - 100 * samples < each.batch
+        assert each.augmentation.drop_intrinsics == 0.0
+    assert last.loss == LossWeights.paper()
+    assert first.loss == LossWeights(paper_heatmap=100.0, paper_joints=1.0, paper_root_depth=0.1)
