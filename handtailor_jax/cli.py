@@ -1,4 +1,4 @@
-"""The `handtailor` command: predict, fit, bench, and the files it reads and writes.
+"""The `handtailor` command: predict, demo, fit, bench, and the files it reads and writes.
 
 Bad input prints one line and exits with status 2. Everything is checked before anything is written.
 """
@@ -56,8 +56,9 @@ class Predict:
 
     inputs: Positional[tuple[str, ...]]
     """Images, folders, patterns, videos or the number of a webcam."""
-    weights: Path
-    """Weights of the hand module (.safetensors), from `handtailor convert-official` or training."""
+    weights: Path | None = None
+    """Weights of the hand module (.safetensors), from `handtailor convert-official` or training; the embedded ones if
+    not given."""
     out: Annotated[Path, arg(aliases=["-o"])] = Path("hands")
     """Folder for the results."""
     camera: tuple[float, float, float, float] | None = None
@@ -78,6 +79,18 @@ class Predict:
     """Images in one call of the network."""
     overlay: bool = True
     """Write the pictures and videos to look at."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Recover hand meshes from the pictures that come with the package.
+
+    They are renderings of the embedded hand that the network has not seen. Writes what `predict` does: <id>.json,
+    <id>_overlay.png, <id>.glb and sheet.png.
+    """
+
+    out: Annotated[Path, arg(aliases=["-o"])] = Path("demo")
+    """Folder for the results."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +128,8 @@ class ExportHandModule:
 
     out: Positional[Path]
     """File to write."""
-    weights: Path
-    """Weights of the hand module (.safetensors), baked into the file."""
+    weights: Path | None = None
+    """Weights of the hand module (.safetensors), baked into the file; the embedded ones if not given."""
     platforms: Platforms = ("cpu", "cuda", "tpu")
     """Where the file can run."""
 
@@ -127,8 +140,8 @@ class ExportPipeline:
 
     out: Positional[Path]
     """File to write."""
-    weights: Path
-    """Weights of the hand module (.safetensors), baked into the file."""
+    weights: Path | None = None
+    """Weights of the hand module (.safetensors), baked into the file; the embedded ones if not given."""
     hand: Path | None = None
     """Hand model, baked into the file; the embedded hand if not given."""
     preset: Literal["default", "paper", "official"] = "default"
@@ -164,6 +177,7 @@ class Bench:
 
 Command = (
     Annotated[Predict, subcommand("predict")]
+    | Annotated[Demo, subcommand("demo")]
     | Annotated[Fit, subcommand("fit")]
     | Annotated[Synth, subcommand("synth")]
     | Annotated[Bench, subcommand("bench")]
@@ -191,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def run(command: Predict | Fit | Synth | Bench | ConvertOfficial | Export) -> None:
+def run(command: Predict | Demo | Fit | Synth | Bench | ConvertOfficial | Export) -> None:
     """Runs one parsed command.
 
     Raises:
@@ -199,6 +213,8 @@ def run(command: Predict | Fit | Synth | Bench | ConvertOfficial | Export) -> No
     """
     if isinstance(command, Predict):
         run_predict(command)
+    elif isinstance(command, Demo):
+        run_demo(command)
     elif isinstance(command, ConvertOfficial):
         run_convert(command)
     elif isinstance(command, Fit):
@@ -257,6 +273,22 @@ def run_predict(command: Predict) -> None:
     print(f"{len(sources) - skipped} of {len(sources)} inputs written to {command.out}")
     if skipped:
         raise SystemExit(2)
+
+
+def run_demo(command: Demo) -> None:
+    """Recovers the hands of the packaged pictures."""
+    from handtailor_jax import predict
+    from handtailor_jax.detections import read_detections
+    from handtailor_jax.pipeline import HandTailor
+
+    with importlib.resources.as_file(importlib.resources.files("handtailor_jax") / "assets" / "examples") as examples:
+        sources = [
+            predict.Source(each.id, each.image, film=False, camera=each.camera, side=each.side)
+            for each in read_detections(examples / "hands.json")
+            if each.image is not None
+        ]
+        predict.predict(sources, HandTailor.load(), predict.Options(out=command.out, mesh="glb"))
+    print(f"{len(sources)} hands written to {command.out}: look at {command.out / 'sheet.png'}")
 
 
 def run_convert(command: ConvertOfficial) -> None:
@@ -328,8 +360,8 @@ def run_fit(command: Fit) -> None:
 def run_export(command: ExportTailor | ExportHandModule | ExportPipeline) -> None:
     """Writes a part of the method as a program, and its description."""
     from handtailor_jax import export, results
-    from handtailor_jax.hand_module.weights import load_weights
     from handtailor_jax.mano.loading import load_hand
+    from handtailor_jax.pipeline import load_module
     from handtailor_jax.tailor import PRESETS
 
     if not command.platforms:
@@ -346,11 +378,12 @@ def run_export(command: ExportTailor | ExportHandModule | ExportPipeline) -> Non
         config = PRESETS[command.preset]()
         export.export_tailor(out, hand, config, perspective=command.perspective, platforms=platforms)
     elif isinstance(command, ExportHandModule):
-        module = load_weights(command.weights)
+        module = load_module(command.weights, None)
         prepare()
         export.export_hand_module(out, module, platforms=platforms)
     else:
-        module, hand = load_weights(command.weights), load_hand(command.hand)
+        hand = load_hand(command.hand)
+        module = load_module(command.weights, None if command.hand is None else hand)
         prepare()
         refine = PRESETS[command.preset]() if command.tailor else None
         export.export_pipeline(out, module, hand, refine, platforms=platforms)

@@ -11,7 +11,6 @@ crops, left hands, batches. `HandVideo` follows one hand through the frames of a
 
 import dataclasses
 import functools
-import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from handtailor_jax.geometry.cameras import (
 from handtailor_jax.geometry.rotations import rotate_towards
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.inference import inference_form
-from handtailor_jax.hand_module.weights import load_weights
+from handtailor_jax.hand_module.weights import embedded_weights, load_weights
 from handtailor_jax.images import Box, Picture, as_rgb, check_box, crop_square, whole
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO
@@ -198,8 +197,28 @@ def _describe(hand: HandModel, parameters: HandParameters, seen: Observation) ->
     return dataclasses.replace(found, before=found.after)
 
 
+def load_module(weights: str | Path | None, hand: HandModel | None) -> HandModule:
+    """The hand module of a weight file, or the embedded one.
+
+    Args:
+        weights: file; the embedded weights if None.
+        hand: hand model that it is to pose; the embedded hand if None.
+
+    Raises:
+        InputError: if the file cannot be read, or if the embedded weights are to pose another hand model, whose shape
+            coefficients mean something else.
+    """
+    if weights is not None:
+        return load_weights(Path(weights))
+    if hand is not None:
+        raise InputError(
+            "the embedded weights know the embedded hand alone: with another hand model, give weights trained with it"
+        )
+    return embedded_weights()
+
+
 class HandTailor:
-    """Hands from pictures: ``HandTailor.load("weights.safetensors")(image)``."""
+    """Hands from pictures: ``HandTailor.load()(image)``."""
 
     def __init__(
         self, module: HandModule, hand: HandModel | None = None, config: TailorConfig | None = _DEFAULT
@@ -227,13 +246,9 @@ class HandTailor:
         """A hand module from a weight file (`hand_module.weights`); the embedded weights if None.
 
         Raises:
-            InputError: if the file cannot be read.
+            InputError: if the file cannot be read, or if the embedded weights are to pose another hand model.
         """
-        if weights is not None:
-            return cls(load_weights(Path(weights)), hand, config)
-        embedded = importlib.resources.files("handtailor_jax") / "assets" / "small.safetensors"
-        with importlib.resources.as_file(embedded) as path:
-            return cls(load_weights(path), hand, config)
+        return cls(load_module(weights, hand), hand, config)
 
     def __call__(self, image: Any, camera: Any = None, box: Any = None, side: Side = "right") -> HandResult:
         """Recovers the hand in one picture.

@@ -30,6 +30,20 @@ _MOST_LINES = 20
 
 
 @dataclasses.dataclass(frozen=True)
+class Source:
+    """One image, film or webcam."""
+
+    id: str
+    """Name of its results."""
+    path: Path | int
+    film: bool
+    camera: Any = None
+    """Intrinsic matrix of this image, if it is not that of the options."""
+    side: Side | None = None
+    """The hand in this image, if it is not that of the options."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Options:
     """What applies to every input."""
 
@@ -45,15 +59,13 @@ class Options:
     """Images in one call of the network."""
     overlay: bool = True
 
+    def camera_of(self, source: Source) -> Any:
+        """The camera that applies to an input."""
+        return self.camera if source.camera is None else source.camera
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """One image, film or webcam."""
-
-    id: str
-    """Name of its results."""
-    path: Path | int
-    film: bool
+    def side_of(self, source: Source) -> Side:
+        """The side that applies to an input."""
+        return self.side if source.side is None else source.side
 
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:
@@ -169,14 +181,17 @@ def _predict_images(sources: Sequence[Source], tailor: HandTailor, options: Opti
                 with _reporting(source) as report:
                     photograph = read_picture(source.path)
                     # Checked here, so that one picture that a box misses does not take its neighbours down.
-                    tailor.check(photograph, options.camera, options.box, options.side)
+                    tailor.check(photograph, options.camera_of(source), options.box, options.side_of(source))
                     batch.append((source, photograph))
                 failures += report()
             # A batch of another size would be another program to compile: the last one is filled up.
-            filled = [photograph for _, photograph in batch]
-            filled += filled[-1:] * (options.batch - len(filled)) if filled else []
-            count = len(filled)
-            found = tailor.batch(filled, [options.camera] * count, [options.box] * count, [options.side] * count)
+            filled = batch + (batch[-1:] * (options.batch - len(batch)) if batch else [])
+            found = tailor.batch(
+                [photograph for _, photograph in filled],
+                [options.camera_of(source) for source, _ in filled],
+                [options.box] * len(filled),
+                [options.side_of(source) for source, _ in filled],
+            )
             for (source, photograph), hand in zip(batch, found, strict=False):
                 with _reporting(source) as report:
                     picture = _write_image(source, photograph, hand, options)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from handtailor_jax.errors import InputError
+from handtailor_jax.evaluation import predictions
 from handtailor_jax.evaluation.photographs import PhotographBenchmark, measure, read_photographs, run
 from handtailor_jax.fit import HandFit, mirror_pose
 from handtailor_jax.skeleton import KEYPOINTS, MANO_JOINTS
@@ -132,3 +133,17 @@ def test_measures(made_up, hand):
         (errors,) = measure([photograph], [dataclasses.replace(fit, landmarks=landmarks)], hand)
         assert errors.flipped.tolist() == [False, False, False, True, False]
         assert errors.distance_mm > 0.1
+
+
+@pytest.mark.slow
+def test_what_predict_makes_of_held_out_photographs(photos):
+    """The embedded weights, from a loose and from a tight box around the labels."""
+    report = predictions.run(predictions.PredictionBenchmark(photos))
+    rows = {(row.source, row.margin, row.stage): row for row in report.rows}
+    close = {("digits", 2.0): 95.5, ("digits", 1.2): 97.0, ("webcam", 2.0): 83.0, ("webcam", 1.2): 80.5}
+    for (source, margin), percent in close.items():
+        before, after = (rows[source, margin, stage] for stage in ("hand module", "tailored"))
+        assert after.close_percent > percent, report
+        assert after.median_percent < {"digits": 2.5, "webcam": 6.0}[source], report
+        assert after.median_percent < before.median_percent, report
+        assert after.close_percent > before.close_percent, report

@@ -274,7 +274,9 @@ def start(tmp_path, cache, steps, out, *arguments):
     path = tmp_path / "config.py"
     path.write_text(CONFIG.format(steps=steps, cache=str(cache)))
     flags = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1"
-    compiled = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    # Each start would compile the same programs again, also those that are too small to be worth keeping elsewhere.
+    compiled = {"JAX_COMPILATION_CACHE_DIR": os.environ["HANDTAILOR_TEST_CACHE"]}
+    compiled["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | compiled
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(path), "--out", str(out), *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -1,0 +1,77 @@
+"""The weights that come with the package: what they are, what `handtailor demo` makes of the packaged pictures."""
+
+import importlib.resources
+import json
+
+import cv2
+import numpy as np
+import pytest
+import trimesh
+
+from handtailor_jax import cli
+from handtailor_jax.errors import InputError
+from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.hand_module.weights import embedded_weights, load_weights, provenance, save_weights
+from handtailor_jax.pipeline import HandTailor, load_module
+
+ASSETS = importlib.resources.files("handtailor_jax") / "assets"
+
+
+def test_they_are_small_and_say_where_they_come_from():
+    with importlib.resources.as_file(ASSETS / "small.safetensors") as path:
+        assert path.stat().st_size < 12e6
+        facts = provenance(path)
+    assert embedded_weights().config == HandModuleConfig.small()
+    assert "Apache-2.0" in facts["licence"]
+    assert int(facts["steps"]) > 0
+    assert len(facts["commit"]) >= 40
+    training = json.loads(facts["training"])
+    assert training["module"]["image_size"] == 128
+    assert not any("/" in value for value in facts.values()), "paths of the machine that trained them"
+    assert (ASSETS / "small.NOTICE.txt").is_file()
+
+
+def test_they_pose_the_embedded_hand_alone(hand):
+    with pytest.raises(InputError, match="know the embedded hand alone"):
+        load_module(None, hand)
+    with pytest.raises(InputError, match="know the embedded hand alone"):
+        HandTailor.load(None, hand)
+
+
+def test_half_precision_keeps_three_digits(tmp_path):
+    module = embedded_weights()
+    save_weights(tmp_path / "half.safetensors", module, {}, dtype="float16")
+    save_weights(tmp_path / "full.safetensors", module, {})
+    sizes = [(tmp_path / name).stat().st_size for name in ("half.safetensors", "full.safetensors")]
+    assert 1.9 < sizes[1] / sizes[0] < 2.1
+    again = load_weights(tmp_path / "half.safetensors")
+    kernel, other = (m.stem.embed.layer.kernel[...] for m in (module, again))
+    assert other.dtype == np.float32
+    np.testing.assert_allclose(other, kernel, rtol=1e-3)
+    module.stem.embed.layer.kernel[...] = kernel.at[0, 0, 0, 0].set(1e5)
+    with pytest.raises(InputError, match=r"stem.embed.layer.kernel holds numbers beyond float16"):
+        save_weights(tmp_path / "huge.safetensors", module, {}, dtype="float16")
+    assert not (tmp_path / "huge.safetensors").exists()
+
+
+def test_demo(tmp_path, capsys):
+    cli.main(["demo", "--out", str(tmp_path / "demo")])
+    assert "8 hands written to" in capsys.readouterr().out
+    truth = json.loads((ASSETS / "examples" / "hands.json").read_text())
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"sheet.png"} | {
+        each["id"] + ending for each in truth for ending in (".json", "_overlay.png", ".glb")
+    }
+    errors = []
+    for each in truth:
+        found = json.loads((tmp_path / "demo" / f"{each['id']}.json").read_text())
+        assert found["side"] == each["side"]
+        assert found["projection"] == ("perspective" if "camera" in each else "weak_perspective")
+        size = np.ptp(each["keypoints_2d"], axis=0).max()
+        # hands.json holds what a detector would say: other orders, conventions and displaced points are among them.
+        if each.get("convention", "mano") == "mano" and "order" not in each:
+            errors.append(np.linalg.norm(np.subtract(found["keypoints_2d"], each["keypoints_2d"]), axis=1) / size)
+        mesh = trimesh.load(tmp_path / "demo" / f"{each['id']}.glb", force="mesh")
+        assert 0.1 < mesh.extents.max() < 0.35
+        assert cv2.imread(str(tmp_path / "demo" / f"{each['id']}_overlay.png")).std() > 10
+    assert len(errors) >= 4
+    assert np.median(errors) < 0.08
