@@ -2,7 +2,8 @@
 
 python train.py --config configs/small_iknet.py --out runs/small_iknet
 
-Its weights start configs/small_synthetic.py. Hardware: 2 CPU cores, 2 GB of memory.
+Its weights start configs/small_synthetic.py. Hardware: 2 CPU cores, 2 GB of memory, 4 minutes. Expected score: 7.1
+degrees and 3.9 mm on held-out poses.
 """
 
 from handtailor_jax.training.config import OptimizerConfig, TrainingConfig

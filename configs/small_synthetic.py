@@ -3,7 +3,9 @@
 python train.py --config configs/small_iknet.py --out runs/small_iknet
 python train.py --config configs/small_synthetic.py --out runs/small [--data.photographs DIR]
 
-DIR holds photographs and labels.json (`data.photos.read_labels`). Hardware: 2 CPU cores, 4 GB of memory, 2 GB of disk.
+DIR holds photographs and labels.json (`data.photos.read_labels`). Hardware: 2 CPU cores, 5 GB of memory, 2 GB of disk,
+100 minutes. Expected score, keypoints within 10 % of the hand's size: .51 on renderings, .98 on photographs of digits,
+.91 on those of a webcam (docs/model-card.md).
 """
 
 import math
