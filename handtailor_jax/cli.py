@@ -68,7 +68,8 @@ class Predict:
     box: tuple[float, float, float, float] | None = None
     """Box X Y W H around the hand, with a margin, pixels; the hand is looked for if not given."""
     hand: Path | None = None
-    """Hand model: MANO_RIGHT.pkl, MANO_LEFT.pkl or an npz. The embedded hand if not given."""
+    """Hand model: MANO_RIGHT.pkl, MANO_LEFT.pkl or an npz, with --weights trained for it; the embedded hand if not
+    given."""
     mesh: Literal["obj", "ply", "glb"] | None = None
     """Also write meshes in this format; videos can only be glb."""
     preset: Literal["default", "paper", "official"] = "default"
