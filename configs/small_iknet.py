@@ -1,4 +1,4 @@
-"""IKNet of the small network, on poses alone: the first of two commands for the embedded weights.
+"""IKNet of the small network, on poses alone: the first of three runs for the embedded weights.
 
 python train.py --config configs/small_iknet.py --out runs/small_iknet
 

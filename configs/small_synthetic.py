@@ -1,11 +1,10 @@
-"""The small network on rendered samples and photographs: the second of two commands for the embedded weights.
+"""The small network on rendered samples and photographs: the second of three runs for the embedded weights.
 
-python train.py --config configs/small_iknet.py --out runs/small_iknet
 python train.py --config configs/small_synthetic.py --out runs/small [--data.photographs DIR]
 
-DIR holds photographs and labels.json (`data.photos.read_labels`). Hardware: 2 CPU cores, 5 GB of memory, 2 GB of disk,
-100 minutes. Expected score, keypoints within 10 % of the hand's size: .51 on renderings, .98 on photographs of digits,
-.91 on those of a webcam (docs/model-card.md).
+It starts with the IKNet of configs/small_iknet.py. DIR holds photographs and labels.json (`data.photos.read_labels`).
+Hardware: 2 CPU cores, 5 GB of memory, 2 GB of disk, 100 minutes. Expected score, keypoints within 10 % of the hand's
+size: .51 on renderings, .98 on photographs of digits, .91 on those of a webcam.
 """
 
 import math

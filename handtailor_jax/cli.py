@@ -21,6 +21,7 @@ from handtailor_jax.evaluation.fit_benchmark import FitBenchmark
 from handtailor_jax.evaluation.predict_benchmark import PredictBenchmark
 from handtailor_jax.evaluation.synth_benchmark import SynthBenchmark
 from handtailor_jax.evaluation.tailor_benchmark import TailorBenchmark
+from handtailor_jax.tailor.presets import PresetName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +73,12 @@ class Predict:
     given."""
     mesh: Literal["obj", "ply", "glb"] | None = None
     """Also write meshes in this format; videos can only be glb."""
-    preset: Literal["default", "paper", "official"] = "default"
+    preset: PresetName = "network"
     """What the tailor minimises, and how."""
     tailor: bool = True
     """Refine the network's proposal."""
+    looks: int = 2
+    """How often the network looks at an image: the first time at the box, then at the square around what it found."""
     batch: int = 1
     """Images in one call of the network."""
     overlay: bool = True
@@ -115,7 +118,7 @@ class ExportTailor:
     """File to write."""
     hand: Path | None = None
     """Hand model, baked into the file; the embedded hand if not given."""
-    preset: Literal["default", "paper", "official"] = "default"
+    preset: PresetName = "default"
     """What the tailor minimises, and how."""
     perspective: bool = True
     """For pictures with intrinsics; otherwise the file is for pictures without."""
@@ -145,7 +148,7 @@ class ExportPipeline:
     """Weights of the hand module (.safetensors), baked into the file; the embedded ones if not given."""
     hand: Path | None = None
     """Hand model, baked into the file; the embedded hand if not given."""
-    preset: Literal["default", "paper", "official"] = "default"
+    preset: PresetName = "network"
     """What the tailor minimises, and how."""
     tailor: bool = True
     """Refine the network's proposal."""
@@ -253,6 +256,8 @@ def run_predict(command: Predict) -> None:
 
     if command.batch < 1:
         raise InputError(f"--batch has to be at least 1, not {command.batch}")
+    if command.looks < 1:
+        raise InputError(f"--looks has to be at least 1, not {command.looks}")
     camera = None
     if command.camera is not None:
         fx, fy, cx, cy = command.camera
@@ -268,6 +273,7 @@ def run_predict(command: Predict) -> None:
         box=command.box,
         mesh=command.mesh,
         batch=command.batch,
+        looks=command.looks,
         overlay=command.overlay,
     )
     skipped = predict.predict(sources, tailor, options)

@@ -48,7 +48,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 """Where exported programs run unless told otherwise."""
 
 _VERSION = 1
-_DEFAULT = TailorConfig.default()
+_NETWORK = TailorConfig.network()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def export_tailor(
         InputError: if flatbuffers is not installed or the file cannot be written.
     """
     hand = embedded_hand() if hand is None else hand
-    config = config or _DEFAULT
+    config = config or TailorConfig.default()
     inputs = {
         "keypoints_2d": _Input((21, 2), "keypoints (u, v), pixels, in the order of `keypoints`", hand.dtype),
         "confidence": _Input((21,), "weight of each keypoint, 0 (ignored) to 1", hand.dtype),
@@ -184,7 +184,7 @@ def export_pipeline(
     path: str | os.PathLike[str],
     module: HandModule,
     hand: HandModel | None = None,
-    config: TailorConfig | None = _DEFAULT,
+    config: TailorConfig | None = _NETWORK,
     *,
     platforms: Sequence[str] = PLATFORMS,
 ) -> Path:

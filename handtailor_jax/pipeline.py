@@ -43,13 +43,17 @@ from handtailor_jax.tailor.initialize import StartScale, initialize
 from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.tailor.tailor import tailor
-from handtailor_jax.tracking import HandSmoother, HandTrack, SmoothingConfig, TrackingConfig
+from handtailor_jax.tracking import HandSmoother, HandTrack, SmoothingConfig, TrackingConfig, square_around
 from handtailor_jax.types import Camera, HandEstimate, HandParameters, Observation, Side, pytree
 
-_DEFAULT = TailorConfig.default()
+_NETWORK = TailorConfig.network()
 
 _PAPER_CROP = 256
 """Side of the released network's crops, pixels."""
+
+_LOOK = 1.6
+"""Side of the box of a further look over the longer side of the keypoints' box: best on photographs for training."""
+_MIN_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +225,7 @@ class HandTailor:
     """Hands from pictures: ``HandTailor.load()(image)``."""
 
     def __init__(
-        self, module: HandModule, hand: HandModel | None = None, config: TailorConfig | None = _DEFAULT
+        self, module: HandModule, hand: HandModel | None = None, config: TailorConfig | None = _NETWORK
     ) -> None:
         """Prepares a hand module for inference.
 
@@ -241,7 +245,7 @@ class HandTailor:
 
     @classmethod
     def load(
-        cls, weights: str | Path | None = None, hand: HandModel | None = None, config: TailorConfig | None = _DEFAULT
+        cls, weights: str | Path | None = None, hand: HandModel | None = None, config: TailorConfig | None = _NETWORK
     ) -> "HandTailor":
         """A hand module from a weight file (`hand_module.weights`); the embedded weights if None.
 
@@ -250,7 +254,9 @@ class HandTailor:
         """
         return cls(load_module(weights, hand), hand, config)
 
-    def __call__(self, image: Any, camera: Any = None, box: Any = None, side: Side = "right") -> HandResult:
+    def __call__(
+        self, image: Any, camera: Any = None, box: Any = None, side: Side = "right", *, looks: int = 1
+    ) -> HandResult:
         """Recovers the hand in one picture.
 
         Args:
@@ -258,11 +264,12 @@ class HandTailor:
             camera: `Camera` or intrinsic matrix (3, 3) of the picture; None without intrinsics.
             box: (x, y, w, h) in pixels around the hand, with a margin; the hand is looked for (`locate`) if None.
             side: which hand it is.
+            looks: how often the network looks; see `batch`.
 
         Raises:
             InputError: one line that names what is wrong.
         """
-        result = self.batch([image], [camera], [box], [side])[0]
+        result = self.batch([image], [camera], [box], [side], looks=looks)[0]
         if not np.isfinite(result.fitted.vertices).all():
             raise InputError("the network's output is not finite: its weights do not fit this picture or hand model")
         return result
@@ -273,11 +280,23 @@ class HandTailor:
         cameras: Sequence[Any] | None = None,
         boxes: Sequence[Any] | None = None,
         sides: Sequence[Side] | None = None,
+        *,
+        looks: int = 1,
     ) -> list[HandResult]:
-        """Recovers one hand in each picture with one call of the network; compiled once per number of pictures.
+        """Recovers one hand in each picture with one call of the network a look; compiled once per number of pictures.
 
         Arguments are lists of what `__call__` takes. A hand that comes out as not finite raises no error here.
+
+        Args:
+            images: (H, W, 3) each.
+            cameras: of the pictures.
+            boxes: around the hands.
+            sides: which hands.
+            looks: how often the network looks. The first look is at the box, each further one at the square around the
+                keypoints of the one before: it makes up for a box that is too tight or too loose, and takes as long.
         """
+        if looks < 1:
+            raise InputError(f"looks has to be at least 1, not {looks}")
         count = len(images)
         cameras, boxes = cameras or [None] * count, boxes or [None] * count
         sides = sides or ["right"] * count
@@ -296,7 +315,14 @@ class HandTailor:
             self._prepare(picture, as_camera(camera), box, side)
             for picture, camera, box, side in zip(pictures, cameras, squares, sides, strict=True)
         ]
-        return self._recover(inputs, Memory.nothing(self.hand))
+        found = self._recover(inputs, Memory.nothing(self.hand))
+        for _ in range(looks - 1):
+            inputs = [
+                self._prepare(picture, each.camera, _closer(result), each.side)
+                for picture, each, result in zip(pictures, inputs, found, strict=True)
+            ]
+            found = self._recover(inputs, Memory.nothing(self.hand))
+        return found
 
     def check(self, image: Any, camera: Any = None, box: Any = None, side: Side = "right") -> None:
         """Raises the InputError that `__call__` would raise for these arguments before anything is computed."""
@@ -384,6 +410,14 @@ class HandTailor:
             finished = dataclasses.replace(finished, parameters=mirror_parameters(finished.parameters))
         finished = jax.device_get(finished)
         return hand_fit(finished, side, MANO.name, camera, np.asarray(self.hand.faces), side == "left")
+
+
+def _closer(found: HandResult) -> Box:
+    """The box for a further look: the square around the keypoints that were found, or the same box without any."""
+    keypoints = np.asarray(found.keypoints_2d, np.float64)
+    if not np.isfinite(keypoints).all() or np.ptp(keypoints, axis=0).max() < _MIN_SHARE * found.box[2]:
+        return found.box
+    return square_around(keypoints, _LOOK)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,6 +57,8 @@ class Options:
     mesh: Literal["obj", "ply", "glb"] | None = None
     batch: int = 1
     """Images in one call of the network."""
+    looks: int = 2
+    """How often the network looks at an image (`HandTailor.batch`)."""
     overlay: bool = True
 
     def camera_of(self, source: Source) -> Any:
@@ -191,6 +193,7 @@ def _predict_images(sources: Sequence[Source], tailor: HandTailor, options: Opti
                 [options.camera_of(source) for source, _ in filled],
                 [options.box] * len(filled),
                 [options.side_of(source) for source, _ in filled],
+                looks=options.looks,
             )
             for (source, photograph), hand in zip(batch, found, strict=False):
                 with _reporting(source) as report:

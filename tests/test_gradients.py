@@ -49,30 +49,33 @@ def test_normal_equations(hand64, singles, camera, with_depth, rng):
     one = double(singles[camera])
     depth = jnp.asarray(rng.normal(size=21) * 10.0) if with_depth else None
     observation = dataclasses.replace(one.observation, relative_depth=depth)
-    for config in [TailorConfig.keypoints_only() if with_depth else DEFAULT]:
-        problem = pose_problem(hand64, one.start(hand64, config), observation, config)
-        x = problem.initial + jnp.asarray(rng.normal(size=61)) * 0.1
+    config = TailorConfig.keypoints_only() if with_depth else DEFAULT
+    problem = pose_problem(hand64, one.start(hand64, config), observation, config)
+    x = problem.initial + jnp.asarray(rng.normal(size=61)) * 0.1
 
-        def residuals(x, problem=problem, observation=observation):
-            keypoints = camera_keypoints(hand64, problem.parameters(x))
-            noise = problem.config.keypoint_std * problem.size
-            return (project(observation.camera, keypoints) - observation.keypoints_2d) / noise
+    (value, gradient, curvature, jacobian), (true_value, true_gradient, true_jacobian) = both_ways(problem, x)
+    np.testing.assert_allclose(value, true_value, rtol=1e-12)
+    np.testing.assert_allclose(gradient, true_gradient, rtol=0, atol=1e-9 * np.abs(true_gradient).max())
+    rows = jacobian.reshape(21, -1, 61)[:, :2]
+    np.testing.assert_allclose(rows, true_jacobian, rtol=0, atol=1e-4 * np.abs(true_jacobian).max())
+    np.testing.assert_allclose(curvature, curvature.T, rtol=0, atol=1e-9 * np.abs(curvature).max())
+    assert np.linalg.eigvalsh(np.asarray(curvature)).min() > -1e-9 * np.abs(curvature).max()
 
-        @jax.jit
-        def both(x, problem=problem, residuals=residuals):
-            value, state = problem._energy(x)
-            return (
-                (*problem.normal_equations(x), problem._jacobian(x, state)),
-                (value, jax.grad(problem.energy)(x), jax.jacfwd(residuals)(x)),
-            )
 
-        (value, gradient, curvature, jacobian), (true_value, true_gradient, true_jacobian) = both(x)
-        np.testing.assert_allclose(value, true_value, rtol=1e-12)
-        np.testing.assert_allclose(gradient, true_gradient, rtol=0, atol=1e-9 * np.abs(true_gradient).max())
-        rows = jacobian.reshape(21, -1, 61)[:, :2]
-        np.testing.assert_allclose(rows, true_jacobian, rtol=0, atol=1e-4 * np.abs(true_jacobian).max())
-        np.testing.assert_allclose(curvature, curvature.T, rtol=0, atol=1e-9 * np.abs(curvature).max())
-        assert np.linalg.eigvalsh(np.asarray(curvature)).min() > -1e-9 * np.abs(curvature).max()
+@jax.jit
+def both_ways(problem, x):
+    """In closed form, and by automatic differentiation."""
+
+    def residuals(x):
+        keypoints = camera_keypoints(problem.hand, problem.parameters(x))
+        noise = problem.config.keypoint_std * problem.size
+        return (project(problem.observation.camera, keypoints) - problem.observation.keypoints_2d) / noise
+
+    value, state = problem._energy(x)
+    return (
+        (*problem.normal_equations(x), problem._jacobian(x, state)),
+        (value, jax.grad(problem.energy)(x), jax.jacfwd(residuals)(x)),
+    )
 
 
 def inputs_of(one, hand):
@@ -90,10 +93,10 @@ def inputs_of(one, hand):
     }
 
 
-def loss_of(one, config, weights):
-    """A scalar of the fitted hand as a function of everything that goes in."""
+def loss_of(config):
+    """A scalar of the fitted hand as a function of everything that goes in, of the problem itself and of weights."""
 
-    def loss(inputs):
+    def loss(inputs, one, weights):
         camera = Camera(inputs["linear"], inputs["center"], one.observation.camera.perspectivity)
         problem = dataclasses.replace(
             one,
@@ -111,10 +114,11 @@ def loss_of(one, config, weights):
     return loss
 
 
-def check_against_differences(loss, inputs, rng, rtol, names=None, step=1e-6, atol=1e-6):
-    """Directional derivatives of `loss`, input by input; returns the gradient."""
-    loss = jax.jit(loss)
-    gradient = jax.jit(jax.grad(loss, allow_int=True))(inputs)
+def check_against_differences(loss, inputs, one, rng, rtol, names=None, step=1e-6, atol=1e-6):
+    """Directional derivatives of `loss`, input by input; returns the gradient and its arguments."""
+    # One program for loss and gradient, and, as nothing is baked in, for both kinds of camera.
+    both, weights = jax.jit(jax.value_and_grad(loss, allow_int=True)), jnp.asarray(rng.normal(size=(21, 3)))
+    gradient = both(inputs, one, weights)[1]
     for name in names or inputs:
         leaves, treedef = jax.tree.flatten(inputs[name])
         is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
@@ -128,24 +132,22 @@ def check_against_differences(loss, inputs, rng, rtol, names=None, step=1e-6, at
             new = [leaf if d is None else leaf + step * d for leaf, d in zip(leaves, direction, strict=True)]
             return {**inputs, name: jax.tree.unflatten(treedef, new)}
 
-        difference = (loss(moved(step)) - loss(moved(-step))) / (2.0 * step)
+        difference = (both(moved(step), one, weights)[0] - both(moved(-step), one, weights)[0]) / (2.0 * step)
         entries = zip(jax.tree.leaves(gradient[name]), direction, strict=True)
         derivative = sum(jnp.sum(g * d) for g, d in entries if d is not None)
         assert jnp.isfinite(derivative), name
         np.testing.assert_allclose(derivative, difference, rtol=rtol, atol=atol, err_msg=name)
-    return gradient
+    return gradient, (inputs, one, weights)
 
 
 @pytest.mark.parametrize("camera", ["perspective", pytest.param("weak_perspective", marks=pytest.mark.slow)])
 def test_gradients_through_the_default(hand64, singles, camera, rng):
     one = double(singles[camera])
-    weights = jnp.asarray(rng.normal(size=(21, 3)))
-    inputs = inputs_of(one, hand64)
-    gradient = check_against_differences(loss_of(one, DEFAULT, weights), inputs, rng, 1e-5)
+    gradient, arguments = check_against_differences(loss_of(DEFAULT), inputs_of(one, hand64), one, rng, 1e-5)
     assert jnp.any(gradient["keypoints"] != 0.0)
     if camera == "weak_perspective":  # the slow one
         config = dataclasses.replace(DEFAULT, gradient="checkpointed")
-        again = jax.jit(jax.grad(loss_of(one, config, weights), allow_int=True))(inputs)
+        again = jax.jit(jax.grad(loss_of(config), allow_int=True))(*arguments)
         for name in ("keypoints", "pose", "betas", "linear"):
             np.testing.assert_allclose(again[name], gradient[name], rtol=1e-8, atol=1e-12)
 
@@ -156,8 +158,8 @@ def test_gradients_through_adam(hand64, singles, name, rng):
     one = double(singles["perspective"])
     preset = getattr(TailorConfig, name)()
     config = dataclasses.replace(preset, solver=dataclasses.replace(preset.solver, iterations=4))
-    loss = loss_of(one, config, jnp.asarray(rng.normal(size=(21, 3))))
-    check_against_differences(loss, inputs_of(one, hand64), rng, 1e-4, ["keypoints", "pose", "betas", "hand"])
+    names = ["keypoints", "pose", "betas", "hand"]
+    check_against_differences(loss_of(config), inputs_of(one, hand64), one, rng, 1e-4, names)
 
 
 @pytest.mark.slow
@@ -169,9 +171,8 @@ def test_implicit_gradient_at_convergence(hand64, singles, rng):
         solver=LevenbergMarquardt(iterations=40, damping=1e-3),
         gradient="implicit",
     )
-    loss = loss_of(one, config, jnp.asarray(rng.normal(size=(21, 3))))
     # The energy is flat at its minimum: in float64 the minimiser is known to about 1e-8, so steps must be larger.
-    check_against_differences(loss, inputs_of(one, hand64), rng, 1e-3, step=1e-4, atol=1e-4)
+    check_against_differences(loss_of(config), inputs_of(one, hand64), one, rng, 1e-3, step=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

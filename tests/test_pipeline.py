@@ -109,7 +109,8 @@ def scene(hand):
 
 @pytest.fixture(scope="module")
 def reader(hand, scene):
-    return HandTailor(Reader(hand, scene[0]), hand)
+    # Its keypoints are exact whatever their confidence, which follows from how a dot is painted.
+    return HandTailor(Reader(hand, scene[0]), hand, TailorConfig.default())
 
 
 def millimetres(a, b):
@@ -138,6 +139,24 @@ def paint_inside(scene, box):
     side, pixels = max(w, h), np.asarray(project(Camera.from_matrix(K), jnp.asarray(scene[1])))
     low = np.asarray([x + (w - side) / 2, y + (h - side) / 2])
     return ((pixels > low + 6) & (pixels < low + side - 6)).all()
+
+
+def test_a_second_look_is_at_the_square_around_what_was_found(reader, scene):
+    _, joints, picture = scene
+    box = (40, -10, 500, 480)
+    once, twice = reader(picture, K, box), reader(picture, K, box, looks=2)
+    x, y, side, _ = twice.box
+    low, high = once.keypoints_2d.min(axis=0), once.keypoints_2d.max(axis=0)
+    assert side == pytest.approx(1.6 * (high - low).max())
+    np.testing.assert_allclose([x + 0.5 * side, y + 0.5 * side], 0.5 * (low + high) + 0.5, atol=1e-3)
+    assert side < once.box[2]
+    # It comes out the same, as it should whatever the box.
+    assert millimetres(twice.fitted.joints, joints) < 3.0
+    # Nothing was painted: there is nothing to look at more closely.
+    empty = np.full_like(picture, 255)
+    assert reader(empty, K, box, looks=2).box == reader(empty, K, box).box
+    with pytest.raises(InputError, match="looks has to be at least 1"):
+        reader(picture, K, box, looks=0)
 
 
 def test_keypoints_are_the_pictures(reader, scene):

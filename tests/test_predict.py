@@ -302,6 +302,7 @@ def refused(tmp_path, capfd):
     ("options", "reason"),
     [
         (("--batch", "0"), "--batch has to be at least 1"),
+        (("--looks", "0"), "--looks has to be at least 1"),
         (("--camera", "0", "1", "2", "3"), "positive focal lengths"),
         (("--camera", "nan", "1", "2", "3"), "positive focal lengths"),
         (("--hand", "missing.pkl"), "missing.pkl: no such file"),

@@ -32,6 +32,7 @@ from handtailor_jax.hand_module.weights import load_weights
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import MANO_VERTICES, load_hand
 from handtailor_jax.results import prepare_folder, write_atomically, write_json
+from handtailor_jax.tailor.presets import PresetName
 
 What = Literal["table1", "table2", "table3", "table4", "figure2", "figure3", "figure4", "freihand-submission", "all"]
 
@@ -64,8 +65,8 @@ class EvaluationConfig:
     """Weights trained with each shape loss for the left half of Table 4, in the order L_beta, + depth, + silhouette."""
     hand: Path | None = None
     """Hand model (MANO pickle or npz); the embedded hand if not given."""
-    preset: Literal["default", "paper", "official"] = "default"
-    """The tailor under evaluation."""
+    preset: PresetName | None = None
+    """The tailor under evaluation; "network" with --weights and "default" without, if not given."""
     wrist: Literal["bihand", "ge", "palm"] = "bihand"
     """STB: how the wrist is made of the palm point."""
     stb_camera: Literal["SK", "BB_left", "BB_right"] = "SK"
@@ -249,7 +250,8 @@ def _setting(config: EvaluationConfig, truth: Truth, hand: HandModel) -> Setting
         stb_camera="SK" if config.stb_camera == "SK" else "BB",
         truth_used=used,
     )
-    return Setting(hand, truth, estimates, without, protocol, config.preset, config.seed)
+    preset = config.preset or ("default" if config.weights is None else "network")
+    return Setting(hand, truth, estimates, without, protocol, preset, config.seed)
 
 
 def _submission(config: EvaluationConfig, setting: Setting) -> Evaluation:

@@ -269,7 +269,7 @@ def _ours(module: Any, hand: HandModel) -> Calls:
 
 def _tailor_and_mesh(hand: HandModel) -> Calls:
     """The stages after the network, which are the same for both; proposals of another source cost them as much."""
-    preset = TailorConfig.default()
+    preset = TailorConfig.network()
 
     def refine(hand: HandModel, problems: TailorProblems) -> HandParameters:
         return jax.vmap(lambda p: tailor(hand, p.start(hand, preset), p.observation, preset))(problems)

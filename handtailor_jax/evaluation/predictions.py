@@ -46,6 +46,8 @@ class PredictionBenchmark:
     """Which split of the photographs."""
     margins: tuple[float, ...] = (2.0, 1.2)
     """Sides of the boxes that are given, over the longer side of the labelled keypoints' bounding box."""
+    looks: int = 2
+    """How often the network looks, as with `handtailor predict --looks`."""
     batch: int = 32
     """Photographs in one call of the network."""
     sheet: Path | None = None
@@ -119,6 +121,7 @@ def run(config: PredictionBenchmark) -> PredictionReport:
                     [read_picture(_image(photograph)) for photograph in filled],
                     boxes=[labelled_box(photograph, margin) for photograph in filled],
                     sides=[photograph.detection.side for photograph in filled],
+                    looks=config.looks,
                 )[: len(chunk)]
                 progress.update(len(chunk))
             rows += _rows(photographs, found, margin, tailor.hand)

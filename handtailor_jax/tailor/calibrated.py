@@ -1,6 +1,6 @@
 """Our energy: every residual divided by its standard deviation, so that weights are noise levels and need no tuning.
 
-    E = 1/2 sum_k c_k rho(|pi(X_k) - x_k|^2 / sigma_px^2)      robust reprojection (Eq. 9 in units of its noise)
+    E = 1/2 sum_k c_k^p rho(|pi(X_k) - x_k|^2 / sigma_px^2)      robust reprojection (Eq. 9 in units of its noise)
       + 1/2 (x - mean)' Q (x - mean)                           identity (Eq. 11) and pose prior, one Gaussian
       + 1/2 sum |excess over joint limits|^2 / sigma_limit^2
 
@@ -56,6 +56,8 @@ class CalibratedEnergy:
 
     keypoint_std: float = 0.02
     """Noise of the 2D keypoints, as a share of the hand's size (longer side of the box around its keypoints)."""
+    confidence_power: int = 1
+    """A keypoint of confidence c has the weight c^power, that is, noise of keypoint_std / c^(power / 2)."""
     robustness: float = 4.0
     """Degrees of freedom of the Student-t reprojection residual; ``math.inf`` gives the plain square."""
     depth_std: float = 0.125
@@ -176,7 +178,7 @@ class CalibratedProblem:
 
         residual = terms.reprojection(camera, points, self.observation.keypoints_2d) / (c.keypoint_std * self.size)
         squares = jnp.sum(residual * residual, axis=-1)
-        confidence = self.observation.confidence
+        confidence = self.observation.confidence**c.confidence_power
         if math.isinf(c.robustness):
             loss, weight = squares, jnp.ones_like(squares)
         else:

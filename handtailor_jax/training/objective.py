@@ -104,7 +104,7 @@ def image_losses(
     through_tailor = weights.tailored_keypoints > 0.0 or weights.tailored_mesh > 0.0
     if through_tailor:
         identity = jnp.broadcast_to(jnp.eye(2, 3, dtype=hand.dtype), (image.shape[0], 2, 3))
-        found = recover(module, hand, image, batch.camera, identity, TailorConfig.default())
+        found = recover(module, hand, image, batch.camera, identity, TailorConfig.network())
         estimate = found.estimate
     elif config.detached:
         estimate = _detached_estimate(module, image, batch.camera)
