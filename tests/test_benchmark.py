@@ -65,7 +65,7 @@ def test_bad_options(hand, tmp_path):
 def test_tiny_run_of_predict(hand, tmp_path, capsys):
     path = tmp_path / "bench.json"
     batches = predict_benchmark.PredictBenchmark(
-        networks=("small",), batches=(1, 2), rounds=3, seconds=1.0, torch=False, json=path
+        networks=("small",), batches=(1,), rounds=3, seconds=1.0, torch=False, json=path
     )
     report = predict_benchmark.run(batches, hand)
     printed = capsys.readouterr().out
@@ -78,11 +78,11 @@ def test_tiny_run_of_predict(hand, tmp_path, capsys):
         ("either", "tailor"),
         ("either", "mesh"),
     ]
-    assert [(row.network, row.stage) for row in report.rows] == [*stages, *stages]
+    assert [(row.network, row.stage) for row in report.rows] == stages
     assert all(row.milliseconds >= row.fastest_milliseconds > 0.0 for row in report.rows)
     assert report.ratios(1) == {}
     stored = json.loads(path.read_text())
-    assert len(stored["rows"]) == 10
+    assert len(stored["rows"]) == 5
 
 
 @pytest.mark.slow

@@ -109,7 +109,8 @@ def test_folder_pattern_and_files(weights, tmp_path, monkeypatch, capsys):
     for i, name in enumerate(("a/one.png", "a/two.JPG", "b/one.jpg", "c/three.png", "c/other.jpg")):
         picture(Path(name), i)
     Path("a/notes.txt").write_text("no image")
-    arguments = ("a", "c/*.png", "b/one.jpg", "--weights", weights, *BOX, "--mesh", "obj", "--out", "out/new")
+    arguments = ("a", "c/*.png", "b/one.jpg", "--weights", weights, *BOX, "--looks", "1", "--mesh", "obj")
+    arguments = (*arguments, "--out", "out/new")
     assert status(*arguments) == 0
     ids = {"one", "two", "three", "one_2"}
     assert names(Path("out/new")) == {f"{i}{e}" for i in ids for e in (".json", "_overlay.png", ".obj")} | {"sheet.png"}
@@ -136,7 +137,7 @@ def test_folder_pattern_and_files(weights, tmp_path, monkeypatch, capsys):
 
 def quick(weights, *inputs, out, more=BOX):
     """Without what takes long."""
-    return status(*inputs, "--weights", weights, "--out", out, "--no-tailor", "--no-overlay", *more)
+    return status(*inputs, "--weights", weights, "--out", out, "--no-tailor", "--no-overlay", "--looks", "1", *more)
 
 
 def test_a_last_batch_that_is_not_full(weights, tmp_path):

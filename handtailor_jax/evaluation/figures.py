@@ -26,6 +26,9 @@ _MIDDLE = slice(CROP // 8, CROP - CROP // 8)  # the crops are twice as large as 
 _SIDE = _MIDDLE.stop - _MIDDLE.start
 _INK = "#2b4c7e"
 
+FIGURE_4_ITERATIONS = 100
+"""Steps of the meshes of Figure 4."""
+
 
 def figure2(setting: Setting, known: Before, path: Path, count: int) -> None:
     """Input with the detected keypoints, the hand module's mesh, the tailored mesh, and both from the side.
@@ -93,7 +96,7 @@ def figure3b(setting: Setting, known: Before, path: Path) -> None:
 def figure4(setting: Setting, known: Before, path: Path, count: int) -> None:
     """Meshes under the full energy, without E_g and without E_id, where they differ most.
 
-    The preset is `official`, whose steps are large enough to leave the start, with 100 of them.
+    The preset is `official`, whose steps are large enough to leave the start, with `FIGURE_4_ITERATIONS` of them.
     """
     official = TailorConfig.official()
     assert isinstance(official.energy, PaperEnergy)
@@ -105,7 +108,7 @@ def figure4(setting: Setting, known: Before, path: Path, count: int) -> None:
     }
     candidates = np.arange(min(_CANDIDATES, len(setting.truth)))
     problem = known.problem.some(candidates)
-    config = dataclasses.replace(official, solver=dataclasses.replace(official.solver, iterations=100))
+    config = dataclasses.replace(official, solver=dataclasses.replace(official.solver, iterations=FIGURE_4_ITERATIONS))
     hands = {
         name: refined(setting.hand, problem, dataclasses.replace(config, energy=e)) for name, e in energies.items()
     }
