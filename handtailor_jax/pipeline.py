@@ -53,7 +53,6 @@ _PAPER_CROP = 256
 
 _LOOK = 1.6
 """Side of the box of a further look over the longer side of the keypoints' box: best on photographs for training."""
-_MIN_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -413,9 +412,10 @@ class HandTailor:
 
 
 def _closer(found: HandResult) -> Box:
-    """The box for a further look: the square around the keypoints that were found, or the same box without any."""
-    keypoints = np.asarray(found.keypoints_2d, np.float64)
-    if not np.isfinite(keypoints).all() or np.ptp(keypoints, axis=0).max() < _MIN_SHARE * found.box[2]:
+    """The box for a further look: the square around the keypoints, or the same box where no hand was recognised."""
+    keypoints, enough = np.asarray(found.keypoints_2d, np.float64), TrackingConfig()
+    extent = np.ptp(keypoints, axis=0).max()
+    if not found.confidence.mean() >= enough.keep or not extent >= enough.min_share * found.box[2]:
         return found.box
     return square_around(keypoints, _LOOK)
 
