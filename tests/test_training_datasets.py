@@ -6,15 +6,21 @@ import math
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from handtailor_jax.data.augmentation import AugmentationConfig, augment
+from handtailor_jax.data.batch import Batch
 from handtailor_jax.data.fixtures import write_freihand_fixture, write_rhd, write_stb
 from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.hand_module.losses import shape_silhouette_loss
 from handtailor_jax.mano.loading import MANO_VERTICES
 from handtailor_jax.training.config import DataConfig, LossWeights, OptimizerConfig, TrainingConfig
 from handtailor_jax.training.loop import Run
+from handtailor_jax.training.objective import depth_map_loss, model_keypoints, rendered_maps
 from handtailor_jax.training.sources import HostSamples, evaluation_samples
 from handtailor_jax.training.state import learning_rate
 
@@ -23,10 +29,13 @@ pytest.importorskip("grain", reason="datasets are loaded with Grain")
 ROOT = Path(__file__).resolve().parents[1]
 DATASETS = ("rhd", "stb", "freihand")
 
-# Every term but those through the tailor: one program for all tests that take steps.
+# Every term but those of maps and through the tailor.
 ALL = dataclasses.replace(
     LossWeights.ours(), **{name: weight for name, weight in vars(LossWeights.paper()).items() if weight > 0.0}
 )
+MAPS = LossWeights(paper_depth=1.0, paper_silhouette=1.0)
+# One program for all tests that take steps.
+RHD = dataclasses.replace(ALL, paper_depth=1.0, paper_silhouette=1.0)
 TINY = dataclasses.replace(
     HandModuleConfig.small(),
     image_size=32,
@@ -90,7 +99,7 @@ def main(monkeypatch, capsys):
 
 
 def test_a_run_on_rhd(folders, tmp_path, main):
-    status, errors = main(config(folders), tmp_path / "run")
+    status, errors = main(config(folders, loss=RHD), tmp_path / "run")
     assert (status, [line for line in errors if "error" in line]) == (0, [])
     assert (tmp_path / "run" / "weights.safetensors").is_file()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -98,6 +107,8 @@ def test_a_run_on_rhd(folders, tmp_path, main):
     # Its joints are learnt from, its poses are not known.
     assert lines[0]["loss/joints"] > 0.0
     assert lines[0]["loss/paper_root_depth"] > 0.0
+    assert lines[0]["loss/paper_depth"] > 0.0
+    assert 0.0 < lines[0]["loss/paper_silhouette"] < 1.0
     assert lines[0]["loss/rotations"] == lines[0]["loss/betas"] == 0.0
     sets = {tuple(name.split("/")) for name in lines[-1] if "/" in name}
     assert {name for name, _ in sets} == {"rhd", "rhd_without_intrinsics"}
@@ -109,7 +120,7 @@ def test_nothing_is_learnt_from_what_is_unknown(folders, tmp_path, rng):
     """Half of the joints, and all but one of the poses, may be anything."""
     states = []
     for number in range(3):
-        run = Run(config(folders), tmp_path / str(number), devices=1)
+        run = Run(config(folders, loss=RHD), tmp_path / str(number), devices=1)
         batch = jax.tree.map(np.array, run.feed.from_host(0))
         batch.has_joints[:, :4] = 0.0
         batch.has_3d[:, 7] = 1.0
@@ -152,6 +163,81 @@ def test_what_is_known_of_each_dataset(dataset, folders, hand):
     assert len(evaluation_samples(config(folders, dataset, data=spread), hand).image) == 2
 
 
+def test_masks_and_depths_are_of_the_hand_and_move_with_it(folders, hand):
+    plain = HostSamples(config(folders), hand).batch(0, 0, 8)
+    assert plain.mask is plain.depth is None
+    host = HostSamples(config(folders, loss=MAPS), hand).batch(0, 0, 8)
+    np.testing.assert_array_equal(host.image, plain.image)
+    # The miniature's masks cover the joints, whose depth there is the root's.
+    keys = jax.random.split(jax.random.key(2), 8)
+    settings = AugmentationConfig(drop_intrinsics=0.0)
+    moved = jax.jit(lambda batch: augment(batch, keys, settings, 64))(jax.tree.map(jnp.asarray, host))
+    for batch, size in ((host, 48), (moved, 16)):
+        assert batch.mask.shape == batch.depth.shape == (8, size, size)
+        keypoints = np.asarray(batch.keypoints_2d)
+        at = np.round(keypoints if size == 48 else (keypoints + 0.5) / 4.0 - 0.5).astype(int)
+        seen = ((at >= 0) & (at < size)).all(axis=-1)
+        rows, at = np.arange(8)[:, None], np.clip(at, 0, size - 1)
+        covered, depth = (np.asarray(maps)[rows, at[..., 1], at[..., 0]] for maps in (batch.mask, batch.depth))
+        assert (covered[seen] > 0).mean() > 0.6
+        root = np.broadcast_to(np.asarray(batch.joints)[:, 9:10, 2], depth.shape)
+        known = seen & (depth > 0.0)
+        assert known.sum() > 60
+        np.testing.assert_allclose(depth[known], root[known], atol=1e-3)
+    # Depths of what is not this hand are left out.
+    assert not host.depth[host.mask == 0].any()
+
+
+def test_shape_losses_are_zero_at_the_truth(hand, rng):
+    """A rendered hand explains its own maps; one of another shape does not, and its gradient leads back."""
+    pose = np.zeros((2, 16, 3), np.float32)
+    pose[:, 0] = [[0.3, 0.2, 0.1], [-0.4, 0.1, 0.5]]
+    betas = np.zeros((2, 10), np.float32)
+    keypoints = np.asarray(model_keypoints(hand, jnp.asarray(betas), matrix_from_axis_angle(jnp.asarray(pose))))
+    joints = keypoints - keypoints[:, 9:10] + np.asarray([0.0, 0.0, 0.5], np.float32)
+    intrinsics = np.tile(np.asarray([[140.0, 0.0, 63.5], [0.0, 140.0, 63.5], [0.0, 0.0, 1.0]], np.float32), (2, 1, 1))
+    ones = np.ones(2, np.float32)
+    batch = Batch(
+        image=np.zeros((2, 128, 128, 3), np.uint8),
+        keypoints_2d=np.zeros((2, 21, 2), np.float32),
+        keypoint_weight=np.ones((2, 21), np.float32),
+        intrinsics=intrinsics,
+        joints=joints.astype(np.float32),
+        pose=pose,
+        betas=betas,
+        has_joints=ones,
+        has_3d=ones,
+        has_intrinsics=ones,
+    )
+    rotations = matrix_from_axis_angle(jnp.asarray(pose))
+
+    @jax.jit
+    def both(betas, seen):
+        def losses(betas):
+            maps = rendered_maps(hand, betas, rotations, batch, 32)
+            observed = maps if seen is None else seen
+            depth = depth_map_loss(maps.depth, observed.depth)
+            silhouette = jnp.mean(shape_silhouette_loss(maps.silhouette, observed.silhouette), axis=(1, 2))
+            return jnp.stack([depth, silhouette]), maps
+
+        (values, maps), gradients = losses(betas), jax.jacrev(lambda b: losses(b)[0])(betas)
+        return values, gradients, maps
+
+    truth = both(jnp.asarray(betas), None)[2]
+    seen = dataclasses.replace(truth, depth=jnp.where(truth.silhouette > 0.5, truth.depth, 0.0))
+    values, _, _ = both(jnp.asarray(betas), seen)
+    np.testing.assert_allclose(values, 0.0, atol=1e-6)
+    other = jnp.asarray(betas).at[:, 0].set(2.0)
+    values, gradients, _ = both(other, seen)
+    assert (np.asarray(values) > 1e-6).all()
+    assert np.isfinite(gradients).all()
+    nearer, _, _ = both(other.at[:, 0].set(1.0), seen)
+    assert (np.asarray(nearer) < np.asarray(values)).all()
+    # Every hand's loss leads its own shape back.
+    own = np.asarray(gradients)[:, range(2), range(2)]
+    assert (own[..., 0] > 0.0).all()
+
+
 def test_freihand_has_poses_with_mano(folders, hand):
     """Its poses are relative to MANO's mean pose, and its shapes mean something to MANO alone."""
     mano = dataclasses.replace(hand, skin=jax.tree.map(lambda leaf: leaf[:MANO_VERTICES], hand.skin))
@@ -165,6 +251,28 @@ def test_freihand_without_the_truth_of_its_evaluation(hand, tmp_path):
     write_freihand_fixture(tmp_path / "freihand")
     with pytest.raises(InputError, match="the evaluation split has no joints: unpack FreiHAND_pub_v2_eval beside it"):
         evaluation_samples(config(tmp_path, "freihand"), hand)
+
+
+def test_a_missing_depth_map_is_one_line(tmp_path, main):
+    write_rhd(tmp_path / "rhd")
+    (tmp_path / "rhd" / "training" / "depth" / "00001.png").unlink()
+    status, errors = main(config(tmp_path, loss=MAPS), tmp_path / "run")
+    assert (status, len(errors)) == (2, 1)
+    assert "depth/00001.png" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset_share": 0.5}, "loss.paper_depth compares with masks and depth maps of data.dataset"),
+        ({"dataset": None, "dataset_folder": None}, "loss.paper_depth compares with masks and depth maps"),
+        ({"dataset": "freihand"}, "loss.paper_depth needs depth maps, which FreiHAND lacks"),
+    ],
+)
+def test_shape_losses_where_nothing_is_known(changes, message, tmp_path):
+    data = dataclasses.replace(config(tmp_path).data, **changes)
+    with pytest.raises(InputError, match=message):
+        config(tmp_path, data=data, loss=MAPS)
 
 
 @pytest.mark.parametrize(
@@ -238,4 +346,9 @@ def test_configurations_of_the_paper(dataset, monkeypatch):
         assert 0 <= each.steps * each.batch - 100 * samples < each.batch
         assert each.augmentation.drop_intrinsics == 0.0
     assert last.loss == LossWeights.paper()
+    if dataset == "rhd":  # Table 4, left
+        for name in ("depth", "silhouette"):
+            row = script.read_config(ROOT / "configs" / f"paper_rhd_{name}.py")
+            assert getattr(row.loss, f"paper_{name}") == 1.0
+            assert dataclasses.replace(row, loss=last.loss) == last
     assert first.loss == LossWeights(paper_heatmap=100.0, paper_joints=1.0, paper_root_depth=0.1)

@@ -26,6 +26,9 @@ from handtailor_jax.geometry.lifting import turn_to_axis
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.skeleton import ROOT
 
+MAP_STRIDE = 4
+"""Pixels of a crop per pixel of its mask and depth map: as coarse as the network's maps, since each is rendered."""
+
 _LUMINANCE = np.asarray([0.299, 0.587, 0.114], np.float32)
 _GREY = 0.5
 _CUTS = 2
@@ -98,17 +101,58 @@ def augment(batch: Batch, keys: Key[Array, "batch"], config: AugmentationConfig,
     image = vary_light(image, jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), config)
     moved = move_labels(batch, affine, angle)
     moved = where_samples(drop * batch.has_intrinsics > 0.0, without_intrinsics(moved), moved)
-    return dataclasses.replace(moved, image=jnp.round(255.0 * image).astype(jnp.uint8))
+    maps = map_affine(affine)
+    return dataclasses.replace(
+        moved,
+        image=jnp.round(255.0 * image).astype(jnp.uint8),
+        mask=None if batch.mask is None else move_mask(batch.mask, maps, size // MAP_STRIDE),
+        depth=None if batch.depth is None else move_depth(batch.depth, maps, size // MAP_STRIDE),
+    )
+
+
+def map_affine(affine: Float[Array, "*batch 2 3"]) -> Float[Array, "*batch 2 3"]:
+    """The affine map to pixels of a mask or depth map, of that to pixels of the crop."""
+    # Centres of coarse pixels lie in the middle of `MAP_STRIDE` fine ones.
+    offset = jnp.asarray([0.0, 0.0, 0.5 / MAP_STRIDE - 0.5], affine.dtype)
+    return affine / MAP_STRIDE + jnp.broadcast_to(offset, affine.shape)
+
+
+def move_mask(
+    mask: UInt8[Array, "batch source source"], affine: Float[Array, "batch 2 3"], size: int
+) -> UInt8[Array, "batch size size"]:
+    """Masks moved by an affine map: shares of the result's pixels, 0 beyond the source."""
+    nothing = jnp.zeros(mask.shape[0], affine.dtype)
+    moved = resample(jnp.stack([mask] * 3, axis=-1), affine, size, outside=nothing)[..., 0]
+    return jnp.round(255.0 * moved).astype(jnp.uint8)
+
+
+def move_depth(
+    depth: Float[Array, "batch source source"], affine: Float[Array, "batch 2 3"], size: int
+) -> Float[Array, "batch size size"]:
+    """Depth maps moved by an affine map of pixels, which leaves z as it is: nearest pixels, 0 beyond the source."""
+    source = depth.shape[-1]
+    at = jnp.arange(size, dtype=affine.dtype)
+    grid = jnp.stack(jnp.broadcast_arrays(at[None, :], at[:, None]), axis=-1)
+    inverse = jnp.linalg.inv(affine[:, :, :2])
+    points = jnp.einsum("bij,bvuj->bvui", inverse, grid[None] - affine[:, None, None, :, 2])
+    nearest = jnp.round(points).astype(jnp.int32)
+    inside = jnp.all((nearest >= 0) & (nearest < source), axis=-1)
+    column, row = jnp.moveaxis(jnp.clip(nearest, 0, source - 1), -1, 0)
+    found = jax.vmap(lambda values, v, u: values[v, u])(jnp.asarray(depth), row, column)
+    return jnp.where(inside, found, 0.0)
 
 
 def center_crop(batch: Batch, size: int, box_factor: float) -> Batch:
-    """The square around each hand's keypoints, `box_factor` times as large as their box, without any variation."""
+    """The square around each hand's keypoints, `box_factor` times as large as their box, without any variation.
+
+    Masks and depth maps are left out.
+    """
     low, high = jnp.min(batch.keypoints_2d, axis=-2), jnp.max(batch.keypoints_2d, axis=-2)
     side = box_factor * jnp.max(high - low, axis=-1)
     affine = crop_affine(0.5 * (low + high), side, size)
     image = resample(batch.image, affine, size)
     moved = move_labels(batch, affine, jnp.zeros_like(side))
-    return dataclasses.replace(moved, image=jnp.round(255.0 * image).astype(jnp.uint8))
+    return dataclasses.replace(moved, image=jnp.round(255.0 * image).astype(jnp.uint8), mask=None, depth=None)
 
 
 def move_labels(batch: Batch, affine: Float[Array, "batch 2 3"], angle: Float[Array, "batch"]) -> Batch:

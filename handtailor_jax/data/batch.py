@@ -35,6 +35,11 @@ class Batch:
     """The same of pose and betas, which are never known without joints."""
     has_intrinsics: Float[Numbers, "*batch"]
     """1 where the camera is known, else 0."""
+    mask: UInt8[Numbers, "*batch side side"] | None = None
+    """255 where the hand is seen. Like `depth` None unless a loss asks for it; after augmentation as coarse as the
+    network's maps."""
+    depth: Float[Numbers, "*batch side side"] | None = None
+    """Camera z of the hand, metres; 0 where the hand is not seen or its depth unknown."""
 
     @property
     def camera(self) -> Camera:

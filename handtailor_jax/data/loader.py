@@ -54,6 +54,10 @@ class LoaderConfig:
     """Into how many disjoint shards (one a host) the samples of each epoch are dealt."""
     drop_remainder: bool = True
     """Whether the last batch is left out where it would be smaller than the others."""
+    masks: bool = False
+    """Whether batches have masks."""
+    depths: bool = False
+    """Whether batches have depth maps of the hand, which need masks: the picture shows more than the hand."""
     threads: int = 2
     """Threads that prepare batches ahead, or the samples of a batch that is asked for; 0 prepares one after the other
     when it is asked for. Changes nothing in the samples."""
@@ -89,6 +93,9 @@ class CutOut:
     """(size, size, 3) sRGB; mid-grey beyond the picture."""
     mask: FloatArray | None
     """(size, size) share of each pixel that the hand covers; None where unknown."""
+    depth: FloatArray | None
+    """(size, size) camera z, metres: point samples, since depths across an outline have no mean; 0 where it is unknown
+    or where the mask, if there is one, has no hand."""
     affine: npt.NDArray[np.float64]
     """(2, 3) from the picture's pixels to the square's."""
     keypoints_2d: FloatArray
@@ -171,6 +178,11 @@ def cut_out(sample: Sample, size: int, factor: float) -> CutOut:
         )
         mask = (channels[..., 0].astype(np.float32) - channels[..., 1].astype(np.float32)) / np.float32(255.0)
 
+    depth = None
+    if sample.depth is not None:
+        of_hand = sample.depth if sample.mask is None else np.where(sample.mask, sample.depth, np.float32(0.0))
+        depth = _point_samples(of_hand, affine, size)
+
     moved = points @ affine[:, :2].T + affine[:, 2]
     moved = np.where(usable[:, None], moved, 0.5 * (size - 1))
     has_intrinsics = sample.intrinsics is not None
@@ -189,6 +201,7 @@ def cut_out(sample: Sample, size: int, factor: float) -> CutOut:
     return CutOut(
         image=image,
         mask=mask,
+        depth=depth,
         affine=affine,
         keypoints_2d=moved.astype(np.float32),
         keypoint_weight=usable.astype(np.float32),
@@ -200,6 +213,16 @@ def cut_out(sample: Sample, size: int, factor: float) -> CutOut:
         has_pose=has_pose,
         has_intrinsics=has_intrinsics,
     )
+
+
+def _point_samples(values: FloatArray, affine: npt.NDArray[np.float64], size: int) -> FloatArray:
+    """The value (size, size) of the nearest pixel of (height, width), 0 beyond, for an affine map without rotation."""
+    at = np.arange(size)
+    column, row = (np.round((at - affine[i, 2]) / affine[i, i]).astype(int) for i in (0, 1))
+    height, width = values.shape
+    inside = ((row >= 0) & (row < height))[:, None] & ((column >= 0) & (column < width))[None]
+    found = values[np.clip(row, 0, height - 1)[:, None], np.clip(column, 0, width - 1)[None]]
+    return np.where(inside, found, np.float32(0.0)).astype(np.float32)
 
 
 def _flat_hand(
@@ -296,9 +319,9 @@ class Loader:
                 raise IndexError(f"the loader has samples 0 to {len(self) - 1}, got {number}")
         try:
             if self._config.threads == 0:
-                return _collate([self._samples[int(number)] for number in numbers])
+                return self._collate([self._samples[int(number)] for number in numbers])
             with concurrent.futures.ThreadPoolExecutor(self._config.threads) as threads:
-                return _collate(list(threads.map(lambda number: self._samples[int(number)], numbers)))
+                return self._collate(list(threads.map(lambda number: self._samples[int(number)], numbers)))
         except InputError as error:
             raise _one_line(error) from None
 
@@ -314,10 +337,19 @@ class Loader:
     def __iter__(self) -> "LoadedBatches":
         """Batches from the beginning, prepared ahead by threads."""
         grain, config = _grain(), self._config
-        batches = self._samples.batch(config.batch, drop_remainder=config.drop_remainder, batch_fn=_collate)
+        batches = self._samples.batch(config.batch, drop_remainder=config.drop_remainder, batch_fn=self._collate)
         # Every element here is a whole batch: a few ahead are enough, and more would only fill the memory.
         ahead = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
         return LoadedBatches(iter(batches.to_iter_dataset(ahead)), self._digest)
+
+    def _collate(self, elements: Sequence[_Element]) -> LoadedBatch:
+        loaded, mask, depth = _collate(elements), None, None
+        if self._config.masks or self._config.depths:
+            masks = np.stack([_known(element, element.square.mask, "mask") for element in elements])
+            mask = np.round(np.float32(255.0) * masks).astype(np.uint8) if self._config.masks else None
+        if self._config.depths:
+            depth = np.stack([_known(element, element.square.depth, "depth map") for element in elements])
+        return dataclasses.replace(loaded, batch=dataclasses.replace(loaded.batch, mask=mask, depth=depth))
 
     def _stream(self, grain: Any, dataset: int) -> Any:
         """One dataset's endless or ended sequence of elements, of which this shard has every `shard_count`th."""
@@ -414,6 +446,12 @@ def _collate(elements: Sequence[_Element]) -> LoadedBatch:
         names=tuple(element.name for element in elements),
         joint_definitions=tuple(element.joint_definition for element in elements),
     )
+
+
+def _known(element: _Element, values: FloatArray | None, what: str) -> FloatArray:
+    if values is None:
+        raise InputError(f"{element.name}: has no {what}: leave out the losses that compare with it")
+    return values
 
 
 def _one_line(error: InputError) -> InputError:

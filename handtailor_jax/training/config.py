@@ -104,6 +104,8 @@ class LossWeights:
     paper_root_depth: float = 0.0
     paper_betas: float = 0.0
     paper_model_keypoints: float = 0.0
+    paper_depth: float = 0.0
+    paper_silhouette: float = 0.0
     tailored_keypoints: float = 0.0
     tailored_mesh: float = 0.0
 
@@ -216,6 +218,7 @@ class TrainingConfig:
                 "detached applies to our decoding without the tailor's losses: set detached to False for the released "
                 "decoding or to train through the tailor"
             )
+        self._check_shape_losses()
         if self.module.batch_axis is not None:
             raise InputError("module.batch_axis is set by training itself: leave it out")
         of_dataset = self.data.counts(self.batch).dataset
@@ -228,3 +231,16 @@ class TrainingConfig:
                 "hand is set, but rendered samples and photographs are labelled with the embedded hand: train on "
                 "data.dataset alone, or leave hand out"
             )
+
+    def _check_shape_losses(self) -> None:
+        """Refuses masks and depth maps where there are none."""
+        for name, weight in (("paper_depth", self.loss.paper_depth), ("paper_silhouette", self.loss.paper_silhouette)):
+            if weight <= 0.0:
+                continue
+            if self.stage == "ik" or self.data.counts(self.batch).dataset < self.batch:
+                raise InputError(
+                    f"loss.{name} compares with masks and depth maps of data.dataset, which poses, renderings and "
+                    "photographs lack: train on the dataset alone, or leave it out"
+                )
+            if name == "paper_depth" and self.data.dataset == "freihand":
+                raise InputError("loss.paper_depth needs depth maps, which FreiHAND lacks: train on rhd or stb")

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from handtailor_jax.data.augmentation import MAP_STRIDE, map_affine
 from handtailor_jax.data.batch import Batch
-from handtailor_jax.geometry.cameras import project
+from handtailor_jax.geometry.cameras import project, transform_camera
 from handtailor_jax.geometry.heatmaps import (
     expected_index,
     expected_value,
@@ -23,6 +24,7 @@ from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.iknet import Rotations, normalise_joints
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.pipeline import recover
+from handtailor_jax.render.soft import SoftMaps, soft_rasterise
 from handtailor_jax.skeleton import REFERENCE_BONE, ROOT
 from handtailor_jax.tailor.placement import camera_mesh
 from handtailor_jax.tailor.presets import TailorConfig
@@ -78,6 +80,10 @@ class Losses:
     """L_beta = ||beta||^2."""
     paper_model_keypoints: Term
     """L_mano: squared error of the hand model's keypoints at the true root, metres."""
+    paper_depth: Term
+    """L_betaD (Table 4): squared error of the rendered depth where both it and the true depth know the hand, metres."""
+    paper_silhouette: Term
+    """L_betaS (Table 4): squared error of the rendered silhouette, shares of pixels."""
     tailored_keypoints: Term
     """Smooth absolute error of the fitted hand's keypoints, root-relative, reference bones; through the tailor."""
     tailored_mesh: Term
@@ -179,6 +185,15 @@ def image_losses(
         terms["paper_root_depth"] = _mean(error, has_depth)
     if weights.paper_betas > 0.0:
         terms["paper_betas"] = _mean(losses.beta_loss(estimate.betas), jnp.ones_like(has_3d))
+    if weights.paper_depth > 0.0 or weights.paper_silhouette > 0.0:
+        maps = rendered_maps(hand, estimate.betas, estimate.rotations, batch, config.module.image_size // MAP_STRIDE)
+        if weights.paper_depth > 0.0:
+            assert batch.depth is not None
+            terms["paper_depth"] = _mean(depth_map_loss(maps.depth, jnp.asarray(batch.depth)), has_depth)
+        if weights.paper_silhouette > 0.0:
+            assert batch.mask is not None
+            error = losses.shape_silhouette_loss(maps.silhouette, batch.mask.astype(hand.dtype) / 255.0)
+            terms["paper_silhouette"] = _mean(jnp.mean(error, axis=(1, 2)), has_depth)
     if through_tailor:
         fitted = jax.vmap(lambda one: camera_mesh(hand, one))(found.fitted)
         true_mesh = jax.vmap(lambda betas, pose: hand.shape(betas).pose(pose).skin())(batch.betas, batch.pose)
@@ -277,6 +292,48 @@ def model_keypoints(
 ) -> Float[Array, "batch 21 3"]:
     """The hand model's keypoints, metres, in its own frame turned by the global rotation."""
     return jax.vmap(lambda b, r: hand.shape(b).articulate(r).keypoints)(betas, rotations)
+
+
+def rendered_maps(
+    hand: HandModel,
+    betas: Float[Array, "batch 10"],
+    rotations: Float[Array, "batch 16 3 3"],
+    batch: Batch,
+    size: int,
+) -> SoftMaps:
+    """Silhouettes and depths of hands in the batch's crops.
+
+    The hand is put where its true root is, as L_mano does, so that shape and pose are learnt from them, not placement.
+
+    Args:
+        hand: the hand model.
+        betas, rotations: of the hands.
+        batch: its cameras and joints.
+        size: side of the maps, pixels; a pixel is `MAP_STRIDE` of the crop's.
+    """
+    identity = jnp.broadcast_to(jnp.eye(2, 3, dtype=hand.dtype), (betas.shape[0], 2, 3))
+    cameras = transform_camera(batch.camera, map_affine(identity))
+
+    def one(betas: Array, rotations: Array, root: Array, camera: Camera) -> SoftMaps:
+        posed = hand.shape(betas).articulate(rotations)
+        vertices = posed.skin().vertices + (root - posed.keypoints[ROOT])[None]
+        return soft_rasterise(vertices, hand.faces, camera, size, size)
+
+    return jax.vmap(one)(betas, rotations, jnp.asarray(batch.joints[:, ROOT]), cameras)
+
+
+def depth_map_loss(
+    rendered: Float[Array, "batch size size"], observed: Float[Array, "batch size size"]
+) -> Float[Array, "batch"]:
+    """L_betaD: mean of `losses.shape_depth_loss` over the pixels where both maps know the hand; 0 without any.
+
+    Args:
+        rendered: metres; inf where no hand is.
+        observed: metres; 0 where unknown.
+    """
+    both = jnp.isfinite(rendered) & (observed > 0.0)
+    error = losses.shape_depth_loss(jnp.where(both, rendered, 0.0), jnp.where(both, observed, 0.0))
+    return jnp.sum(error, axis=(1, 2)) / jnp.maximum(jnp.sum(both, axis=(1, 2), dtype=error.dtype), 1.0)
 
 
 def best_placed(

@@ -112,7 +112,14 @@ class HostSamples:
             pictures = backgrounds(data.size, data.cache)
             self._sources.append((PhotoSource(found, pictures, counts.photographs, config), counts.photographs))
         if reader is not None:
-            settings = LoaderConfig(size=data.size, batch=counts.dataset, seed=config.seed, threads=_THREADS)
+            settings = LoaderConfig(
+                size=data.size,
+                batch=counts.dataset,
+                seed=config.seed,
+                masks=config.loss.paper_silhouette > 0.0,
+                depths=config.loss.paper_depth > 0.0,
+                threads=_THREADS,
+            )
             self._sources.append((Loader([reader], settings), counts.dataset))
         self.count = sum(count for _, count in self._sources)
         """Samples of a step that come from here."""
@@ -142,14 +149,19 @@ def open_split(config: TrainingConfig, hand: HandModel, split: Split) -> Reader:
     data = config.data
     assert data.dataset is not None
     assert data.dataset_folder is not None
+    # Evaluation compares joints alone.
+    depth = split == "training" and config.loss.paper_depth > 0.0
+    mask = split == "training" and (depth or config.loss.paper_silhouette > 0.0)
     if data.dataset == "stb":
-        return open_dataset("stb", data.dataset_folder, _STB_SPLITS[split])
+        return open_dataset("stb", data.dataset_folder, _STB_SPLITS[split], mask=mask, depth=depth)
     if data.dataset == "rhd":
-        return open_dataset("rhd", data.dataset_folder, split)
+        return open_dataset("rhd", data.dataset_folder, split, mask=mask, depth=depth)
     # Meshes are over a gigabyte, and not learnt from.
     is_mano = config.hand is not None and hand.skin.template.shape[0] == MANO_VERTICES
     mean = np.asarray(hand.pose_mean) if is_mano else None
-    return open_dataset("freihand", data.dataset_folder, split, vertices=False, hands_mean=mean, cache=data.cache)
+    return open_dataset(
+        "freihand", data.dataset_folder, split, vertices=False, mask=mask, hands_mean=mean, cache=data.cache
+    )
 
 
 def evaluation_samples(config: TrainingConfig, hand: HandModel) -> Batch:
