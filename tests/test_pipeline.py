@@ -289,7 +289,6 @@ def test_gradients_from_the_mesh_reach_every_part_of_the_network(hand64):
     to_crop = jnp.asarray([[[0.1, 0.0, -16.0], [0.0, 0.1, -8.0]]])
     weights = jnp.asarray(rng.normal(size=(hand64.skin.template.shape[0], 3)))
 
-    @jax.jit
     def loss(parameters):
         module = nnx.merge(graph, parameters, rest, copy=True)
         found = recover(module, hand64, images, camera, to_crop, TailorConfig.paper())
@@ -297,7 +296,8 @@ def test_gradients_from_the_mesh_reach_every_part_of_the_network(hand64):
         vertices = camera_mesh(hand64, fitted).vertices
         return jnp.sum(weights * vertices)
 
-    gradient = jax.jit(jax.grad(loss))(parameters)
+    both = jax.jit(jax.value_and_grad(loss))  # one program
+    gradient = both(parameters)[1]
     parts = sorted({path[0] for path, _ in nnx.to_flat_state(parameters)})
     assert parts == ["iknet", "shape_branch", "stacks_2d", "stacks_3d", "stem"]
     for part in parts:
@@ -312,7 +312,7 @@ def test_gradients_from_the_mesh_reach_every_part_of_the_network(hand64):
         # Short enough that hardly any of the many ReLUs changes its side.
         step = 1e-7 / float(jnp.sqrt(sum(jnp.vdot(a, a) for a in jax.tree.leaves(along))))
         there, back = (jax.tree.map(lambda a, d, s=s: a + s * d, parameters, along) for s in (step, -step))
-        difference = (loss(there) - loss(back)) / (2.0 * step)
+        difference = (both(there)[0] - both(back)[0]) / (2.0 * step)
         assert abs(slope) > 1e-6, part
         np.testing.assert_allclose(slope, difference, rtol=2e-4, err_msg=part)
 
