@@ -57,6 +57,9 @@ class TailorConfig:
                 rotation_std=0.15,
                 finger_std=0.15,
                 betas_std=0.5,
+                # Where hardly a keypoint is trusted, nothing else holds the hand's place.
+                pixel_std=0.3,
+                zoom_std=0.3,
                 size_share=0.0,
             ),
             solver=LevenbergMarquardt(iterations=2, damping=0.003),
