@@ -222,6 +222,23 @@ def test_noise_grows_as_confidence_falls(hand, seen):
         np.testing.assert_allclose(powered, weighted, rtol=1e-4, atol=1e-3)
 
 
+def test_a_hand_of_which_hardly_anything_is_trusted_stays_where_it_is(hand, rng):
+    """Three surer keypoints far off, the others all but ignored: without a hold on its place it shrinks to nothing."""
+    network = TailorConfig.network()
+    confidence = jnp.full(21, 0.05).at[jnp.asarray([2, 3, 4])].set(jnp.asarray([0.4, 0.4, 0.8]))
+    problems = tailor_problems(hand, 300, 11, "gaussian", "weak_perspective")
+    moved = problems.observation.keypoints_2d + jnp.asarray(40.0 * rng.normal(size=(300, 21, 2)), jnp.float32)
+
+    def zoom(problem, keypoints):
+        start = problem.start(hand, network)
+        observation = dataclasses.replace(problem.observation, keypoints_2d=keypoints, confidence=confidence)
+        return tailor(hand, start, observation, network).scale / start.scale
+
+    found = jax.jit(jax.vmap(zoom))(problems, moved)
+    assert found.min() > 0.7
+    assert found.max() < 1.4
+
+
 def test_nothing_seen_leaves_the_start(hand, seen):
     one = pick(seen["perspective"], 6)
     observation = dataclasses.replace(one.observation, confidence=jnp.zeros(21))
