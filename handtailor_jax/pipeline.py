@@ -52,8 +52,8 @@ _PAPER_CROP = 256
 """Side of the released network's crops, pixels."""
 
 _LOOK = 1.45
-"""Side of the box of a further look over the longer side of the keypoints' box: best, if barely, on the photographs that
-the embedded weights were trained on, among 1.3, 1.45 and 1.6."""
+"""Side of the box of a further look over the longer side of the keypoints' box: best, if barely, on the photographs
+that the embedded weights were trained on, among 1.3, 1.45 and 1.6."""
 
 
 @dataclasses.dataclass(frozen=True)
