@@ -34,7 +34,6 @@ from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.results import write_atomically
 from handtailor_jax.skeleton import JOINT_PARENTS, KEYPOINTS_FROM_MANO, ROOT
 from handtailor_jax.tailor import energy as terms
-from handtailor_jax.tailor.batch import in_parallel
 from handtailor_jax.tailor.initialize import closed_form_scale_with_depths, root_position
 from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
@@ -452,9 +451,8 @@ def _throughput(hand: HandModel, config: TailorBenchmark, progress: Any) -> list
             rates = []
             for function in (parameters, mesh):
                 compiled = jax.jit(jax.vmap(function))
-                share = lambda problems, compiled=compiled: in_parallel(compiled, problems)  # noqa: E731
-                jax.block_until_ready(share(problems))
-                seconds = [_seconds(share, problems) for _ in range(max(3, min(config.rounds, 4096 // batch)))]
+                jax.block_until_ready(compiled(problems))
+                seconds = [_seconds(compiled, problems) for _ in range(max(3, min(config.rounds, 4096 // batch)))]
                 rates.append(batch / float(np.median(seconds)))
                 progress.update()
             results.append(Throughput(batch, name, *rates))
