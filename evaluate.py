@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import tyro
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.evaluate import EvaluationConfig, evaluate
+from handtailor_jax.evaluation.paper.evaluate import EvaluationConfig, evaluate
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

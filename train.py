@@ -50,7 +50,8 @@ def run(config: TrainingConfig, known: argparse.Namespace) -> None:
         InputError: one line that names what is wrong.
     """
     try:
-        from handtailor_jax.training import benchmark, loop
+        from benchmarks import train as benchmark
+        from handtailor_jax.training import loop
     except ImportError as error:
         raise InputError(f"training needs more packages ({error}): pip install 'handtailor-jax[train]'") from None
     if known.coordinator is not None:

@@ -1,4 +1,4 @@
-"""The `handtailor` command: predict, demo, fit, bench, and the files it reads and writes.
+"""The `handtailor` command: predict, demo, fit, synth, export, and the files it reads and writes.
 
 Bad input prints one line and exits with status 2. Everything is checked before anything is written.
 """
@@ -15,12 +15,8 @@ import numpy as np
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from handtailor_jax.data.freihand_layout import Synth
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.fit_benchmark import FitBenchmark
-from handtailor_jax.evaluation.predict_benchmark import PredictBenchmark
-from handtailor_jax.evaluation.synth_benchmark import SynthBenchmark
-from handtailor_jax.evaluation.tailor_benchmark import TailorBenchmark
+from handtailor_jax.synthetic.freihand_layout import Synth
 from handtailor_jax.tailor.presets import PresetName
 
 
@@ -167,24 +163,11 @@ class Export:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """Measure speed and error on this machine."""
-
-    what: (
-        Annotated[PredictBenchmark, subcommand("predict", description="From picture to mesh: latency by stage.")]
-        | Annotated[TailorBenchmark, subcommand("tailor", description="Table 3: the tailor by solver and iterations.")]
-        | Annotated[FitBenchmark, subcommand("fit", description="2D keypoints alone: error against rendered truth.")]
-        | Annotated[SynthBenchmark, subcommand("synth", description="Rendered training samples a second.")]
-    )
-
-
 Command = (
     Annotated[Predict, subcommand("predict")]
     | Annotated[Demo, subcommand("demo")]
     | Annotated[Fit, subcommand("fit")]
     | Annotated[Synth, subcommand("synth")]
-    | Annotated[Bench, subcommand("bench")]
     | Annotated[ConvertOfficial, subcommand("convert-official")]
     | Annotated[Export, subcommand("export")]
 )
@@ -209,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def run(command: Predict | Demo | Fit | Synth | Bench | ConvertOfficial | Export) -> None:
+def run(command: Predict | Demo | Fit | Synth | ConvertOfficial | Export) -> None:
     """Runs one parsed command.
 
     Raises:
@@ -224,27 +207,11 @@ def run(command: Predict | Demo | Fit | Synth | Bench | ConvertOfficial | Export
     elif isinstance(command, Fit):
         run_fit(command)
     elif isinstance(command, Synth):
-        from handtailor_jax.data.freihand_layout import synth
+        from handtailor_jax.synthetic.freihand_layout import synth
 
         print(f"written to {synth(command)}")
-    elif isinstance(command, Export):
-        run_export(command.what)
-    elif isinstance(command.what, TailorBenchmark):
-        from handtailor_jax.evaluation import tailor_benchmark
-
-        tailor_benchmark.run(command.what)
-    elif isinstance(command.what, PredictBenchmark):
-        from handtailor_jax.evaluation import predict_benchmark
-
-        predict_benchmark.run(command.what)
-    elif isinstance(command.what, SynthBenchmark):
-        from handtailor_jax.evaluation import synth_benchmark
-
-        print(synth_benchmark.run(command.what))
     else:
-        from handtailor_jax.evaluation import fit_benchmark
-
-        print(fit_benchmark.run(command.what))
+        run_export(command.what)
 
 
 def run_predict(command: Predict) -> None:

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.detections import Detection, detection
 from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.cameras import mirror_camera, mirror_pixels, mirror_points, project
+from handtailor_jax.geometry.cameras import project
+from handtailor_jax.geometry.mirror import mirror_camera, mirror_parameters, mirror_pixels, mirror_points, mirror_pose
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
 from handtailor_jax.mano.loading import embedded_hand
@@ -152,17 +153,6 @@ def fit_detection(
     if not np.isfinite(fitted.vertices).all():
         raise InputError("no hand could be fitted to these keypoints: check their order and units")
     return hand_fit(fitted, found.side, found.convention, camera, np.asarray(hand.faces), mirror)
-
-
-def mirror_pose(pose: Float[Array, "*batch joints 3"]) -> Float[Array, "*batch joints 3"]:
-    """Axis-angle rotations of the mirrored hand: (x, y, z) becomes (x, -y, -z) under x' = -x."""
-    return pose * jnp.broadcast_to(jnp.asarray([1.0, -1.0, -1.0], pose.dtype), pose.shape)
-
-
-def mirror_parameters(parameters: HandParameters) -> HandParameters:
-    """The same hand seen in a mirror (x' = -x), for the hand model of the other side."""
-    flip = jnp.asarray([-1.0, 1.0, 1.0], parameters.translation.dtype)
-    return dataclasses.replace(parameters, pose=mirror_pose(parameters.pose), translation=parameters.translation * flip)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "search_config"))

@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.boxes import Box
 
 Picture = npt.NDArray[np.uint8]
-Box = tuple[float, float, float, float]
-"""(x, y, w, h): left, top, width and height in pixels; x and y are the outer edges of the first pixels inside."""
 
 
 def opencv() -> Any:

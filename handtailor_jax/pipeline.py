@@ -23,19 +23,15 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.fit import Finished, HandFit, finish, hand_fit, mirror_parameters
-from handtailor_jax.geometry.cameras import (
-    inverse_affine,
-    mirror_camera,
-    mirror_pixels,
-    transform_camera,
-    transform_pixels,
-)
+from handtailor_jax.fit import Finished, HandFit, finish, hand_fit
+from handtailor_jax.geometry.boxes import Box, square_around
+from handtailor_jax.geometry.cameras import inverse_affine, transform_camera, transform_pixels
+from handtailor_jax.geometry.mirror import mirror_camera, mirror_parameters, mirror_pixels
 from handtailor_jax.geometry.rotations import rotate_towards
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.inference import inference_form
 from handtailor_jax.hand_module.weights import embedded_weights, load_weights
-from handtailor_jax.images import Box, Picture, as_rgb, check_box, crop_square, whole
+from handtailor_jax.images import Picture, as_rgb, check_box, crop_square, whole
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO
 from handtailor_jax.mano.loading import embedded_hand
@@ -43,7 +39,7 @@ from handtailor_jax.tailor.initialize import StartScale, initialize
 from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.tailor.tailor import tailor
-from handtailor_jax.tracking import HandSmoother, HandTrack, SmoothingConfig, TrackingConfig, square_around
+from handtailor_jax.tracking import HandSmoother, HandTrack, SmoothingConfig, TrackingConfig
 from handtailor_jax.types import Camera, HandEstimate, HandParameters, Observation, Side, pytree
 
 _NETWORK = TailorConfig.network()

@@ -18,7 +18,7 @@ from handtailor_jax.images import Picture, read_picture
 from handtailor_jax.pipeline import HandResult, HandTailor, HandVideo
 from handtailor_jax.render.overlay import draw_skeleton, render_mesh
 from handtailor_jax.types import Side
-from handtailor_jax.video import Film, json_lines, video_writer, write_animation
+from handtailor_jax.video.files import Film, json_lines, video_writer, write_animation
 
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 """Endings of files in folders that count as images."""

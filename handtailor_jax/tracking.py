@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.images import Box
+from handtailor_jax.geometry.boxes import Box, centered_square, hand_size, square_around
 from handtailor_jax.types import HandParameters
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -241,22 +241,6 @@ class TrackingConfig:
     """Sides of the search's boxes over the picture's shorter side; neighbours overlap by half."""
 
 
-def square_around(keypoints_2d: FloatArray, margin: float) -> Box:
-    """The square box about the centre of the keypoints' bounding box.
-
-    Args:
-        keypoints_2d: (21, 2) pixels.
-        margin: its side over the longer side of the bounding box.
-    """
-    low, high = keypoints_2d.min(axis=0), keypoints_2d.max(axis=0)
-    return _square(0.5 * (low + high), margin * float((high - low).max()))
-
-
-def _square(center: FloatArray, side: float) -> Box:
-    # A pixel's coordinate is its centre, a box begins at its edge.
-    return (float(center[0]) + 0.5 - 0.5 * side, float(center[1]) + 0.5 - 0.5 * side, side, side)
-
-
 @dataclasses.dataclass(frozen=True)
 class HandTrack:
     """Where one hand is looked for in the next frame. It never changes: `after` gives the next one.
@@ -323,14 +307,14 @@ class HandTrack:
     def _first(self) -> Box:
         if self.first is None:
             center = np.asarray([0.5 * (self.width - 1), 0.5 * (self.height - 1)])
-            return _square(center, float(max(self.width, self.height)))
+            return centered_square(center, float(max(self.width, self.height)))
         x, y, w, h = self.first
         return (x + 0.5 * (w - max(w, h)), y + 0.5 * (h - max(w, h)), max(w, h), max(w, h))
 
     def _plausible(self, keypoints: FloatArray, confidence: FloatArray, box: Box) -> bool:
         if not (np.isfinite(keypoints).all() and np.isfinite(confidence).all()):
             return False
-        extent = float(np.ptp(keypoints, axis=0).max())
+        extent = float(hand_size(keypoints))
         inside = (keypoints > -0.5).all(axis=1) & (keypoints < np.asarray([self.width, self.height]) - 0.5).all(axis=1)
         large = extent >= max(self.config.min_extent, self.config.min_share * box[2])
         return large and float(inside.mean()) >= self.config.min_inside

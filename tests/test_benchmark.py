@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import predict as predict_benchmark
+from benchmarks.tailor import METRICS, ORIGINAL, OriginalWay, TailorBenchmark, run
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation import predict_benchmark
 from handtailor_jax.evaluation.problems import tailor_problems
-from handtailor_jax.evaluation.tailor_benchmark import METRICS, ORIGINAL, OriginalWay, TailorBenchmark, run
 from handtailor_jax.tailor import TailorConfig, tailor
 from handtailor_jax.tailor.placement import camera_mesh
 

@@ -11,15 +11,13 @@ from handtailor_jax.geometry.cameras import (
     crop_affine,
     in_plane_rotation,
     inverse_affine,
-    mirror_camera,
-    mirror_pixels,
-    mirror_points,
     project,
     rotate_frame,
     transform_camera,
     transform_pixels,
     unproject,
 )
+from handtailor_jax.geometry.mirror import mirror_camera, mirror_pixels, mirror_points
 from handtailor_jax.types import Camera
 
 CAMERAS = {

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.train import Benchmark, bfloat16_peak
 from handtailor_jax.errors import InputError
-from handtailor_jax.training.benchmark import Benchmark, bfloat16_peak
 from handtailor_jax.training.checkpoints import Checkpoints
 from handtailor_jax.training.state import TrainState
 

@@ -153,17 +153,9 @@ def test_export_with_a_network(tmp_path, capsys):
         assert f"written to {tmp_path / part} (" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_benchmark_of_the_fit(tmp_path, capsys):
-    cli.main(["bench", "fit", "--problems", "3", "--json", str(tmp_path / "new" / "fit.json")])
-    assert "flipped hands" in capsys.readouterr().out
-    rows = json.loads((tmp_path / "new" / "fit.json").read_text())["rows"]
-    assert [row["camera"] for row in rows] == ["weak_perspective", "perspective"]
-
-
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["fit", "--help"], ["bench", "--help"], ["bench", "fit", "--help"], ["export", "pipeline", "--help"]],
+    [["--help"], ["fit", "--help"], ["predict", "--help"], ["synth", "--help"], ["export", "pipeline", "--help"]],
 )
 def test_help(arguments, capsys):
     with pytest.raises(SystemExit) as end:

@@ -14,15 +14,9 @@ import pytest
 
 from handtailor_jax import skeleton
 from handtailor_jax.detections import detection, from_mediapipe, read_detections
-from handtailor_jax.fit import fit_detection, mirror_parameters
-from handtailor_jax.geometry.cameras import (
-    crop_affine,
-    mirror_camera,
-    mirror_pixels,
-    mirror_points,
-    project,
-    transform_camera,
-)
+from handtailor_jax.fit import fit_detection
+from handtailor_jax.geometry.cameras import crop_affine, project, transform_camera
+from handtailor_jax.geometry.mirror import mirror_camera, mirror_parameters, mirror_pixels, mirror_points
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.mano.loading import MANO_TIP_VERTICES, embedded_hand

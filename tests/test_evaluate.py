@@ -11,22 +11,21 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from handtailor_jax.data.fixtures import write_freihand_fixture, write_rhd, write_stb
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation import figures, tables
-from handtailor_jax.evaluation.evaluate import EvaluationConfig, evaluate, read_truth
-from handtailor_jax.evaluation.freihand_scoring import read_predictions
+from handtailor_jax.evaluation.freihand import read_predictions
 from handtailor_jax.evaluation.metrics import GRID_5_20, auc
-from handtailor_jax.evaluation.protocols import Protocol
-from handtailor_jax.evaluation.refinement import freihand_joints, problem_of, proposed, refined
-from handtailor_jax.evaluation.subjects import (
+from handtailor_jax.evaluation.paper import figures, tables
+from handtailor_jax.evaluation.paper.evaluate import EvaluationConfig, evaluate, read_truth
+from handtailor_jax.evaluation.paper.refinement import freihand_joints, problem_of, proposed, refined
+from handtailor_jax.evaluation.paper.subjects import (
     NoiseModel,
     network_estimates,
     read_estimates,
     simulated,
     synthetic_truth,
 )
-from handtailor_jax.evaluation.tables import Setting, errors_mm, figure3b_claim
+from handtailor_jax.evaluation.paper.tables import Setting, errors_mm, figure3b_claim
+from handtailor_jax.evaluation.protocols import Protocol
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
@@ -34,6 +33,7 @@ from handtailor_jax.mano.loading import load_hand
 from handtailor_jax.skeleton import FINGER_KEYPOINTS, KEYPOINT_ORDERS, KEYPOINTS, permutation
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.types import Camera
+from tests.fixtures import write_freihand_fixture, write_rhd, write_stb
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = 24

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from handtailor_jax.data.augmentation import AugmentationConfig, augment
-from handtailor_jax.data.fixtures import write_freihand_fixture, write_rhd, write_stb
 from handtailor_jax.data.loader import Loader, LoaderConfig, cut_out, put_before
 from handtailor_jax.data.readers import open_dataset
 from handtailor_jax.data.sample import Sample
 from handtailor_jax.errors import InputError
+from tests.fixtures import write_freihand_fixture, write_rhd, write_stb
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 32

@@ -13,11 +13,11 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation import freihand_scoring as freihand
-from handtailor_jax.evaluation import metrics, published
+from handtailor_jax.evaluation import freihand, metrics
 from handtailor_jax.evaluation import protocols as prot
 from handtailor_jax.evaluation.alignment import best_similarity, scale_and_shift, similarity
 from handtailor_jax.evaluation.metrics import GRID_20_50, GRIDS
+from handtailor_jax.evaluation.paper import published
 from handtailor_jax.evaluation.protocols import Protocol, align
 from handtailor_jax.mano.loading import MANO_VERTICES
 

@@ -10,7 +10,8 @@ import pytest
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation import predictions
 from handtailor_jax.evaluation.photographs import PhotographBenchmark, measure, read_photographs, run
-from handtailor_jax.fit import HandFit, mirror_pose
+from handtailor_jax.fit import HandFit
+from handtailor_jax.geometry.mirror import mirror_pose
 from handtailor_jax.skeleton import KEYPOINTS, MANO_JOINTS
 from handtailor_jax.types import Camera, HandParameters
 

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handtailor_jax.data.poses import (
+from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.rotations import matrix_from_axis_angle
+from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.synthetic.poses import (
     PoseConfig,
     collision_depth,
     gestures,
@@ -15,9 +18,6 @@ from handtailor_jax.data.poses import (
     sample_pose,
     segment_distance,
 )
-from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.rotations import matrix_from_axis_angle
-from handtailor_jax.mano.hand_model import HandModel
 
 COUNT = 400
 

@@ -28,7 +28,7 @@ from handtailor_jax.hand_module.official import weight_table
 from handtailor_jax.hand_module.weights import load_weights, save_weights
 from handtailor_jax.mano.loading import embedded_arrays
 from handtailor_jax.types import Camera
-from handtailor_jax.video import video_writer
+from handtailor_jax.video.files import video_writer
 
 TINY = dataclasses.replace(
     HandModuleConfig.small(),

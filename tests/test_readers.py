@@ -15,7 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handtailor_jax.data.fixtures import (
+from handtailor_jax.data.readers import freihand as freihand_reader
+from handtailor_jax.data.readers import open_dataset, readable
+from handtailor_jax.data.readers.rhd import rhd_depth
+from handtailor_jax.data.readers.stb import SK_COLOUR_CAMERA, depth_to_colour, stb_depth
+from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.cameras import crop_affine, project, transform_camera, transform_pixels
+from handtailor_jax.mano.loading import embedded_arrays
+from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, KEYPOINTS_FROM_MANO, permutation
+from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
+from handtailor_jax.synthetic.freihand_layout import write_freihand
+from handtailor_jax.types import Camera
+from tests.fixtures import (
     FREIHAND_BACKGROUNDS,
     RHD_CASES,
     mirrored_hands,
@@ -25,17 +36,6 @@ from handtailor_jax.data.fixtures import (
     write_rhd,
     write_stb,
 )
-from handtailor_jax.data.freihand_layout import write_freihand
-from handtailor_jax.data.readers import freihand as freihand_reader
-from handtailor_jax.data.readers import open_dataset, readable
-from handtailor_jax.data.readers.rhd import rhd_depth
-from handtailor_jax.data.readers.stb import SK_COLOUR_CAMERA, depth_to_colour, stb_depth
-from handtailor_jax.data.synthetic import SyntheticConfig, SyntheticDataset
-from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.cameras import crop_affine, project, transform_camera, transform_pixels
-from handtailor_jax.mano.loading import embedded_arrays
-from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, KEYPOINTS_FROM_MANO, permutation
-from handtailor_jax.types import Camera
 
 NUMBER = r"-?\d+\.\d+"
 MEAN = np.asarray(embedded_arrays()["pose_mean"])

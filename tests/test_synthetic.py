@@ -9,12 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handtailor_jax.data.backgrounds import read_photographs
-from handtailor_jax.data.freihand_layout import Synth, synth, write_freihand
-from handtailor_jax.data.imaging import jpeg
-from handtailor_jax.data.scene import SceneConfig, scene_topology
-from handtailor_jax.data.skin_atlas import CHANNELS, skin_chart
-from handtailor_jax.data.synthetic import (
+from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.cameras import project
+from handtailor_jax.synthetic.backgrounds import read_photographs
+from handtailor_jax.synthetic.dataset import (
     TEST_SAMPLES,
     SyntheticConfig,
     SyntheticDataset,
@@ -22,8 +20,10 @@ from handtailor_jax.data.synthetic import (
     sample_hand,
     sample_key,
 )
-from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.cameras import project
+from handtailor_jax.synthetic.freihand_layout import Synth, synth, write_freihand
+from handtailor_jax.synthetic.imaging import jpeg
+from handtailor_jax.synthetic.scene import SceneConfig, scene_topology
+from handtailor_jax.synthetic.skin import CHANNELS, skin_chart
 
 SIZE, COUNT = 64, 12
 CONFIG = SyntheticConfig(size=SIZE, images_at_once=COUNT, left=0.25)
@@ -275,7 +275,7 @@ def test_nothing_is_left_of_files_that_could_not_be_finished(dataset, tmp_path, 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("handtailor_jax.data.freihand_layout.contact_sheet", full)
+    monkeypatch.setattr("handtailor_jax.synthetic.freihand_layout.contact_sheet", full)
     with pytest.raises(InputError, match="No space left"):
         write_freihand(dataset, 2, tmp_path / "set", progress=False)
     assert list(tmp_path.iterdir()) == []

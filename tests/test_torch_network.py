@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks.torch_network import torch_network
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.torch_network import torch_network
 
 
 def test_without_torch(monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.boxes import square_around
 from handtailor_jax.geometry.rotations import (
     angle_between,
     axis_angle_from_matrix,
@@ -25,7 +26,6 @@ from handtailor_jax.tracking import (
     quaternions,
     rotation_filter,
     search_grid,
-    square_around,
 )
 from handtailor_jax.types import HandParameters
 

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from handtailor_jax.data import pool as pool_module
-from handtailor_jax.data.synthetic import SyntheticDataset
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.weights import load_weights, provenance
+from handtailor_jax.synthetic import pool as pool_module
+from handtailor_jax.synthetic.dataset import SyntheticDataset
 from handtailor_jax.training import loop
 from handtailor_jax.training.config import DataConfig, LossWeights, OptimizerConfig, TrainingConfig
 from handtailor_jax.training.loop import NotFinite, Run, train

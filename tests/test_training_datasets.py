@@ -12,7 +12,6 @@ import pytest
 
 from handtailor_jax.data.augmentation import AugmentationConfig, augment
 from handtailor_jax.data.batch import Batch
-from handtailor_jax.data.fixtures import write_freihand_fixture, write_rhd, write_stb
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.hand_module.config import HandModuleConfig
@@ -23,6 +22,7 @@ from handtailor_jax.training.loop import Run
 from handtailor_jax.training.objective import depth_map_loss, model_keypoints, rendered_maps
 from handtailor_jax.training.sources import HostSamples, evaluation_samples
 from handtailor_jax.training.state import learning_rate
+from tests.fixtures import write_freihand_fixture, write_rhd, write_stb
 
 pytest.importorskip("grain", reason="datasets are loaded with Grain")
 

@@ -14,7 +14,7 @@ import trimesh
 from handtailor_jax.errors import InputError
 from handtailor_jax.images import opencv
 from handtailor_jax.mano.loading import embedded_arrays
-from handtailor_jax.video import Film, json_lines, video_writer, write_animation
+from handtailor_jax.video.files import Film, json_lines, video_writer, write_animation
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (48, 64)
@@ -115,7 +115,7 @@ def test_no_warning_reaches_the_user(tmp_path):
     code = """
         import contextlib, pathlib, sys
         from handtailor_jax.errors import InputError
-        from handtailor_jax.video import Film
+        from handtailor_jax.video.files import Film
         for source in (pathlib.Path(sys.argv[1]), 97):
             with contextlib.suppress(InputError):
                 Film(source)

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from handtailor_jax.detections import Detection, detection
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.alignment import similarity
-from handtailor_jax.fit import HandFit, fit_detection, mirror_pose
+from handtailor_jax.fit import HandFit, fit_detection
+from handtailor_jax.geometry.mirror import mirror_pose
 from handtailor_jax.images import read_picture
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand

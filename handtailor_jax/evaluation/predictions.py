@@ -19,8 +19,9 @@ from tqdm import tqdm
 from handtailor_jax.evaluation.alignment import similarity
 from handtailor_jax.evaluation.photographs import Photograph, read_photographs
 from handtailor_jax.fit import HandFit
+from handtailor_jax.geometry.boxes import Box
 from handtailor_jax.geometry.cameras import project
-from handtailor_jax.images import Box, read_picture
+from handtailor_jax.images import read_picture
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
 from handtailor_jax.pipeline import HandResult, HandTailor

@@ -1,4 +1,4 @@
-"""Projection through a camera, and what happens to the camera when its image is cropped, resized, rotated or mirrored.
+"""Projection through a camera, and what happens to the camera when its image is cropped, resized or rotated.
 
 Every image operation returns the camera of the new image, exactly: projecting a point with it equals projecting with
 the old camera and moving the pixel.
@@ -100,25 +100,3 @@ def crop_affine(
     linear = zoom[..., None, None] * rotation
     offset = 0.5 * (size - 1) - jnp.einsum("...ij,...j->...i", linear, center)
     return jnp.concatenate([linear, offset[..., None]], axis=-1)
-
-
-def mirror_camera(camera: Camera, width: int | float | Float[Array, "*batch"]) -> Camera:
-    """The camera of the mirrored image, u' = (width - 1) - u, in the mirrored camera frame, x' = -x."""
-    # diag(-1, 1) on both sides of the linear part turns the sign of its off-diagonal entries.
-    signs = jnp.asarray([[1.0, -1.0], [-1.0, 1.0]], camera.linear.dtype)
-    u, v = camera.center[..., 0], camera.center[..., 1]
-    return dataclasses.replace(
-        camera,
-        linear=camera.linear * jnp.broadcast_to(signs, camera.linear.shape),
-        center=jnp.stack([(width - 1.0) - u, v], axis=-1),
-    )
-
-
-def mirror_pixels(pixels: Float[Array, "*batch n 2"], width: int | float) -> Float[Array, "*batch n 2"]:
-    """Pixels (u, v) in the mirrored image, u' = (width - 1) - u."""
-    return jnp.stack([(width - 1.0) - pixels[..., 0], pixels[..., 1]], axis=-1)
-
-
-def mirror_points(points: Float[Array, "*batch n 3"]) -> Float[Array, "*batch n 3"]:
-    """Points in the mirrored camera frame, x' = -x."""
-    return jnp.concatenate([-points[..., :1], points[..., 1:]], axis=-1)

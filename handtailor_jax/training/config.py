@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from handtailor_jax.data.augmentation import AugmentationConfig
-from handtailor_jax.data.poses import PoseConfig
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.synthetic.poses import PoseConfig
 
 Stage = Literal["keypoints", "ik", "end_to_end"]
 DatasetChoice = Literal["rhd", "stb", "freihand"]

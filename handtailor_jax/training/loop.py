@@ -16,16 +16,16 @@ from tqdm import tqdm
 
 from handtailor_jax.data.augmentation import augment
 from handtailor_jax.data.batch import Batch
-from handtailor_jax.data.pool import SamplePool
-from handtailor_jax.data.synthetic import load_assets
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.weights import save_weights
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import load_hand
 from handtailor_jax.results import prepare_folder, write_atomically, write_picture
+from handtailor_jax.synthetic.dataset import load_assets
+from handtailor_jax.synthetic.pool import SamplePool
 from handtailor_jax.training.checkpoints import Checkpoints
 from handtailor_jax.training.config import TrainingConfig
-from handtailor_jax.training.evaluation import Evaluator, PoseEvaluator, TestSet, crops_of
+from handtailor_jax.training.evaluate import Evaluator, PoseEvaluator, TestSet, crops_of
 from handtailor_jax.training.objective import Losses
 from handtailor_jax.training.photographs import prepare_photographs
 from handtailor_jax.training.report import Metrics, describe_run, draw_curves, provenance, resolved

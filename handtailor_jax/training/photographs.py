@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from handtailor_jax.data.backgrounds import procedural_background
 from handtailor_jax.data.batch import Batch
 from handtailor_jax.data.photos import PhotoLabel, hand_mask, read_labels, square_around
 from handtailor_jax.detections import detection
@@ -25,6 +24,7 @@ from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.render.shading import to_srgb
 from handtailor_jax.results import write_atomically
+from handtailor_jax.synthetic.backgrounds import procedural_background
 from handtailor_jax.tailor.placement import camera_keypoints
 
 FACTOR = 2.0

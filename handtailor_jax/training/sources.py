@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from handtailor_jax.data.batch import Batch
 from handtailor_jax.data.loader import Loader, LoaderConfig
-from handtailor_jax.data.pool import SamplePool
 from handtailor_jax.data.readers import open_dataset
 from handtailor_jax.data.sample import Reader
-from handtailor_jax.data.synthetic import SyntheticConfig
 from handtailor_jax.errors import InputError
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import MANO_VERTICES
+from handtailor_jax.synthetic.dataset import SyntheticConfig
+from handtailor_jax.synthetic.pool import SamplePool
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.photographs import PhotoSet, backgrounds, composed, prepare_photographs
 

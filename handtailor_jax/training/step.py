@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from handtailor_jax.data.augmentation import augment
 from handtailor_jax.data.batch import Batch
-from handtailor_jax.data.poses import sample_betas, sample_pose
-from handtailor_jax.data.synthetic import SyntheticAssets, SyntheticConfig, render_batch, sample_key
 from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.synthetic.dataset import SyntheticAssets, SyntheticConfig, render_batch, sample_key
+from handtailor_jax.synthetic.poses import sample_betas, sample_pose
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.objective import Losses, Term, image_losses, objective, pose_losses
 from handtailor_jax.training.state import (

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.data.freihand_layout import FOLDERS
 from handtailor_jax.data.sample import JointDefinition, Sample
 from handtailor_jax.errors import InputError
 from handtailor_jax.images import read_picture
 from handtailor_jax.mano.loading import MANO_VERTICES, embedded_arrays
 from handtailor_jax.skeleton import NUM_BETAS, NUM_JOINTS, NUM_KEYPOINTS
+from handtailor_jax.synthetic.freihand_layout import FOLDERS
 
 VERSIONS = ("gs", "hom", "sample", "auto")
 """The backgrounds of each training sample: green screen, then three ways of replacing it."""

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from handtailor_jax.data.backgrounds import bands, muted_color
 from handtailor_jax.data.draws import Draws
-from handtailor_jax.data.scene import BAND, CLOTH, SKIN, SceneTopology, smooth_surface
-from handtailor_jax.data.skin_atlas import CHANNELS
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.render.rasterise import Fragments, rasterise
 from handtailor_jax.render.shading import ambient_openness
+from handtailor_jax.synthetic.backgrounds import bands, muted_color
+from handtailor_jax.synthetic.scene import BAND, CLOTH, SKIN, SceneTopology, smooth_surface
+from handtailor_jax.synthetic.skin import CHANNELS
 from handtailor_jax.types import Camera, pytree
 
 _SHADOW_SIZE = 128

@@ -19,18 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, UInt8
 
-from handtailor_jax.data.appearance import key_visibility, openness_of, sample_light, sample_look, see, shade
-from handtailor_jax.data.backgrounds import photo_background, procedural_background
 from handtailor_jax.data.draws import Draws
-from handtailor_jax.data.imaging import ImagingConfig, develop, gaussian, separable
-from handtailor_jax.data.poses import PoseConfig, sample_betas, sample_pose
-from handtailor_jax.data.scene import Placement, SceneConfig, SceneTopology, company, place_hand, scene_topology
-from handtailor_jax.data.skin_atlas import skin_chart
 from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.cameras import mirror_camera, mirror_pixels, mirror_points
+from handtailor_jax.geometry.mirror import mirror_camera, mirror_pixels, mirror_points
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.render.rasterise import rasterise
+from handtailor_jax.synthetic.appearance import key_visibility, openness_of, sample_light, sample_look, see, shade
+from handtailor_jax.synthetic.backgrounds import photo_background, procedural_background
+from handtailor_jax.synthetic.imaging import ImagingConfig, develop, gaussian, separable
+from handtailor_jax.synthetic.poses import PoseConfig, sample_betas, sample_pose
+from handtailor_jax.synthetic.scene import Placement, SceneConfig, SceneTopology, company, place_hand, scene_topology
+from handtailor_jax.synthetic.skin import skin_chart
 from handtailor_jax.types import Camera, pytree
 
 Split = Literal["train", "test"]

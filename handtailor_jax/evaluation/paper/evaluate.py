@@ -12,12 +12,10 @@ import numpy as np
 
 from handtailor_jax.data.readers import DatasetName, open_dataset, readable
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation import figures, tables
-from handtailor_jax.evaluation.freihand_scoring import write_predictions
-from handtailor_jax.evaluation.protocols import Protocol
-from handtailor_jax.evaluation.refinement import freihand_joints, meshes
-from handtailor_jax.evaluation.report import environment
-from handtailor_jax.evaluation.subjects import (
+from handtailor_jax.evaluation.freihand import write_predictions
+from handtailor_jax.evaluation.paper import figures, tables
+from handtailor_jax.evaluation.paper.refinement import freihand_joints, meshes
+from handtailor_jax.evaluation.paper.subjects import (
     Estimates,
     Truth,
     network_estimates,
@@ -26,7 +24,9 @@ from handtailor_jax.evaluation.subjects import (
     simulated,
     synthetic_truth,
 )
-from handtailor_jax.evaluation.tables import Before, Claim, Setting, Table, before_and_after
+from handtailor_jax.evaluation.paper.tables import Before, Claim, Setting, Table, before_and_after
+from handtailor_jax.evaluation.protocols import Protocol
+from handtailor_jax.evaluation.report import environment
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.weights import load_weights
 from handtailor_jax.mano.hand_model import HandModel

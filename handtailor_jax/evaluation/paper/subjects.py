@@ -20,15 +20,16 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from handtailor_jax.data.sample import JointDefinition, Reader, Sample
-from handtailor_jax.data.synthetic import TEST_SAMPLES, SyntheticConfig, SyntheticDataset, sample_hand, sample_key
 from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.boxes import Box
 from handtailor_jax.geometry.cameras import inverse_affine, transform_camera, transform_pixels
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.inference import inference_form
-from handtailor_jax.images import Box, Picture, crop_square
+from handtailor_jax.images import Picture, crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_BETAS, ROOT, WRIST, permutation
+from handtailor_jax.synthetic.dataset import TEST_SAMPLES, SyntheticConfig, SyntheticDataset, sample_hand, sample_key
 from handtailor_jax.types import Camera, HandEstimate
 
 Numbers = npt.NDArray[np.float32]

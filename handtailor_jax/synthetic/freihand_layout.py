@@ -17,12 +17,12 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.data.backgrounds import read_photographs
-from handtailor_jax.data.synthetic import Split, SyntheticConfig, SyntheticDataset, SyntheticSample
 from handtailor_jax.errors import InputError
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.render.overlay import contact_sheet
 from handtailor_jax.skeleton import ROOT
+from handtailor_jax.synthetic.backgrounds import read_photographs
+from handtailor_jax.synthetic.dataset import Split, SyntheticConfig, SyntheticDataset, SyntheticSample
 
 FOLDERS = {"train": "training", "test": "evaluation"}
 """Which of FreiHAND's two parts each split is written as."""

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from handtailor_jax.data.synthetic import SyntheticConfig, SyntheticDataset
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.report import environment, markdown_table
+from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
 
 
 @dataclasses.dataclass(frozen=True)

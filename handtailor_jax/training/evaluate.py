@@ -10,13 +10,13 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.data.augmentation import center_crop, without_intrinsics
 from handtailor_jax.data.batch import Batch
-from handtailor_jax.data.poses import sample_betas, sample_pose
 from handtailor_jax.geometry.rotations import angle_between, matrix_from_axis_angle
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.iknet import normalise_joints
 from handtailor_jax.images import opencv
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.skeleton import BONES, ROOT
+from handtailor_jax.synthetic.poses import sample_betas, sample_pose
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.objective import model_keypoints
 from handtailor_jax.training.state import Network, TrainState

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation import published
-from handtailor_jax.evaluation.freihand_scoring import freihand_score
+from handtailor_jax.evaluation.freihand import freihand_score
 from handtailor_jax.evaluation.metrics import (
     GRID_5_20,
     GRID_20_50,
@@ -26,8 +25,8 @@ from handtailor_jax.evaluation.metrics import (
     reduction_ratio,
     tailor_gain,
 )
-from handtailor_jax.evaluation.protocols import Alignment, Protocol, align
-from handtailor_jax.evaluation.refinement import (
+from handtailor_jax.evaluation.paper import published
+from handtailor_jax.evaluation.paper.refinement import (
     CROP,
     Hands,
     Problem,
@@ -40,8 +39,9 @@ from handtailor_jax.evaluation.refinement import (
     refined,
     single_hand,
 )
+from handtailor_jax.evaluation.paper.subjects import Estimates, Truth
+from handtailor_jax.evaluation.protocols import Alignment, Protocol, align
 from handtailor_jax.evaluation.report import markdown_table
-from handtailor_jax.evaluation.subjects import Estimates, Truth
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.render.rasterise import rasterise
 from handtailor_jax.skeleton import ROOT

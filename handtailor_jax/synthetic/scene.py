@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from handtailor_jax.data.draws import Draws
-from handtailor_jax.data.skin_atlas import ARM_PATCH, arm_chart
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import crop_affine, project, transform_camera
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_arrays
 from handtailor_jax.render.rasterise import vertex_normals
+from handtailor_jax.synthetic.skin import ARM_PATCH, arm_chart
 from handtailor_jax.types import Camera, pytree
 
 SKIN, CLOTH, BAND, THING, FOREGROUND = range(5)

@@ -17,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from handtailor_jax.data.batch import Batch
-from handtailor_jax.data.synthetic import Split, SyntheticConfig, SyntheticDataset
 from handtailor_jax.errors import InputError
+from handtailor_jax.synthetic.dataset import Split, SyntheticConfig, SyntheticDataset
 
 SHARD = 128
 """Samples in a shard."""

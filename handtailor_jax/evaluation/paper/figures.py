@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.metrics import GRID_20_50, GRID_FIGURE_3A, auc, pck
-from handtailor_jax.evaluation.refinement import CROP, Hands, meshes, refined
-from handtailor_jax.evaluation.tables import Before, Setting, errors_mm, figure3b_points
+from handtailor_jax.evaluation.paper.refinement import CROP, Hands, meshes, refined
+from handtailor_jax.evaluation.paper.tables import Before, Setting, errors_mm, figure3b_points
 from handtailor_jax.images import crop_square
 from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, render_mesh, second_view
 from handtailor_jax.results import write_atomically, write_picture

@@ -211,7 +211,7 @@ def subjects(config: PredictBenchmark, hand: HandModel, torch: Any) -> dict[str,
     # Imported here because the command line imports this module for its options, and flax takes a while.
     from flax import nnx
 
-    from handtailor_jax.evaluation.torch_network import seeded_state, torch_network
+    from benchmarks.torch_network import seeded_state, torch_network
     from handtailor_jax.hand_module.config import HandModuleConfig
     from handtailor_jax.hand_module.hand_module import HandModule
     from handtailor_jax.hand_module.official import load_official

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from handtailor_jax.detections import detection
-from handtailor_jax.evaluation.subjects import MARGIN, Estimates, Truth, cameras_of
+from handtailor_jax.evaluation.paper.subjects import MARGIN, Estimates, Truth, cameras_of
 from handtailor_jax.fit import fit_detection
 from handtailor_jax.geometry.cameras import crop_affine, project, transform_camera, transform_pixels
 from handtailor_jax.mano.hand_model import HandModel

@@ -1,0 +1,38 @@
+"""Boxes around hands: the hand size, and the square around keypoints.
+
+The hand size is the longer side of the keypoints' bounding box. Thresholds and errors in percent refer to it.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float
+
+Box = tuple[float, float, float, float]
+"""(x, y, w, h): left, top, width and height in pixels; x and y are the outer edges of the first pixels inside."""
+
+Numbers = Any
+"""A NumPy or JAX array."""
+
+
+def hand_size(keypoints_2d: Float[Numbers, "*batch n 2"]) -> Float[Numbers, "*batch"]:
+    """Return the longer side of the keypoints' bounding box, in the keypoints' unit."""
+    return (keypoints_2d.max(axis=-2) - keypoints_2d.min(axis=-2)).max(axis=-1)
+
+
+def square_around(keypoints_2d: Float[np.ndarray, "n 2"], factor: float) -> Box:
+    """Return the square about the centre of the keypoints' bounding box.
+
+    Args:
+        keypoints_2d: Keypoints (u, v) in pixels.
+        factor: Side of the square as a multiple of the hand size.
+    """
+    center = 0.5 * (keypoints_2d.min(axis=0) + keypoints_2d.max(axis=0))
+    return centered_square(center, factor * float(hand_size(keypoints_2d)))
+
+
+def centered_square(center: npt.NDArray[np.floating], side: float) -> Box:
+    """Return the square of a side, in pixels, about a centre (u, v)."""
+    # A pixel's coordinate is its centre, but a box begins at its edge.
+    return (float(center[0]) + 0.5 - 0.5 * side, float(center[1]) + 0.5 - 0.5 * side, side, side)

@@ -1,0 +1,1 @@
+"""Video: reading and writing, smoothing, and following one hand."""
