@@ -17,15 +17,13 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from handtailor_jax.data.readers.freihand import RENDERED_PARTS
 from handtailor_jax.errors import InputError
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.render.overlay import contact_sheet
 from handtailor_jax.skeleton import ROOT
 from handtailor_jax.synthetic.backgrounds import read_photographs
 from handtailor_jax.synthetic.dataset import Split, SyntheticConfig, SyntheticDataset, SyntheticSample
-
-FOLDERS = {"train": "training", "test": "evaluation"}
-"""Which of FreiHAND's two parts each split is written as."""
 
 _FIELDS = ("K", "mano", "scale", "verts", "xyz")
 _SHEET = 64
@@ -81,7 +79,7 @@ def write_freihand(dataset: SyntheticDataset, count: int, out: Path, progress: b
         raise InputError(f"count must be between 1 and {len(dataset)} for the {dataset.split} split, got {count}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already: choose another --out or remove it")
-    part = FOLDERS[dataset.split]
+    part = RENDERED_PARTS[dataset.split]
     work = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         for name in ("rgb", "mask"):

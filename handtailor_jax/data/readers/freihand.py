@@ -25,7 +25,9 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.images import read_picture
 from handtailor_jax.mano.loading import MANO_VERTICES, embedded_arrays
 from handtailor_jax.skeleton import NUM_BETAS, NUM_JOINTS, NUM_KEYPOINTS
-from handtailor_jax.synthetic.freihand_layout import FOLDERS
+
+RENDERED_PARTS = {"train": "training", "test": "evaluation"}
+"""FreiHAND's part as which each split of rendered hands is written."""
 
 VERSIONS = ("gs", "hom", "sample", "auto")
 """The backgrounds of each training sample: green screen, then three ways of replacing it."""
@@ -256,13 +258,12 @@ class Synthetic(_Layout):
             InputError: if a file is missing or cut short, or the split does not exist.
         """
         root = Path(root)
-        parts: dict[str, str] = dict(FOLDERS)
-        if split not in parts:
-            raise InputError(f"unknown split {split!r} of rendered hands: choose {' or '.join(parts)}")
+        if split not in RENDERED_PARTS:
+            raise InputError(f"unknown split {split!r} of rendered hands: choose {' or '.join(RENDERED_PARTS)}")
         super().__init__(
             root,
             root,
-            parts[split],
+            RENDERED_PARTS[split],
             versions=(0,),
             vertices=0 if options.vertices else None,
             mask=options.mask,
