@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from handtailor_jax.evaluation.alignment import scale_and_shift
-from handtailor_jax.evaluation.problems import View, tailor_problems
+from handtailor_jax.evaluation.simulation import View, tailor_problems
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand

@@ -24,8 +24,8 @@ from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.problems import TailorProblems, tailor_problems
 from handtailor_jax.evaluation.report import environment, markdown_table, usable_cores
+from handtailor_jax.evaluation.simulation import TailorProblems, tailor_problems
 from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.images import Box, Picture, crop_square
 from handtailor_jax.mano.hand_model import HandModel

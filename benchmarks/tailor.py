@@ -4,7 +4,7 @@ The yardstick is the original's way of running the tailor, reproduced here; see 
 over rounds in which every variant runs twice, in random order, in one process, so that a busy machine is busy for all
 of them alike. The second run is the time of a warmed-up program; the first, whose code and constants the other variants
 have driven out of the processor's caches, is reported beside it as cold. The problems are those of
-`evaluation.problems`, seeded.
+`evaluation.simulation`, seeded.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.problems import Noise, TailorProblems, tailor_problems
 from handtailor_jax.evaluation.report import environment, markdown_table
+from handtailor_jax.evaluation.simulation import Noise, TailorProblems, tailor_problems
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel

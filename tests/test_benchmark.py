@@ -9,7 +9,7 @@ import pytest
 from benchmarks import predict as predict_benchmark
 from benchmarks.tailor import METRICS, ORIGINAL, OriginalWay, TailorBenchmark, run
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.problems import tailor_problems
+from handtailor_jax.evaluation.simulation import tailor_problems
 from handtailor_jax.tailor import TailorConfig, tailor
 from handtailor_jax.tailor.placement import camera_mesh
 

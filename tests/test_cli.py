@@ -16,7 +16,7 @@ from flax import nnx
 
 from handtailor_jax import cli, results
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.problems import tailor_problems
+from handtailor_jax.evaluation.simulation import tailor_problems
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.weights import save_weights

@@ -23,7 +23,7 @@ class TailorConfig:
     def default(cls) -> "TailorConfig":
         """Ours: calibrated robust energy, Levenberg-Marquardt.
 
-        Chosen on seed 1 of `evaluation.problems` among about forty settings, for 3D and reprojection error on Gaussian
+        Chosen on seed 1 of `evaluation.simulation` among forty settings, for 3D and reprojection error on Gaussian
         and heavy-tailed noise together; `bench tailor` reports on another seed. The standard deviations are the noise
         of a good proposal and of a good detector. A residual more robust than this needs a third iteration, because a
         start that is far off looks like an outlier to it, and gains nothing by it.
