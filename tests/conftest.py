@@ -63,7 +63,8 @@ jax.tree_util.register_dataclass = _register_dataclass_unchecked  # type: ignore
 install_import_hook(PACKAGE, "beartype.beartype")
 
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.mano.loading import embedded_hand, load_mano
+from tests.goldens import write_mano
 
 
 @pytest.fixture(scope="session")
@@ -86,12 +87,24 @@ def hand64(x64: None) -> HandModel:
 
 
 @pytest.fixture(scope="session")
+def mano_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file in MANO's layout with the made-up hand model of the golden vectors."""
+    return write_mano(tmp_path_factory.mktemp("mano") / "MANO_RIGHT.npz")
+
+
+@pytest.fixture(scope="session")
+def mano(mano_path: Path) -> HandModel:
+    """The made-up hand model of the golden vectors, float32."""
+    return load_mano(mano_path)
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with the golden vectors and the photographs."""
+    """The folder with photographs, which are not part of the repository."""
     default = Path(__file__).resolve().parents[2] / "shared"
     folder = Path(os.environ.get("HANDTAILOR_SHARED", default))
-    if not (folder / "golden").is_dir():
-        pytest.skip(f"no golden vectors: {folder} has no folder golden (set HANDTAILOR_SHARED to where they are)")
+    if not folder.is_dir():
+        pytest.skip(f"no photographs: {folder} does not exist (set HANDTAILOR_SHARED to the folder that has them)")
     return folder
 
 

@@ -29,7 +29,6 @@ from handtailor_jax.evaluation.protocols import Protocol
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
-from handtailor_jax.mano.loading import load_hand
 from handtailor_jax.skeleton import FINGER_KEYPOINTS, KEYPOINT_ORDERS, KEYPOINTS, permutation
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.types import Camera
@@ -87,8 +86,7 @@ def test_the_tailor_gains(hand, setting):
     assert not np.asarray(blind_problem.observation.camera.perspectivity).any()
 
 
-def test_freihands_joints(shared):
-    mano = load_hand(shared / "golden" / "synthetic_mano.npz", side="right")
+def test_freihands_joints(mano):
     rest = mano.shape(jnp.zeros(10)).pose(jnp.zeros((16, 3)))
     joints = freihand_joints(mano, np.asarray(rest.skin().vertices)[None])[0]
     # At rest the two definitions differ in the tips alone, ...

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import runpy
 import struct
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from handtailor_jax.hand_module.weights import load_weights, save_weights
 from handtailor_jax.mano.loading import embedded_arrays
 from handtailor_jax.types import Camera
 from handtailor_jax.video.files import video_writer
+from tests.goldens import batch_counters, official_weights
 
 TINY = dataclasses.replace(
     HandModuleConfig.small(),
@@ -415,10 +415,10 @@ torch = test_torch_file.torch
 
 
 @pytest.mark.slow
-def test_the_released_checkpoint_becomes_a_weight_file(shared, torch, tmp_path, capsys):
+def test_the_released_checkpoint_becomes_a_weight_file(torch, tmp_path, capsys):
     """All of its size, written and read without PyTorch, number for number."""
-    tools = runpy.run_path(str(shared / "golden" / "make_official_weights.py"))
-    state = tools["make_weights"](tools["load_spec"]())
+    state = official_weights()
+    state |= batch_counters(state)
     pickled = {name: test_torch_file.tensor(array) for name, array in state.items()}
     extra = {"mano_layer.th_betas": test_torch_file.tensor(np.zeros((1, 10), np.float32))}
     with pytest.MonkeyPatch.context() as patch:

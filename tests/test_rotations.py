@@ -17,6 +17,7 @@ from handtailor_jax.geometry.rotations import (
     quaternion_from_matrix,
     skew,
 )
+from tests.goldens import golden
 
 # Both sides of every switch: zero, the series' limit (squared angle 1e-2), quarter turns, and up to pi.
 ANGLES = (0.0, 1e-12, 1e-8, 1e-5, 1e-4, 3e-4, 1e-2, 0.0999, 0.1, 0.1001, 0.5, np.pi / 2, 2.0, 3.0, np.pi - 1e-3)
@@ -121,9 +122,9 @@ def test_a_zero_quaternion_gives_zero_with_finite_gradient():
     assert np.all(np.isfinite(gradient))
 
 
-def test_official_quaternion_cases(shared):
-    with np.load(shared / "golden" / "handnet_golden.npz") as golden:
-        raw, unit, expected = (golden[f"quat_cases/{key}"] for key in ("raw", "normalized", "axis_angle"))
+def test_official_quaternion_cases():
+    stored = golden("official_network")
+    raw, unit, expected = (stored[f"quat_cases/{key}"] for key in ("raw", "normalized", "axis_angle"))
     for quaternions in (raw, unit):
         result = np.asarray(axis_angle_from_quaternion(jnp.asarray(quaternions)))
         # At w = 0, an angle of pi, both signs of the axis are the same rotation.

@@ -7,6 +7,7 @@ import pytest
 
 from handtailor_jax import skeleton
 from handtailor_jax.skeleton import FINGERS, KEYPOINTS, MANO_JOINTS, permutation
+from tests.goldens import golden
 
 # Published index lists, typed here and nowhere else.
 MANO_TO_21 = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20)
@@ -14,10 +15,10 @@ RHD_TO_21 = (0, 4, 3, 2, 1, 8, 7, 6, 5, 12, 11, 10, 9, 16, 15, 14, 13, 20, 19, 1
 STB_TO_21 = (0, 17, 18, 19, 20, 13, 14, 15, 16, 9, 10, 11, 12, 5, 6, 7, 8, 1, 2, 3, 4)
 
 
-def test_mano_order_with_tips_gives_the_published_permutation(shared):
+def test_mano_order_with_tips_gives_the_published_permutation():
     assert skeleton.KEYPOINTS_FROM_MANO == MANO_TO_21
-    with np.load(shared / "golden" / "mano_golden.npz") as golden:
-        np.testing.assert_array_equal(skeleton.KEYPOINTS_FROM_MANO, golden["joint_order_21_from_16_plus_tips"])
+    order = golden("mano_layers")["joint_order_21_from_16_plus_tips"]
+    np.testing.assert_array_equal(skeleton.KEYPOINTS_FROM_MANO, order)
 
 
 def test_published_permutations_of_other_projects_follow_from_names():
