@@ -94,28 +94,29 @@ def check_box(box: Any, picture: Picture) -> Box:
     return x, y, w, h
 
 
-def crop_square(picture: Picture, box: Box, size: int) -> tuple[Picture, npt.NDArray[np.float32], Box]:
-    """The square around a box's centre with the box's longer side, resampled to `size` pixels.
+def crop_square(
+    picture: Picture, box: Box, size: int, outside: int | None = 128
+) -> tuple[Picture, npt.NDArray[np.float32], Box]:
+    """Crop the square around a box's centre with the box's longer side and resample it to `size` pixels.
 
-    Pixels outside of the picture are mid-grey. The square is moved and rounded to whole pixels first, so that the
-    affine map from the picture's pixels to the crop's is what happens to the pixels, exactly; K goes through the same
-    map (`geometry.cameras.transform_camera`).
+    The square is first moved and rounded to whole pixels, so the returned affine map is exactly what happens to the
+    pixels. The intrinsic matrix goes through the same map (`geometry.cameras.transform_camera`).
+
+    Args:
+        picture: image (height, width, 3), or one channel (height, width).
+        box: box in pixels of the image.
+        size: side of the crop in pixels.
+        outside: value of pixels outside the image; None repeats the image's border.
 
     Returns:
-        The crop (size, size, 3), the affine map (2, 3) from the picture's pixels to the crop's, and the square.
+        The crop, the affine map (2, 3) from pixels of the image to pixels of the crop, and the square.
     """
     x, y, w, h = box
     side = max(1, round(max(w, h)))
     left, top = round(x + 0.5 * (w - side)), round(y + 0.5 * (h - side))
-    inside = picture[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)]
-    if inside.shape[:2] == (side, side):
-        square = inside
-    else:
-        square = np.full((side, side, 3), _OUTSIDE, np.uint8)
-        row, column = max(-top, 0), max(-left, 0)
-        square[row : row + inside.shape[0], column : column + inside.shape[1]] = inside
-    cv2 = opencv()
+    square = _window(picture, left, top, side, outside)
     if side != size:
+        cv2 = opencv()
         # Averaging over areas is free of aliasing; enlarging needs interpolation.
         square = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
     zoom = size / side
@@ -127,7 +128,16 @@ def crop_square(picture: Picture, box: Box, size: int) -> tuple[Picture, npt.NDA
     return np.ascontiguousarray(square), affine, (float(left), float(top), float(side), float(side))
 
 
-_OUTSIDE = 128
+def _window(picture: Picture, left: int, top: int, side: int, outside: int | None) -> Picture:
+    height, width = picture.shape[:2]
+    if left >= 0 and top >= 0 and left + side <= width and top + side <= height:
+        return picture[top : top + side, left : left + side]
+    rows, columns = np.arange(top, top + side), np.arange(left, left + side)
+    window = picture[np.clip(rows, 0, height - 1)[:, None], np.clip(columns, 0, width - 1)[None, :]]
+    if outside is not None:
+        window[(rows < 0) | (rows >= height)] = outside
+        window[:, (columns < 0) | (columns >= width)] = outside
+    return window
 
 
 def _cut_short(data: bytes) -> bool:

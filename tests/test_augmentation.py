@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from handtailor_jax.data.augmentation import AugmentationConfig, augment, center_crop, resample, without_intrinsics
-from handtailor_jax.data.batch import Batch
+from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import crop_affine, project
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle

@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from handtailor_jax.data.photos import hand_mask, read_labels, square_around
+from handtailor_jax.data.readers.photos import hand_mask, read_labels
 from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.boxes import square_around
+from handtailor_jax.images import crop_square
 from handtailor_jax.skeleton import BONES
 from handtailor_jax.training.photographs import PhotoSet, composed, prepare_photographs
 
@@ -42,13 +44,16 @@ def test_keypoints_in_2d_are_enough(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "is no object of labels"),
+        ([], "is not a JSON object of labels"),
         ({"x.jpg": entry(split="val")}, "has no photographs of split 'train'"),
         ({"x.jpg": {"split": "train"}}, "x.jpg lacks 'keypoints_2d'"),
-        ({"x.jpg": entry(side="up")}, "x.jpg needs a side, 21 keypoints"),
-        ({"x.jpg": entry(keypoints_2d=[[1.0, 2.0]] * 20)}, "x.jpg needs a side, 21 keypoints"),
-        ({"x.jpg": entry(joints_3d=[[0.0, 0.0, 0.0]] * 20)}, "if it has joints_3d, 21"),
-        ({"x.jpg": entry(keypoints_2d="none")}, "holds something that is no number"),
+        ({"x.jpg": entry(side="up")}, "x.jpg needs a side"),
+        ({"x.jpg": entry(keypoints_2d=[[1.0, 2.0]] * 20)}, "x.jpg needs a side"),
+        (
+            {"x.jpg": entry(joints_3d=[[0.0, 0.0, 0.0]] * 20)},
+            "needs a side .left or right., 21 keypoints_2d and, if present, 21 joints_3d",
+        ),
+        ({"x.jpg": entry(keypoints_2d="none")}, "has a coordinate that is not a number"),
     ],
 )
 def test_unusable_labels(tmp_path, content, message):
@@ -67,7 +72,9 @@ def test_square_moves_pixels_as_its_map_says():
     blob = np.exp(-0.5 * ((at[None, :80] - spot[0]) ** 2 + (at[:, None] - spot[1]) ** 2) / 16.0)
     picture = np.repeat(np.round(255 * blob)[..., None], 3, axis=-1).astype(np.uint8)
     keypoints = np.asarray([[10.0, 40.0], [50.0, 90.0]], np.float32)
-    square, inside, affine = square_around(picture, keypoints, 2.0, 64)
+    box = square_around(keypoints, 2.0)
+    square, affine, _ = crop_square(picture, box, 64, outside=None)
+    inside, _, _ = crop_square(np.full(picture.shape[:2], 255, np.uint8), box, 64, outside=0)
     weight = square[..., 0].astype(float)
     grid = np.arange(64)
     found = np.asarray([(weight * grid[None, :]).sum(), (weight * grid[:, None]).sum()]) / weight.sum()

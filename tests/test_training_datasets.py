@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from handtailor_jax.data.augmentation import AugmentationConfig, augment
-from handtailor_jax.data.batch import Batch
+from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.hand_module.config import HandModuleConfig

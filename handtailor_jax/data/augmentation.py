@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 
-from handtailor_jax.data.batch import Batch
 from handtailor_jax.data.draws import Draws
+from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import (
     crop_affine,

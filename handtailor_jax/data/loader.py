@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.data.batch import Batch
-from handtailor_jax.data.sample import JointDefinition, Reader, Sample
+from handtailor_jax.data.sample import Batch, JointDefinition, Reader, Sample
 from handtailor_jax.errors import InputError
 from handtailor_jax.images import crop_square
 

@@ -45,6 +45,14 @@ def mirror_points(points: Float[Numbers, "*batch 3"]) -> Float[Numbers, "*batch 
     return _scaled(points, (-1.0, 1.0, 1.0))
 
 
+def mirror_intrinsics(intrinsics: Float[Numbers, "*batch 3 3"], width: int | float) -> Float[Numbers, "*batch 3 3"]:
+    """Return K of the mirrored image in the mirrored frame: cx' = (width - 1) - cx, and the skew changes sign."""
+    signs = np.asarray([[1.0, -1.0, -1.0], [-1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], intrinsics.dtype)
+    shift = np.zeros((3, 3), intrinsics.dtype)
+    shift[0, 2] = width - 1
+    return intrinsics * np.broadcast_to(signs, intrinsics.shape) + np.broadcast_to(shift, intrinsics.shape)
+
+
 def mirror_pose(pose: Float[Numbers, "*batch joints 3"]) -> Float[Numbers, "*batch joints 3"]:
     """Return the axis-angle rotations of the mirrored hand: (x, y, z) becomes (x, -y, -z)."""
     return _scaled(pose, (1.0, -1.0, -1.0))

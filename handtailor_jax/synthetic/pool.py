@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from handtailor_jax.data.batch import Batch
+from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
 from handtailor_jax.synthetic.dataset import Split, SyntheticConfig, SyntheticDataset
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from jaxtyping import Array, Float
 
 from handtailor_jax.data.augmentation import center_crop, without_intrinsics
-from handtailor_jax.data.batch import Batch
+from handtailor_jax.data.sample import Batch
 from handtailor_jax.geometry.rotations import angle_between, matrix_from_axis_angle
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.iknet import normalise_joints

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from handtailor_jax.data.augmentation import augment
-from handtailor_jax.data.batch import Batch
+from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.weights import save_weights
 from handtailor_jax.mano.hand_model import HandModel

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from handtailor_jax.data.augmentation import MAP_STRIDE, map_affine
-from handtailor_jax.data.batch import Batch
+from handtailor_jax.data.sample import Batch
 from handtailor_jax.geometry.cameras import project, transform_camera
 from handtailor_jax.geometry.heatmaps import (
     expected_index,

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from handtailor_jax.data.batch import Batch
-from handtailor_jax.data.photos import PhotoLabel, hand_mask, read_labels, square_around
+from handtailor_jax.data.readers.photos import PhotoLabel, hand_mask, read_labels
+from handtailor_jax.data.sample import Batch
 from handtailor_jax.detections import detection
 from handtailor_jax.errors import InputError
 from handtailor_jax.fit import HandFit, fit_detection
+from handtailor_jax.geometry.boxes import square_around
 from handtailor_jax.geometry.cameras import project
-from handtailor_jax.images import read_picture
+from handtailor_jax.images import crop_square, read_picture
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.render.shading import to_srgb
@@ -140,7 +141,9 @@ def _prepare(label: PhotoLabel, hand: HandModel, size: int) -> dict[str, np.ndar
     if found.reprojection_after > _WORST * extent:
         return None
     keypoints = np.asarray(_model_keypoints(hand, found), np.float32)
-    square, inside, affine = square_around(picture, keypoints, FACTOR, size)
+    box = square_around(keypoints, FACTOR)
+    square, affine, _ = crop_square(picture, box, size, outside=None)
+    inside, _, _ = crop_square(np.full(picture.shape[:2], 255, np.uint8), box, size, outside=0)
     mask = np.zeros((size, size), np.uint8)
     moved = keypoints @ affine[:, :2].T + affine[:, 2]
     if label.source in _PLAIN:

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from handtailor_jax.data.augmentation import augment
-from handtailor_jax.data.batch import Batch
+from handtailor_jax.data.sample import Batch
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.synthetic.dataset import SyntheticAssets, SyntheticConfig, render_batch, sample_key
 from handtailor_jax.synthetic.poses import sample_betas, sample_pose
