@@ -1,4 +1,4 @@
-"""2D keypoints alone against rendered truth: error, flipped hands, and photographs per second of the search."""
+"""2D keypoints alone against ground truth: error, flipped hands, and hands per second of the search."""
 
 import dataclasses
 import time
@@ -8,10 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timing import check_json, check_positive, command, publish
 from tqdm import tqdm
 
 from handtailor_jax.evaluation.alignment import scale_and_shift
+from handtailor_jax.evaluation.report import markdown_table
 from handtailor_jax.evaluation.simulation import View, tailor_problems
+from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
@@ -25,16 +28,16 @@ VIEWS: tuple[View, ...] = ("weak_perspective", "perspective")
 
 @dataclasses.dataclass(frozen=True)
 class FitBenchmark:
-    """Error of 2D-only fits on hands of known pose, seen from all sides, and their rate."""
+    """Options of the benchmark."""
 
     problems: int = 500
     """Number of hands for each kind of camera."""
     noise: float = 0.01
-    """Root mean square displacement of the keypoints, as a share of the hand's size (longer side of their box)."""
+    """Root mean square displacement of the keypoints, as a share of the hand size."""
     seed: int = 3
     """Seed of the hands, views and noise."""
     json: Path | None = None
-    """Also write the figures to this file."""
+    """Also write the figures to this JSON file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,57 +46,55 @@ class FitRow:
 
     camera: View
     median_mm: float
-    """Median over hands of the mean joint error in the camera frame after scale and shift only."""
+    """Median over hands of the mean joint error in the camera frame, after scale and shift only."""
     p90_mm: float
-    flipped_percent: float
-    """Hands whose joint depths correlate negatively with the truth."""
+    """90th percentile of that error."""
     runner_up_p90_mm: float
-    """90th percentile if the better of the solution and its runner-up is taken."""
+    """90th percentile of the error of the better of the solution and its runner-up."""
+    flipped_percent: float
+    """Share of hands whose joint depths correlate negatively with the true ones."""
     reprojection_percent: float
-    """Median distance from the noisy keypoints, share of the hand's size."""
+    """Median distance from the noisy keypoints, in percent of the hand size."""
     hands_per_second: float
 
 
-@dataclasses.dataclass(frozen=True)
-class FitReport:
-    """The rows and how they came about."""
-
-    rows: tuple[FitRow, ...]
-    config: FitBenchmark
-
-    def __str__(self) -> str:
-        """A markdown table."""
-        lines = [
-            f"2D keypoints alone, {self.config.problems} hands a row, {100 * self.config.noise:g} % noise (rms), "
-            f"seed {self.config.seed}",
-            "",
-            "| camera | joint error, median | 90 % | with runner-up, 90 % | flipped hands | reprojection | hands/s |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {row.camera.replace('_', ' ')} | {row.median_mm:.2f} mm | {row.p90_mm:.1f} mm "
-            f"| {row.runner_up_p90_mm:.1f} mm | {row.flipped_percent:.1f} % "
-            f"| {row.reprojection_percent:.2f} % | {row.hands_per_second:.0f} |"
-            for row in self.rows
-        ]
-        return "\n".join(lines)
-
-
-def run(config: FitBenchmark, hand: HandModel | None = None) -> FitReport:
-    """Measures; writes the JSON file if one is asked for."""
-    from handtailor_jax.results import prepare_folder, write_json
-
-    if config.json is not None:
-        prepare_folder(config.json.parent)
+def measure(config: FitBenchmark, hand: HandModel | None = None) -> tuple[FitRow, ...]:
+    """Measure, print the table, and write the JSON file if one is asked for."""
+    check_positive(config, "problems", "noise")
+    check_json(config.json)
     hand = embedded_hand() if hand is None else hand
-    report = FitReport(tuple(_measure(hand, config, view) for view in VIEWS), config)
-    if config.json is not None:
-        content = {"problems": config.problems, "noise": config.noise, "seed": config.seed}
-        write_json(config.json, {**content, "rows": [dataclasses.asdict(row) for row in report.rows]})
-    return report
+    rows = tuple(_row(hand, config, view) for view in VIEWS)
+    columns = [
+        "camera",
+        "joint error, median",
+        "90 %",
+        "with runner-up, 90 %",
+        "flipped hands",
+        "reprojection",
+        "hands/s",
+    ]
+    body = [
+        [
+            row.camera.replace("_", " "),
+            f"{row.median_mm:.2f} mm",
+            f"{row.p90_mm:.1f} mm",
+            f"{row.runner_up_p90_mm:.1f} mm",
+            f"{row.flipped_percent:.1f} %",
+            f"{row.reprojection_percent:.2f} %",
+            f"{row.hands_per_second:.0f}",
+        ]
+        for row in rows
+    ]
+    heading = (
+        f"2D keypoints alone, {config.problems} hands a row, {100 * config.noise:g} % noise (rms), seed {config.seed}"
+    )
+    content = {"problems": config.problems, "noise": config.noise, "seed": config.seed}
+    content["rows"] = [dataclasses.asdict(row) for row in rows]
+    publish("\n".join([heading, "", *markdown_table(columns, body)]), content, config.json)
+    return rows
 
 
-def _measure(hand: HandModel, config: FitBenchmark, view: View) -> FitRow:
+def _row(hand: HandModel, config: FitBenchmark, view: View) -> FitRow:
     # The root mean square displacement has two axes.
     problems = tailor_problems(
         hand, config.problems, config.seed, noise="gaussian", camera=view, keypoint_noise=config.noise / 2**0.5
@@ -132,14 +133,18 @@ def _measure(hand: HandModel, config: FitBenchmark, view: View) -> FitRow:
 
 
 def _errors(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Mean joint error of each hand in millimetres, after scale and shift."""
+    """Return the mean joint error of each hand in millimetres, after scale and shift."""
     aligned = np.stack([scale_and_shift(f, t) for f, t in zip(found, truth, strict=True)])
     return 1e3 * np.linalg.norm(aligned - truth, axis=-1).mean(axis=-1)
 
 
 def _reprojection(observations: Observation, keypoints: np.ndarray) -> np.ndarray:
-    """Mean distance from the observed keypoints in percent of the hand's size."""
+    """Return the mean distance from the observed keypoints in percent of the hand size."""
     observed = np.asarray(observations.keypoints_2d)
     pixels = np.asarray(jax.vmap(project)(observations.camera, jnp.asarray(keypoints)))
-    size = np.ptp(observed, axis=1).max(axis=-1)
+    size = hand_size(observed)
     return 100.0 * np.linalg.norm(pixels - observed, axis=-1).mean(axis=-1) / size
+
+
+if __name__ == "__main__":
+    command(FitBenchmark, measure, __doc__)

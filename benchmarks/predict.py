@@ -1,18 +1,14 @@
-"""Latency from picture to mesh, by stage and batch size, for both networks, against the official network in PyTorch.
+"""Latency from image to mesh, by stage and batch size, for both hand modules, against the official one in PyTorch.
 
-Latency does not depend on what a network has learned, so weights are drawn at random. Every call of a batch size is
-measured in turn in one process, in random order, so that a busy machine is busy for all of them alike; times are
-medians over rounds. A call is timed right after another one of its own, which leaves it the processor's caches and the
-other library's threads asleep; one that takes long does that by itself. PyTorch runs the official network alone, in
-evaluation mode and without gradients, in both memory layouts, of which the faster counts; cropping, tailor and mesh
-are not asked of it. With PyTorch there is one set of official weights for both libraries.
+Latency does not depend on trained values, so the weights are random; both libraries get the same official weights. A
+call is timed right after another run of itself, so that its data is in the processor's caches and the other library's
+threads are idle. PyTorch runs the official network alone, in evaluation mode and without gradients, in both memory
+layouts, of which the faster counts; cropping, tailor and mesh are not part of its time.
 """
 
 import copy
 import dataclasses
 import importlib
-import random
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -20,17 +16,23 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float, UInt8
-from tqdm import tqdm
+from timing import check_json, check_positive, command, interleaved, publish, seconds
+from torch_network import seeded_state, torch_network
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.report import environment, markdown_table, usable_cores
 from handtailor_jax.evaluation.simulation import TailorProblems, tailor_problems
 from handtailor_jax.geometry.cameras import transform_camera
+from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.inference import inference_form
+from handtailor_jax.hand_module.official import load_official
 from handtailor_jax.images import Box, Picture, crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
-from handtailor_jax.results import prepare_folder, write_json
+from handtailor_jax.pipeline import HandTailor
 from handtailor_jax.tailor.placement import camera_mesh
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.tailor.tailor import tailor
@@ -43,44 +45,41 @@ EITHER = "either"
 TORCH = "official in PyTorch"
 LAYOUTS = ("NCHW", "channels_last")
 
-PICTURE_SIZE = (1280, 960)
+IMAGE_SIZE = (1280, 960)
 _INTRINSICS = np.asarray([[1200.0, 0.0, 640.0], [0.0, 1200.0, 480.0], [0.0, 0.0, 1.0]], np.float32)
-
-# From here on, milliseconds, what ran before a call no longer matters to its time.
-_LONG = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictBenchmark:
-    """Latency from picture to mesh, by stage and batch size; with PyTorch installed also against it."""
+    """Options of the benchmark."""
 
     networks: tuple[Network, ...] = ("small", "official")
-    """Which of the two networks."""
+    """Hand modules to measure."""
     batches: tuple[int, ...] = (1, 4, 16, 64)
-    """Pictures in one call."""
+    """Images in one call."""
     rounds: int = 30
     """Rounds of timing for a batch size."""
     seconds: float = 60.0
-    """A batch size that would take longer gets fewer rounds, but at least three."""
+    """Time limit of a batch size: slow ones get fewer rounds, at least three."""
     torch: bool = True
-    """Compare with the official network in PyTorch if that is installed."""
+    """Compare with the official network in PyTorch if PyTorch is installed."""
     seed: int = 0
-    """Seed of weights and order."""
+    """Seed of the weights and of the order of the calls."""
     json: Path | None = None
-    """File for the same figures as JSON."""
+    """Also write the figures to this JSON file."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class StageRow:
     """One stage of one network with one batch size."""
 
     network: str
-    """"small", "official", EITHER where it does not matter, or TORCH."""
+    """"small", "official", EITHER where the stage is the same for both, or TORCH."""
     batch: int
     stage: str
-    """One of STAGES, "whole" being a call of `HandTailor` with everything in it; for PyTorch one of LAYOUTS."""
+    """One of STAGES ("whole" is one call of `HandTailor`); for PyTorch one of LAYOUTS."""
     first_seconds: float
-    """The first call, which compiles."""
+    """Time of the first call, which compiles."""
     milliseconds: float
     """Median time of a warm call."""
     fastest_milliseconds: float
@@ -89,38 +88,38 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class PredictReport:
-    """What `run` measured."""
+    """All measurements of one run."""
 
     environment: dict[str, Any]
-    rows: list[Row]
+    rows: list[StageRow]
 
     def milliseconds(self, network: str, batch: int, stage: str) -> float | None:
-        """Median time of a warm call, None if it was not measured."""
+        """Return the median time of a warm call, or None if it was not measured."""
         for row in self.rows:
             if (row.network, row.batch, row.stage) == (network, batch, stage):
                 return row.milliseconds
         return None
 
     def ratios(self, batch: int) -> dict[str, float]:
-        """Times over that of the official network in PyTorch, in its faster layout; empty without PyTorch."""
+        """Return times relative to the official network in PyTorch, in its faster layout; empty without PyTorch."""
         theirs = [time for layout in LAYOUTS if (time := self.milliseconds(TORCH, batch, layout)) is not None]
         compared = {"official, network": ("official", "network"), "small, whole": ("small", "whole")}
         ours = {name: self.milliseconds(network, batch, stage) for name, (network, stage) in compared.items()}
         return {name: time / min(theirs) for name, time in ours.items() if theirs and time is not None}
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as plain values."""
+        """Return the figures as plain values."""
         batches = dict.fromkeys(row.batch for row in self.rows)
         return {**dataclasses.asdict(self), "ratios_to_torch": {str(batch): self.ratios(batch) for batch in batches}}
 
     def to_markdown(self) -> str:
-        """The figures as tables."""
-        width, height = PICTURE_SIZE
+        """Return the tables."""
+        width, height = IMAGE_SIZE
         lines = [
             ", ".join(f"{key} {value}" for key, value in self.environment.items()),
             "",
             f"Milliseconds of a warm call (seconds of the first one, which compiles). Preprocess cuts the crops out of "
-            f"{width} x {height} pictures; whole is one call of HandTailor, from pictures to results in numpy.",
+            f"{width} x {height} images; whole is one call of HandTailor, from images to NumPy results.",
             "",
         ]
         batches = list(dict.fromkeys(row.batch for row in self.rows))
@@ -142,80 +141,49 @@ class PredictReport:
         return "\n".join(lines) + "\n"
 
 
-def run(config: PredictBenchmark, hand: HandModel | None = None) -> PredictReport:
-    """Measures, prints the tables, and writes the JSON file if one is asked for.
+def measure(config: PredictBenchmark, hand: HandModel | None = None) -> PredictReport:
+    """Measure, print the tables, and write the JSON file if one is asked for.
 
     Raises:
-        InputError: if the JSON file cannot be written, or a count is not positive.
+        InputError: An option is not positive or empty, or the JSON file cannot be written.
     """
-    for name in ("networks", "batches"):
-        if not getattr(config, name):
-            raise InputError(f"--{name} is empty: give at least one")
-    for name in ("batches", "rounds", "seconds"):
-        if np.min(np.atleast_1d(getattr(config, name))) <= 0:
-            raise InputError(f"--{name} must be positive")
-    if config.json is not None:
-        prepare_folder(config.json.absolute().parent, [config.json.name])
-    # A program that an earlier run has compiled would make the first call's time meaningless.
+    check_positive(config, "batches", "rounds", "seconds")
+    if not config.networks:
+        raise InputError("--networks is empty: give small, official or both")
+    check_json(config.json)
+    # A program compiled by an earlier run would make the time of the first call meaningless.
     jax.config.update("jax_enable_compilation_cache", False)
-
     hand = embedded_hand() if hand is None else hand
     torch = _torch(config)
     measured = subjects(config, hand, torch)
-    rows: list[Row] = []
-    with tqdm(total=len(config.batches), desc="bench predict", unit="batch size", leave=False) as progress:
-        for batch in config.batches:
-            calls = {(name, stage): call for name, of in measured.items() for stage, call in of(batch).items()}
-            rows += _measure(calls, batch, config)
-            progress.update()
+    rows: list[StageRow] = []
+    for batch in config.batches:
+        calls = {(name, stage): call for name, of in measured.items() for stage, call in of(batch).items()}
+        rows += _rows(calls, batch, config)
     versions = {} if torch is None else {"torch": torch.__version__}
     report = PredictReport({**environment(), **versions, "seed": config.seed}, rows)
-    print(report.to_markdown())
-    if config.json is not None:
-        write_json(config.json, report.to_json())
+    publish(report.to_markdown(), report.to_json(), config.json)
     return report
 
 
-def _measure(calls: Mapping[tuple[str, str], Callable[[], Any]], batch: int, config: PredictBenchmark) -> list[Row]:
-    first = {key: _milliseconds(call) for key, call in calls.items()}
-    second = {key: _milliseconds(call) for key, call in calls.items()}
-    cost = sum((1 if time > _LONG else 2) * time for time in second.values())
-    rounds = max(3, min(config.rounds, int(1e3 * config.seconds / cost)))
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    shuffle = random.Random(config.seed).shuffle
-    for _ in range(rounds):
-        order = list(calls)
-        shuffle(order)
-        for key in order:
-            if second[key] <= _LONG:
-                _milliseconds(calls[key])
-            times[key].append(_milliseconds(calls[key]))
+def _rows(calls: Mapping[tuple[str, str], Callable[[], Any]], batch: int, config: PredictBenchmark) -> list[StageRow]:
+    first = {key: seconds(call) for key, call in calls.items()}
+    round_seconds = 2.0 * sum(seconds(call) for call in calls.values())
+    rounds = max(3, min(config.rounds, int(config.seconds / round_seconds)))
+    timed = {key: lambda _, call=call: call() for key, call in calls.items()}
+    times = interleaved(timed, rounds, config.seed, f"batch {batch}")
     return [
-        Row(network, batch, stage, 1e-3 * first[network, stage], float(np.median(each)), float(np.min(each)), rounds)
-        for (network, stage), each in times.items()
+        StageRow(*key[:1], batch, key[1], first[key], 1e3 * float(np.median(warm)), 1e3 * float(warm.min()), rounds)
+        for key, (_, warm) in times.items()
     ]
 
 
-def _milliseconds(call: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    jax.block_until_ready(call())
-    return 1e3 * (time.perf_counter() - begin)
-
-
 Calls = Callable[[int], dict[str, Callable[[], Any]]]
-"""What is to be timed for a batch size, by stage."""
+"""From a batch size to the calls to time, by stage."""
 
 
 def subjects(config: PredictBenchmark, hand: HandModel, torch: Any) -> dict[str, Calls]:
-    """What is measured, by the name of the network; the official ones share their weights."""
-    # Imported here because the command line imports this module for its options, and flax takes a while.
-    from flax import nnx
-
-    from benchmarks.torch_network import seeded_state, torch_network
-    from handtailor_jax.hand_module.config import HandModuleConfig
-    from handtailor_jax.hand_module.hand_module import HandModule
-    from handtailor_jax.hand_module.official import load_official
-
+    """Return the calls to measure, by name of the network; both official networks share their weights."""
     state = None if torch is None else seeded_state(config.seed)
     networks: dict[str, Calls] = {}
     for name in config.networks:
@@ -231,12 +199,7 @@ def subjects(config: PredictBenchmark, hand: HandModel, torch: Any) -> dict[str,
     return networks
 
 
-def _ours(module: Any, hand: HandModel) -> Calls:
-    from flax import nnx
-
-    from handtailor_jax.hand_module.inference import inference_form
-    from handtailor_jax.pipeline import HandTailor
-
+def _ours(module: HandModule, hand: HandModel) -> Calls:
     whole = HandTailor(module, hand)
     size = module.config.image_size
     graph, state = nnx.split(inference_form(module))
@@ -248,10 +211,10 @@ def _ours(module: Any, hand: HandModel) -> Calls:
         return {name: getattr(found, name) for name in _ESTIMATED}
 
     def calls(batch: int) -> dict[str, Callable[[], Any]]:
-        pictures, boxes = _pictures(batch)
+        images, boxes = _images(batch)
 
         def preprocess() -> tuple[np.ndarray, np.ndarray]:
-            cut = [crop_square(picture, box, size)[:2] for picture, box in zip(pictures, boxes, strict=True)]
+            cut = [crop_square(image, box, size)[:2] for image, box in zip(images, boxes, strict=True)]
             crops, affines = zip(*cut, strict=True)
             return np.stack(crops), np.stack(affines)
 
@@ -261,14 +224,14 @@ def _ours(module: Any, hand: HandModel) -> Calls:
         return {
             "preprocess": preprocess,
             "network": lambda: of_network(state, crops, cameras, to_crop),
-            "whole": lambda: whole.batch(pictures, [_INTRINSICS] * batch, boxes),
+            "whole": lambda: whole.batch(images, [_INTRINSICS] * batch, boxes),
         }
 
     return calls
 
 
 def _tailor_and_mesh(hand: HandModel) -> Calls:
-    """The stages after the network, which are the same for both; proposals of another source cost them as much."""
+    """Return the stages after the network; their cost does not depend on the source of the proposals."""
     preset = TailorConfig.network()
 
     def refine(hand: HandModel, problems: TailorProblems) -> HandParameters:
@@ -285,7 +248,7 @@ def _tailor_and_mesh(hand: HandModel) -> Calls:
     return calls
 
 
-# What the official network in PyTorch gives, and what the tailor needs.
+# Outputs of the official network in PyTorch, and inputs of the tailor.
 _ESTIMATED = (
     "heatmaps",
     "keypoints_2d",
@@ -300,11 +263,11 @@ _ESTIMATED = (
 )
 
 
-def _pictures(batch: int) -> tuple[list[Picture], list[Box]]:
-    """Pictures, and a box around the hand in each."""
-    width, height = PICTURE_SIZE
-    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    return [picture] * batch, [(300.0 + i, 200.0, 420.0, 420.0) for i in range(batch)]
+def _images(batch: int) -> tuple[list[Picture], list[Box]]:
+    """Return random images, and a box around the hand in each."""
+    width, height = IMAGE_SIZE
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return [image] * batch, [(300.0 + i, 200.0, 420.0, 420.0) for i in range(batch)]
 
 
 def _theirs(torch: Any, network: Any) -> Calls:
@@ -316,12 +279,12 @@ def _theirs(torch: Any, network: Any) -> Calls:
 
     def calls(batch: int) -> dict[str, Callable[[], Any]]:
         size = 256
-        picture = np.random.default_rng(0).uniform(-0.5, 0.5, (batch, 3, size, size)).astype(np.float32)
+        image = np.random.default_rng(0).uniform(-0.5, 0.5, (batch, 3, size, size)).astype(np.float32)
         intrinsics = torch.from_numpy(np.repeat(_INTRINSICS[None], batch, axis=0))
 
         def call(layout: str) -> Callable[[], Any]:
             module, memory = in_layout[layout]
-            given = torch.from_numpy(picture).contiguous(memory_format=memory)
+            given = torch.from_numpy(image).contiguous(memory_format=memory)
 
             def run() -> Any:
                 with torch.no_grad():
@@ -335,10 +298,14 @@ def _theirs(torch: Any, network: Any) -> Calls:
 
 
 def _torch(config: PredictBenchmark) -> Any:
-    """torch if it is installed and wanted, else None."""
+    """Return torch if it is installed and asked for, else None."""
     if not config.torch:
         return None
     try:
         return importlib.import_module("torch")
     except ImportError:
         return None
+
+
+if __name__ == "__main__":
+    command(PredictBenchmark, measure, __doc__)

@@ -1,72 +1,66 @@
-"""Rendered training samples a second."""
+"""Rendered training samples per second, everything included."""
 
 import dataclasses
-import time
+from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
-from tqdm import tqdm
+from timing import check_json, check_positive, command, publish, seconds
 
-from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.report import environment, markdown_table
 from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
 
 
 @dataclasses.dataclass(frozen=True)
-class SynthBenchmark:
-    """Rendered samples a second, everything included."""
+class SyntheticBenchmark:
+    """Options of the benchmark."""
 
     sizes: tuple[int, ...] = (128, 256)
-    """Sides of the pictures, pixels."""
+    """Sides of the images, pixels."""
     batch: int = 64
     """Samples in one call."""
     at_once: int = 8
-    """Samples rendered together within it; an accelerator wants more, memory permitting."""
+    """Samples rendered together within a call; raise it on an accelerator, as far as its memory allows."""
     rounds: int = 5
-    """Calls timed; the median counts."""
+    """Calls timed after the first, which compiles; the median counts."""
+    json: Path | None = None
+    """Also write the figures to this JSON file."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Throughput:
-    """Samples a second at one size."""
+class RenderingRate:
+    """Rate of one image size."""
 
     size: int
     images_per_second: float
-    compile_seconds: float
-    """Of the first call, rendering included."""
+    first_call_seconds: float
+    """Time of the first call, compilation included."""
 
 
-@dataclasses.dataclass(frozen=True)
-class SynthReport:
-    """What `run` measured."""
-
-    rows: tuple[Throughput, ...]
-
-    def __str__(self) -> str:
-        """A markdown table."""
-        body = [[str(r.size), f"{r.images_per_second:.1f}", f"{r.compile_seconds:.0f} s"] for r in self.rows]
-        about = ", ".join(f"{key} {value}" for key, value in environment().items())
-        return "\n".join([about, "", *markdown_table(["pixels", "images/s", "first call"], body)])
-
-
-def run(config: SynthBenchmark) -> SynthReport:
-    """Renders batches of new samples on the default device.
+def measure(config: SyntheticBenchmark) -> tuple[RenderingRate, ...]:
+    """Render batches of new samples on the default device, and print the table.
 
     Raises:
-        InputError: if a count is not positive or a size cannot be rendered.
+        InputError: An option is not positive, or a size cannot be rendered.
     """
-    for name in ("batch", "at_once", "rounds"):
-        if getattr(config, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be positive")
-    rows = []
-    datasets = [SyntheticDataset(SyntheticConfig(size=size, images_at_once=config.at_once)) for size in config.sizes]
-    with tqdm(total=len(datasets) * (config.rounds + 1), desc="bench synth", leave=False) as progress:
-        for size, dataset in zip(config.sizes, datasets, strict=True):
-            seconds = []
-            for k in range(config.rounds + 1):
-                begin = time.perf_counter()
-                jax.block_until_ready(dataset.batch(np.arange(k * config.batch, (k + 1) * config.batch)))
-                seconds.append(time.perf_counter() - begin)
-                progress.update()
-            rows.append(Throughput(size, config.batch / float(np.median(seconds[1:])), seconds[0]))
-    return SynthReport(tuple(rows))
+    check_positive(config, "sizes", "batch", "at_once", "rounds")
+    check_json(config.json)
+    rates = tuple(_rate(config, size) for size in config.sizes)
+    body = [[str(r.size), f"{r.images_per_second:.1f}", f"{r.first_call_seconds:.0f} s"] for r in rates]
+    about = ", ".join(f"{key} {value}" for key, value in environment().items())
+    content: dict[str, Any] = {"environment": environment(), "rows": [dataclasses.asdict(rate) for rate in rates]}
+    publish("\n".join([about, "", *markdown_table(["pixels", "images/s", "first call"], body)]), content, config.json)
+    return rates
+
+
+def _rate(config: SyntheticBenchmark, size: int) -> RenderingRate:
+    dataset = SyntheticDataset(SyntheticConfig(size=size, images_at_once=config.at_once))
+    first, *times = (
+        seconds(lambda k=k: dataset.batch(np.arange(k * config.batch, (k + 1) * config.batch)))  # type: ignore[misc]
+        for k in range(config.rounds + 1)
+    )
+    return RenderingRate(size, config.batch / float(np.median(times)), first)
+
+
+if __name__ == "__main__":
+    command(SyntheticBenchmark, measure, __doc__)

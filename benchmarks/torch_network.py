@@ -1,7 +1,7 @@
-"""The official-size hand module in PyTorch: what the hand module's speed is compared with, and nothing else.
+"""The official-size hand module in PyTorch: the reference for the hand module's speed.
 
-Written from the description of the released architecture; it loads the same state dict, strictly, and reproduces the
-golden outputs. PyTorch is a dependency of this comparison only and is imported when the network is built.
+Written from the description of the released architecture. It loads the released state dict strictly and reproduces the
+golden outputs. PyTorch is needed for this comparison only and is imported when the network is built.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ DEPTH_MIN = -1.5
 
 @dataclasses.dataclass(frozen=True)
 class TorchEstimate:
-    """What the network says about a batch of pictures; every field is a torch tensor."""
+    """Outputs of the network for a batch of images; every field is a torch tensor."""
 
     heatmaps: Any
     """(N, 21, 64, 64) of the last 3D stack."""
@@ -39,7 +39,7 @@ class TorchEstimate:
 
 
 def torch_library() -> Any:
-    """torch, or one clear line."""
+    """Return torch, or raise an error of one line."""
     try:
         import torch
     except ImportError as error:
@@ -48,13 +48,13 @@ def torch_library() -> Any:
 
 
 def torch_network(state: Mapping[str, npt.NDArray[Any]]) -> Any:
-    """The network in evaluation mode, as a ``torch.nn.Module`` called with a batch and intrinsics.
+    """Return the network in evaluation mode, a ``torch.nn.Module`` called with a batch and intrinsics.
 
     The call takes (N, 3, 256, 256) float32 RGB in [-0.5, 0.5] and (N, 3, 3) intrinsic matrices of the 256-pixel image
     and returns a `TorchEstimate`.
 
     Args:
-        state: tensors under the official names; those of the MANO layer are left out.
+        state: Tensors by official name; those of the MANO layer are ignored.
 
     Raises:
         InputError: if PyTorch is not installed, or if the names or shapes are not the official ones.

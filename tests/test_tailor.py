@@ -13,7 +13,6 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.tailor import evaluate
 from handtailor_jax.evaluation.simulation import tailor_problems
 from handtailor_jax.geometry.cameras import project, rotate_frame
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle

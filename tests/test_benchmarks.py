@@ -1,17 +1,26 @@
-"""The benchmark of the tailor: its yardstick computes the right thing, and it runs and writes what it says."""
+"""The benchmarks: the yardstick computes the official preset, and every benchmark runs and writes its report."""
 
+import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from benchmarks import fit as fit_benchmark
 from benchmarks import predict as predict_benchmark
-from benchmarks.tailor import METRICS, ORIGINAL, OriginalWay, TailorBenchmark, run
+from benchmarks import synthetic as synthetic_benchmark
+from benchmarks.original_way import OriginalWay
+from benchmarks.tailor import ORIGINAL, TailorBenchmark, TailorErrors, measure
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.simulation import tailor_problems
 from handtailor_jax.tailor import TailorConfig, tailor
 from handtailor_jax.tailor.placement import camera_mesh
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def test_the_original_way_computes_the_official_preset(hand):
@@ -31,11 +40,10 @@ def test_the_original_way_computes_the_official_preset(hand):
 def test_tiny_run(hand, tmp_path, capsys):
     path = tmp_path / "bench.json"
     config = TailorBenchmark(iterations=(20,), damped_iterations=(2,), problems=3, rounds=2, batches=(2,), json=path)
-    report = run(config, hand)
+    report = measure(config, hand)
     printed = capsys.readouterr().out
     assert printed.count("| default") >= 2
     assert "hands" in printed.lower()
-    assert path.read_text() == report.to_json()
     assert list(tmp_path.iterdir()) == [path]
     stored = json.loads(path.read_text())
     assert stored["environment"]["jax"] == jax.__version__
@@ -47,10 +55,11 @@ def test_tiny_run(hand, tmp_path, capsys):
         ("default energy, Adam", 20),
         ("default", 2),
     ]
+    assert report.rows[0].errors == report.rows[2].errors
     for row in stored["rows"]:
         assert row["milliseconds"] > 0.0
         for noise in ("gaussian", "heavy_tailed"):
-            assert set(row["errors"][noise]) == set(METRICS)
+            assert set(row["errors"][noise]) == {field.name for field in dataclasses.fields(TailorErrors)}
     assert stored["rows"][0]["ratio"] == 1.0
     assert [entry["batch"] for entry in stored["throughput"]] == [2, 2]
 
@@ -58,7 +67,7 @@ def test_tiny_run(hand, tmp_path, capsys):
 def test_bad_options(hand, tmp_path):
     for wrong in ({"rounds": 0}, {"iterations": (0,)}, {"json": tmp_path}, {"json": tmp_path / "no" / "b.json"}):
         with pytest.raises(InputError):
-            run(TailorBenchmark(**wrong), hand)
+            measure(TailorBenchmark(**wrong), hand)
 
 
 @pytest.mark.slow
@@ -67,7 +76,7 @@ def test_tiny_run_of_predict(hand, tmp_path, capsys):
     batches = predict_benchmark.PredictBenchmark(
         networks=("small",), batches=(1,), rounds=3, seconds=1.0, torch=False, json=path
     )
-    report = predict_benchmark.run(batches, hand)
+    report = predict_benchmark.measure(batches, hand)
     printed = capsys.readouterr().out
     assert "| small" in printed
     assert "handtailor-jax[bench]" in printed
@@ -104,7 +113,7 @@ def test_ratios_to_the_faster_layout():
         (predict_benchmark.TORCH, "NCHW"): 100.0,
         (predict_benchmark.TORCH, "channels_last"): 80.0,
     }
-    rows = [predict_benchmark.Row(network, 4, stage, 1.0, ms, ms, 3) for (network, stage), ms in times.items()]
+    rows = [predict_benchmark.StageRow(network, 4, stage, 1.0, ms, ms, 3) for (network, stage), ms in times.items()]
     report = predict_benchmark.PredictReport({"torch": "2"}, rows)
     assert report.ratios(4) == {"official, network": 0.75, "small, whole": 0.125}
     assert "| official, network | 0.750" in report.to_markdown()
@@ -113,6 +122,31 @@ def test_ratios_to_the_faster_layout():
 def test_bad_options_of_predict(hand, tmp_path):
     for wrong in ({"rounds": 0}, {"batches": ()}, {"batches": (0,)}, {"networks": ()}, {"seconds": 0.0}):
         with pytest.raises(InputError):
-            predict_benchmark.run(predict_benchmark.PredictBenchmark(**wrong), hand)
+            predict_benchmark.measure(predict_benchmark.PredictBenchmark(**wrong), hand)
     with pytest.raises(InputError, match="is a folder"):
-        predict_benchmark.run(predict_benchmark.PredictBenchmark(json=tmp_path), hand)
+        predict_benchmark.measure(predict_benchmark.PredictBenchmark(json=tmp_path), hand)
+
+
+@pytest.mark.slow
+def test_tiny_run_of_fit(hand, tmp_path, capsys):
+    fit_benchmark.measure(fit_benchmark.FitBenchmark(problems=3, json=tmp_path / "new" / "fit.json"), hand)
+    assert "flipped hands" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "new" / "fit.json").read_text())["rows"]
+    assert [row["camera"] for row in rows] == ["weak_perspective", "perspective"]
+
+
+def test_bad_options_of_the_others():
+    with pytest.raises(InputError, match="--problems is 0: give positive numbers"):
+        fit_benchmark.measure(fit_benchmark.FitBenchmark(problems=0))
+    with pytest.raises(InputError, match="--batch is 0"):
+        synthetic_benchmark.measure(synthetic_benchmark.SyntheticBenchmark(batch=0))
+
+
+def test_as_a_program():
+    for name in ("tailor", "predict", "fit", "synthetic"):
+        program = [sys.executable, str(BENCHMARKS / f"{name}.py")]
+        result = subprocess.run([*program, "--help"], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert "--json" in result.stdout
+    result = subprocess.run([*program, "--rounds", "0"], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (2, "synthetic.py: error: --rounds is 0: give positive numbers\n")
