@@ -1,5 +1,6 @@
 """Shared set-up: a strict JAX, run-time shape checks on the package, and the fixtures that most tests use."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -65,6 +66,14 @@ install_import_hook(PACKAGE, "beartype.beartype")
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand, load_mano
 from tests.goldens import write_mano
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freed() -> Iterator[None]:
+    """Frees the compiled programs of a module after its last test: kept, they fill several gigabytes in a worker."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
