@@ -1,6 +1,7 @@
-"""Batches from datasets: the square's geometry, and an order that depends on nothing but seed and position."""
+"""Crops around hands, and batches whose order depends on seed and position only."""
 
 import collections
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 
 from handtailor_jax.data.augmentation import AugmentationConfig, augment
-from handtailor_jax.data.loader import Loader, LoaderConfig, cut_out, put_before
+from handtailor_jax.data.loader import Loader, LoaderConfig, index_stream, paste
 from handtailor_jax.data.readers import open_dataset
-from handtailor_jax.data.sample import Sample
+from handtailor_jax.data.sample import Sample, crop_sample
 from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.boxes import hand_size
 from tests.fixtures import write_freihand_fixture, write_rhd, write_stb
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +63,9 @@ def config(**changes):
 
 
 def projected(batch):
-    points = np.einsum("bij,bkj->bki", np.asarray(batch.intrinsics, np.float64), np.asarray(batch.joints, np.float64))
+    points = np.einsum(
+        "...ij,...kj->...ki", np.asarray(batch.intrinsics, np.float64), np.asarray(batch.joints, np.float64)
+    )
     return points[..., :2] / points[..., 2:]
 
 
@@ -78,73 +82,91 @@ def equal(a, b):
 
 @pytest.fixture
 def grain():
-    return pytest.importorskip("grain", reason="the loader wants Grain")
+    return pytest.importorskip("grain", reason="the loader needs Grain")
 
 
-# --- the square ------------------------------------------------------------------------------------------------------
+# --- the crop --------------------------------------------------------------------------------------------------------
+
+
+def changed(sample, **changes):
+    return dataclasses.replace(sample, **changes)
+
+
+def map_of(crop, sample):
+    """The affine map of a crop, from the camera that moved with it: K' = A K."""
+    return (crop.intrinsics.astype(np.float64) @ np.linalg.inv(sample.intrinsics.astype(np.float64)))[:2]
 
 
 @pytest.mark.parametrize("size", [24, 64, 160])
-def test_square_keeps_camera_and_keypoints_together(size):
+def test_crop_keeps_camera_and_keypoints_together(size):
     sample = Hands("a", 1)[0]
-    square = cut_out(sample, size, 2.0)
-    points = square.joints.astype(np.float64) @ square.intrinsics.astype(np.float64).T
-    np.testing.assert_allclose(points[:, :2] / points[:, 2:], square.keypoints_2d, atol=1e-3)
-    low, high = square.keypoints_2d.min(axis=0), square.keypoints_2d.max(axis=0)
-    # The square's side is whole pixels of the picture.
-    assert np.max(high - low) == pytest.approx(size / 2.0, rel=0.05)
-    np.testing.assert_allclose(0.5 * (low + high), 0.5 * (size - 1), atol=0.05 * size)
-    assert np.array_equal(square.joints, sample.joints)
+    crop = crop_sample(sample, size, 2.0)
+    np.testing.assert_allclose(projected(crop), crop.keypoints_2d, atol=1e-3)
+    # The side of the square is a whole number of pixels.
+    assert hand_size(crop.keypoints_2d) == pytest.approx(size / 2.0, rel=0.05)
+    center = 0.5 * (crop.keypoints_2d.min(axis=0) + crop.keypoints_2d.max(axis=0))
+    np.testing.assert_allclose(center, 0.5 * (size - 1), atol=0.05 * size)
+    assert np.array_equal(crop.joints, sample.joints)
 
 
-def test_square_moves_pixels_as_keypoints():
-    """A smooth spot stays where its label is, enlarged, shrunk and partly beyond the border."""
+@pytest.mark.parametrize("size", [24, 96])
+def test_crop_moves_pixels_with_keypoints(size):
+    """A smooth spot stays at its label when the crop shrinks or enlarges it."""
     sample = Hands("a", 1)[0]
     y, x = np.mgrid[0:48, 0:60]
     spot = np.asarray([30.3, 22.8])
     light = 250.0 * np.exp(-((x - spot[0]) ** 2 + (y - spot[1]) ** 2) / (2.0 * 4.0**2))
     image = np.repeat(np.round(light).astype(np.uint8)[..., None], 3, axis=-1)
-    for size in (24, 96):
-        square = cut_out(Sample(**{**vars(sample), "image": image}), size, 2.0)
-        weight = np.maximum(square.image[..., 0].astype(np.float64) - 140.0, 0.0)
-        rows, columns = np.mgrid[0:size, 0:size]
-        found = np.asarray([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
-        np.testing.assert_allclose(found, square.affine[:, :2] @ spot + square.affine[:, 2], atol=0.15)
+    crop = crop_sample(changed(sample, image=image), size, 2.0)
+    weight = np.maximum(crop.image[..., 0].astype(np.float64) - 140.0, 0.0)
+    rows, columns = np.mgrid[0:size, 0:size]
+    found = np.asarray([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
+    affine = map_of(crop, sample)
+    np.testing.assert_allclose(found, affine[:, :2] @ spot + affine[:, 2], atol=0.15)
 
 
-def test_mask_of_a_square_beyond_the_border():
+def test_mask_is_empty_beyond_the_border():
     sample = Hands("a", 1)[0]
-    full = cut_out(Sample(**{**vars(sample), "mask": np.ones((48, 60), np.bool_)}), SIZE, 4.0)
-    assert full.mask is not None
+    full = crop_sample(changed(sample, mask=np.ones((48, 60), np.bool_)), SIZE, 4.0)
     rows, columns = np.mgrid[0:SIZE, 0:SIZE]
-    inverse = np.linalg.inv(full.affine[:, :2])
-    back = (np.stack([columns, rows], axis=-1) - full.affine[:, 2]) @ inverse.T
-    zoom = full.affine[0, 0]
+    affine = map_of(full, sample)
+    back = (np.stack([columns, rows], axis=-1) - affine[:, 2]) @ np.linalg.inv(affine[:, :2]).T
     outside = np.abs(back + 0.5 - np.asarray([30.0, 24.0])) - np.asarray([30.0, 24.0])
-    assert np.all(full.mask[(outside < -1.0 / zoom).all(axis=-1)] == 1.0)
-    assert np.all(full.mask[(outside > 1.0 / zoom).any(axis=-1)] == 0.0)
-    assert (full.image[full.mask == 0.0] == 128).all()
-    assert (full.mask == 0.0).any()
+    assert np.all(full.mask[(outside < -1.0 / affine[0, 0]).all(axis=-1)] == 255)
+    assert np.all(full.mask[(outside > 1.0 / affine[0, 0]).any(axis=-1)] == 0)
+    assert (full.image[full.mask == 0] == 128).all()
+    assert (full.mask == 0).any()
 
 
-def test_useless_keypoints_have_no_weight_and_no_reach():
+def test_unusable_keypoints_have_weight_zero_and_do_not_enlarge_the_crop():
     sample = Hands("a", 1)[0]
     points, joints = sample.keypoints_2d.copy(), sample.joints.copy()
     points[3], points[5], joints[7, 2] = np.nan, 1e5, -0.1
-    square = cut_out(Sample(**{**vars(sample), "keypoints_2d": points, "joints": joints}), SIZE, 2.0)
-    assert set(np.flatnonzero(square.keypoint_weight == 0.0)) == {3, 5, 7}
-    assert np.isfinite(square.keypoints_2d).all()
-    assert (np.abs(square.keypoints_2d) < 2 * SIZE).all()
-    none = cut_out(Sample(**{**vars(sample), "keypoints_2d": np.full((21, 2), np.nan, np.float32)}), 60, 2.0)
-    np.testing.assert_allclose(none.affine, [[1, 0, 0], [0, 1, 6]], atol=1e-6)  # the whole picture, padded
+    crop = crop_sample(changed(sample, keypoints_2d=points, joints=joints), SIZE, 2.0)
+    assert set(np.flatnonzero(crop.keypoint_weight == 0.0)) == {3, 5, 7}
+    assert np.isfinite(crop.keypoints_2d).all()
+    assert (np.abs(crop.keypoints_2d) < 2 * SIZE).all()
+    none = crop_sample(changed(sample, keypoints_2d=np.full((21, 2), np.nan, np.float32)), 60, 2.0)
+    # The whole image, padded to a square.
+    np.testing.assert_allclose(map_of(none, sample), [[1, 0, 0], [0, 1, 6]], atol=1e-4)
+
+
+def test_depth_is_the_nearest_pixel_of_the_hand():
+    sample = Hands("a", 1)[0]
+    depth = np.linspace(0.4, 0.8, 48 * 60, dtype=np.float32).reshape(48, 60)
+    crop = crop_sample(changed(sample, depth=depth), SIZE, 2.0)
+    values = crop.depth[crop.depth > 0]
+    assert np.isin(values, depth[sample.mask]).all()
+    # Only pixels on the outline are hand in one map and not in the other.
+    assert ((crop.depth > 0) == (crop.mask > 127)).mean() > 0.95
 
 
 @pytest.mark.parametrize("camera", [True, False])
 def test_without_joints_everything_is_finite_after_augmentation(camera, grain):
     class Flat(Hands):
         def __getitem__(self, index):
-            kept = {"joints": None, "intrinsics": super().__getitem__(index).intrinsics if camera else None}
-            return Sample(**{**vars(super().__getitem__(index)), **kept})
+            sample = super().__getitem__(index)
+            return changed(sample, joints=None, intrinsics=sample.intrinsics if camera else None)
 
     batch = Loader([Flat("a", 4)], config()).batch(0, range(4))
     assert not batch.has_joints.any()
@@ -174,9 +196,10 @@ def test_archives_keep_camera_and_keypoints_together(name, tmp_path, grain):
     reader = open_dataset(name, tmp_path / name, "train" if name == "stb" else "training", mask=True)
     batch = Loader([reader], config(shuffle=False, size=64)).batch(0, range(4))
     for index in range(4):
-        sample, affine = reader[index], cut_out(reader[index], 64, 2.0).affine
+        sample = reader[index]
+        affine = map_of(crop_sample(sample, 64, 2.0), sample)
         points = sample.joints.astype(np.float64) @ sample.intrinsics.astype(np.float64).T
-        # RHD's own keypoints are rounded; the square adds nothing to that.
+        # RHD's own keypoints are rounded; the crop adds nothing to that.
         rounded = (points[:, :2] / points[:, 2:] - sample.keypoints_2d) @ affine[:, :2].T
         assert np.abs(rounded).max() < (0.5 if name == "rhd" else 1e-3)
         assert (batch.keypoint_weight[index] == 1.0).all()
@@ -186,13 +209,12 @@ def test_archives_keep_camera_and_keypoints_together(name, tmp_path, grain):
 # --- weights, backgrounds --------------------------------------------------------------------------------------------
 
 
-def test_weights_say_what_is_true(grain):
+def test_weights_mark_known_labels(grain):
     loaded = Loader([Hands("posed", 4, posed=True), Hands("joints", 4)], config(batch=8)).loaded(range(8))
     posed = np.asarray([name.startswith("posed") for name in loaded.names], np.float32)
     assert np.array_equal(loaded.batch.has_3d, posed)
     assert (loaded.batch.has_joints == 1.0).all()
     assert not loaded.batch.pose[posed == 0.0].any()
-    assert set(loaded.joint_definitions) == {"annotated"}
     assert all(leaf.dtype in (np.uint8, np.float32) for leaf in jax.tree.leaves(loaded.batch))
 
 
@@ -200,23 +222,23 @@ def test_backgrounds_change_only_outside_of_the_mask(grain):
     pictures = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
     hands = Hands("a", 6)
     plain = Loader([hands], config(shuffle=False)).loaded(range(12))
-    changed = Loader([hands], config(shuffle=False, pasted=1.0), pictures=pictures).loaded(range(12))
-    assert plain.names == changed.names
+    pasted = Loader([hands], config(shuffle=False, pasted=1.0), backgrounds=pictures).loaded(range(12))
+    assert plain.names == pasted.names
     for index in range(12):
-        mask = cut_out(hands[index % 6], SIZE, 2.0).mask
-        assert np.array_equal(plain.batch.image[index][mask == 1.0], changed.batch.image[index][mask == 1.0])
-        around = changed.batch.image[index][mask == 0.0]
-        assert any(np.array_equal(around, picture[mask == 0.0]) for p in pictures for picture in (p, p[:, ::-1]))
+        mask = crop_sample(hands[index % 6], SIZE, 2.0).mask
+        assert np.array_equal(plain.batch.image[index][mask == 255], pasted.batch.image[index][mask == 255])
+        around = pasted.batch.image[index][mask == 0]
+        assert any(np.array_equal(around, picture[mask == 0]) for p in pictures for picture in (p, p[:, ::-1]))
     # Another epoch has another draw.
-    assert any(not np.array_equal(changed.batch.image[i], changed.batch.image[i + 6]) for i in range(6))
-    for pasted, masked in ((0.0, True), (1.0, False)):
-        same = Loader([Hands("a", 6, masked=masked)], config(shuffle=False, pasted=pasted), pictures=pictures)
+    assert any(not np.array_equal(pasted.batch.image[i], pasted.batch.image[i + 6]) for i in range(6))
+    for probability, masked in ((0.0, True), (1.0, False)):
+        same = Loader([Hands("a", 6, masked=masked)], config(shuffle=False, pasted=probability), backgrounds=pictures)
         assert np.array_equal(same.loaded(range(12)).batch.image, plain.batch.image)
 
 
-def test_put_before_mixes():
+def test_pasting_blends_by_the_mask():
     image, background = np.full((1, 1, 3), 200, np.uint8), np.full((1, 1, 3), 100, np.uint8)
-    assert (put_before(image, np.full((1, 1), 0.25, np.float32), background) == 125).all()
+    assert (paste(image, np.full((1, 1), 51, np.uint8), background) == 120).all()
 
 
 # --- order -----------------------------------------------------------------------------------------------------------
@@ -233,10 +255,18 @@ def test_every_epoch_has_every_sample_in_another_order(grain):
     )
 
 
+def test_index_stream_shuffles_every_epoch_anew(grain):
+    stream = index_stream(7, 3)
+    epochs = [[int(stream[7 * epoch + i]) for i in range(7)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert [int(i) for i in index_stream(3, 0, shuffle=False, epochs=2)] == [0, 1, 2, 0, 1, 2]
+
+
 @pytest.mark.parametrize("threads", [0, 3])
-def test_iterating_gives_the_steps_of_the_source(threads, grain):
+def test_iterating_yields_the_steps_of_the_source(threads, grain):
     pictures = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
-    loader = Loader([Hands("a", 11), Hands("b", 5)], config(threads=threads), weights=[3.0, 1.0], pictures=pictures)
+    loader = Loader([Hands("a", 11), Hands("b", 5)], config(threads=threads), weights=[3.0, 1.0], backgrounds=pictures)
     batches = iter(loader)
     for step in range(4):
         assert equal(next(batches), loader.loaded(range(4 * step, 4 * step + 4)))
@@ -251,7 +281,7 @@ def test_resuming_continues_identically(threads, stop, grain):
     pictures = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
 
     def loader():
-        return Loader([Hands("a", 7), Hands("b", 5)], config(threads=threads), weights=[2.0, 1.0], pictures=pictures)
+        return Loader([Hands("a", 7), Hands("b", 5)], config(threads=threads), weights=[2.0, 1.0], backgrounds=pictures)
 
     first = iter(loader())
     for _ in range(stop):
@@ -295,7 +325,7 @@ def test_the_last_batch(drop, sizes, grain):
         loader.loaded([11])
 
 
-# --- what cannot be read ---------------------------------------------------------------------------------------------
+# --- unreadable samples ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -327,20 +357,20 @@ def test_unreadable_samples_are_replaced_and_reported(grain):
         ({"threads": -1}, "threads"),
     ],
 )
-def test_settings_that_give_no_batches(changes, field):
+def test_invalid_settings(changes, field):
     with pytest.raises(InputError, match=f"LoaderConfig: {field}"):
         config(**changes)
 
 
-def test_arguments_that_do_not_fit(grain):
-    with pytest.raises(InputError, match="one positive weight for each"):
+def test_arguments_that_do_not_match(grain):
+    with pytest.raises(InputError, match="give a positive weight each"):
         Loader([Hands("a", 3)], config(), weights=[1.0, 2.0])
-    with pytest.raises(InputError, match="one positive weight for each"):
+    with pytest.raises(InputError, match="give a positive weight each"):
         Loader([], config())
     with pytest.raises(InputError, match="dataset 1 of the loader is empty"):
         Loader([Hands("a", 3), Hands("b", 0)], config())
-    with pytest.raises(InputError, match="make them of the loader's size"):
-        Loader([Hands("a", 3)], config(), pictures=np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(InputError, match="resize them to the loader's size"):
+        Loader([Hands("a", 3)], config(), backgrounds=np.zeros((2, 8, 8, 3), np.uint8))
 
 
 def test_without_grain_the_remedy_is_named():

@@ -1,17 +1,25 @@
-"""Sample, which every reader returns, and Batch, which a training step takes."""
+"""Sample, which every reader returns; Batch, which a training step takes; and the crop in between."""
 
 import dataclasses
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, UInt8
 
+from handtailor_jax.geometry.boxes import centered_square, hand_size
 from handtailor_jax.geometry.mirror import Numbers, mirror_intrinsics, mirror_pixels, mirror_points, mirror_pose
+from handtailor_jax.images import crop_square, whole
+from handtailor_jax.skeleton import NUM_BETAS, NUM_JOINTS, NUM_KEYPOINTS
 from handtailor_jax.types import Camera, pytree
 
 FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
+
+# Position and size in metres of the placeholder for a hand of which only 2D keypoints are known.
+_PLACEHOLDER_DEPTH = 0.5
+_PLACEHOLDER_SIZE = 0.2
 
 JointDefinition = Literal["model", "freihand", "annotated"]
 """Definition of 3D joints: "model" joints are on the hand model's kinematic chain; "freihand" joints are regressed from
@@ -125,3 +133,95 @@ class Batch:
             center=jnp.asarray(self.intrinsics[..., :2, 2]),
             perspectivity=jnp.asarray(self.has_intrinsics),
         )
+
+
+def crop_sample(sample: Sample, size: int, factor: float) -> Batch:
+    """Crop the square around a hand's keypoints and move all labels along.
+
+    The affine map that moves the pixels also moves keypoints and camera (K' = A K), in float64. The camera frame stays.
+    A keypoint has weight 0 if it is not finite, behind the camera, or farther outside the image than the image is
+    large; it is then placed at the middle of the crop. The crop holds the whole image if no keypoint has weight 1.
+
+    Args:
+        sample: image and labels of one hand.
+        size: side of the crop, pixels.
+        factor: side of the square as a multiple of the hand size.
+
+    Returns:
+        One element of a batch, without leading axes; `mask` and `depth` are None if the sample has none.
+
+    Raises:
+        InputError: if OpenCV is missing.
+    """
+    points, usable = _usable_keypoints(sample)
+    box = whole(sample.image)
+    if usable.any():
+        known = points[usable]
+        center = 0.5 * (known.min(axis=0) + known.max(axis=0))
+        box = centered_square(center, factor * max(float(hand_size(known)), 1.0))
+    image, affine32, _ = crop_square(sample.image, box, size)
+    affine = affine32.astype(np.float64)
+    mask = depth = None
+    if sample.mask is not None:
+        mask, _, _ = crop_square(255 * sample.mask.astype(np.uint8), box, size, outside=0)
+    if sample.depth is not None:
+        of_hand = sample.depth if sample.mask is None else np.where(sample.mask, sample.depth, np.float32(0.0))
+        depth = _nearest_pixels(of_hand, affine, size)
+    keypoints = np.where(usable[:, None], points @ affine[:, :2].T + affine[:, 2], 0.5 * (size - 1))
+    intrinsics = None
+    if sample.intrinsics is not None:
+        intrinsics = np.concatenate([affine, [[0.0, 0.0, 1.0]]]) @ sample.intrinsics.astype(np.float64)
+    joints = sample.joints if intrinsics is not None else None  # without K, their frame is unrelated to the image
+    has_pose = joints is not None and sample.pose is not None and sample.betas is not None
+
+    def floats(values: Any) -> FloatArray:
+        return np.asarray(values, np.float32)
+
+    return Batch(
+        image=image,
+        keypoints_2d=floats(keypoints),
+        keypoint_weight=floats(usable),
+        intrinsics=floats(np.eye(3) if intrinsics is None else intrinsics),
+        joints=floats(_placeholder_hand(keypoints, intrinsics, size) if joints is None else joints),
+        pose=floats(sample.pose if has_pose else np.zeros((NUM_JOINTS, 3))),
+        betas=floats(sample.betas if has_pose else np.zeros(NUM_BETAS)),
+        has_joints=floats(joints is not None),
+        has_3d=floats(has_pose),
+        has_intrinsics=floats(intrinsics is not None),
+        mask=mask,
+        depth=depth,
+    )
+
+
+def _usable_keypoints(sample: Sample) -> tuple[DoubleArray, npt.NDArray[np.bool_]]:
+    extent = np.asarray(sample.image.shape[1::-1], np.float64)
+    points = sample.keypoints_2d.astype(np.float64)
+    usable = np.asarray(np.isfinite(points).all(axis=1))
+    points = np.where(usable[:, None], points, 0.0)
+    usable &= (np.abs(points - 0.5 * (extent - 1.0)) < 1.5 * extent).all(axis=1)
+    if sample.joints is not None and sample.intrinsics is not None:
+        usable &= sample.joints[:, 2] > 0.0
+    return points, usable
+
+
+def _nearest_pixels(values: FloatArray, affine: DoubleArray, size: int) -> FloatArray:
+    """Resample a map (height, width) to (size, size) by nearest pixels: depths across an outline have no mean."""
+    column, row = (np.round((np.arange(size) - affine[i, 2]) / affine[i, i]).astype(int) for i in (0, 1))
+    height, width = values.shape
+    inside = ((row >= 0) & (row < height))[:, None] & ((column >= 0) & (column < width))[None]
+    found = values[np.clip(row, 0, height - 1)[:, None], np.clip(column, 0, width - 1)[None]]
+    return np.where(inside, found, np.float32(0.0)).astype(np.float32)
+
+
+def _placeholder_hand(pixels: DoubleArray, intrinsics: DoubleArray | None, size: int) -> DoubleArray:
+    """Return joints (21, 3), metres, of a flat hand parallel to the image that projects to the keypoints.
+
+    It is excluded from training by its weight of 0, but losses divide by its bone length before they apply the weight.
+    """
+    if intrinsics is None:
+        scale = _PLACEHOLDER_SIZE / (size * _PLACEHOLDER_DEPTH)
+        intrinsics = np.asarray(
+            [[1 / scale, 0.0, 0.5 * (size - 1)], [0.0, 1 / scale, 0.5 * (size - 1)], [0.0, 0.0, 1.0]]
+        )
+    rays = np.concatenate([pixels, np.ones((NUM_KEYPOINTS, 1))], axis=1) @ np.linalg.inv(intrinsics).T
+    return _PLACEHOLDER_DEPTH * rays
