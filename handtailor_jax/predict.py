@@ -16,7 +16,8 @@ from handtailor_jax import results
 from handtailor_jax.errors import InputError
 from handtailor_jax.images import Picture, read_picture
 from handtailor_jax.pipeline import HandResult, HandTailor, HandVideo
-from handtailor_jax.render.overlay import draw_skeleton, render_mesh
+from handtailor_jax.render.overlay import draw_skeleton
+from handtailor_jax.render.shading import render_mesh
 from handtailor_jax.types import Side
 from handtailor_jax.video.files import Film, json_lines, video_writer, write_animation
 

@@ -1,4 +1,4 @@
-"""The rasteriser against brute force and plane geometry; pictures of odd sizes and odd input."""
+"""The rasteriser against brute force and plane geometry; images of odd sizes and odd input."""
 
 import sys
 
@@ -9,9 +9,9 @@ import pytest
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import project, transform_camera
-from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, overlay_figure, render_mesh, second_view
+from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, overlay_figure, second_view
 from handtailor_jax.render.rasterise import Fragments, interpolate, rasterise, vertex_normals
-from handtailor_jax.render.shading import region_colors, shaded_square, to_srgb
+from handtailor_jax.render.shading import region_colors, render_mesh, shaded_square, to_srgb
 from handtailor_jax.types import Camera
 
 # One shape for most random scenes, so that they share a compiled program.
@@ -31,7 +31,7 @@ def random_scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_small(vertices, faces, camera: Camera, height: int, width: int) -> Fragments:
-    """`draw` of a small scene, padded to the shape of the random scenes (so as not to compile another program)."""
+    """Draw a small scene, padded to the shape of the random scenes so that no other program is compiled."""
     vertices, faces = np.asarray(vertices, np.float32), np.asarray(faces, np.int32)
     vertices = np.concatenate([vertices, np.zeros((VERTICES - len(vertices), 3), np.float32)])
     faces = np.concatenate([faces, np.zeros((FACES - len(faces), 3), np.int32)])
@@ -52,7 +52,7 @@ def sphere(rings: int = 24, sectors: int = 48) -> tuple[np.ndarray, np.ndarray]:
 
 
 def brute_force(vertices, faces, camera, height, width):
-    """Nearest face, its depth, the runner-up's depth and the distance to the nearest face outline, in float64."""
+    """Return nearest face, its depth, the second depth and the distance to the nearest face outline, in float64."""
     linear, center, p = (np.asarray(x, np.float64) for x in (camera.linear, camera.center, camera.perspectivity))
     vertices = vertices.astype(np.float64)
     divisor = p * vertices[:, 2:] + (1 - p)
@@ -94,7 +94,7 @@ def test_visible_faces_and_depths_equal_brute_force(camera, seed):
 
 
 @CAMERAS
-def test_barycentrics_rebuild_the_point_seen(camera):
+def test_barycentrics_reproduce_the_visible_point(camera):
     vertices, faces = (jnp.asarray(x) for x in random_scene(7))
     fragments = draw(vertices, faces, camera, HEIGHT, WIDTH)
     points = interpolate(fragments, faces, vertices)
@@ -127,7 +127,7 @@ def test_nearer_face_wins_and_ties_go_to_the_lower_index():
 
 
 def test_ties_on_edges_do_not_depend_on_rounding_or_chunks():
-    """Every face drawn twice, in an order that tears the copies apart: only the first copy is ever seen."""
+    """Every face is drawn twice, with the copies far apart in the list: only the first copy is ever visible."""
     vertices, faces = sphere(40, 60)
     camera = Camera.perspective(150.0, 150.0, 31.7, 32.1)
     doubled = jnp.asarray(np.concatenate([faces, np.roll(faces[::-1], 1, axis=1)]))
@@ -136,15 +136,15 @@ def test_ties_on_edges_do_not_depend_on_rounding_or_chunks():
 
 
 @CAMERAS
-def test_a_face_much_larger_than_the_picture_covers_it(camera):
+def test_a_face_much_larger_than_the_image_covers_it(camera):
     vertices = jnp.asarray([[-900.0, -800.0, 2.0], [1000.0, -700.0, 2.5], [30.0, 900.0, 1.5]])
-    faces = jnp.asarray([[0, 1, 2]], jnp.int32)  # larger tiles are used for a picture of this size
+    faces = jnp.asarray([[0, 1, 2]], jnp.int32)  # larger tiles are used for an image of this size
     fragments = draw(vertices, faces, camera, 300, 340)
     assert bool(fragments.mask.all())
     assert np.ptp(np.asarray(fragments.depth)) > 0
 
 
-def test_tiny_faces_are_seen_exactly_where_they_cover_a_pixel_centre():
+def test_tiny_faces_are_visible_exactly_where_they_cover_a_pixel_centre():
     centers = np.asarray([[3.0, 4.0], [7.5, 2.0], [9.0, 9.0]])  # the second lies between two pixel centres
     triangle = np.asarray([[-0.01, -0.01], [0.01, -0.01], [0.0, 0.012]])
     uv = (centers[:, None] + triangle).reshape(-1, 2)
@@ -252,7 +252,7 @@ def test_memory_does_not_grow_with_faces_times_pixels():
     )
     memory = compiled.memory_analysis()
     if memory is None:
-        pytest.skip("this backend does not tell")
+        pytest.skip("this backend reports no memory use")
     assert memory.temp_size_in_bytes < 40e6  # faces x pixels would be 840 MB in float32
 
 
@@ -288,7 +288,7 @@ def test_normals_of_degenerate_faces_are_finite():
     np.testing.assert_array_equal(np.asarray(smooth_normals(points, faces))[4], [0.0, 0.0, 0.0])
 
 
-def test_too_large_and_empty_pictures_are_refused():
+def test_too_large_and_empty_images_are_refused():
     vertices, faces = (jnp.asarray(x) for x in random_scene(0))
     with pytest.raises(ValueError, match="at least one pixel"):
         draw(vertices, faces, PERSPECTIVE, 0, 5)
@@ -305,18 +305,18 @@ def test_shaded_square_is_lit_from_above_and_smooth_at_its_edge():
     points, faces = ball()
     colors = region_colors(len(points), jnp.asarray(faces), jnp.zeros(len(faces), jnp.int32))
     camera = Camera.weak_perspective(50.0, (63.5, 63.5))
-    picture = np.asarray(shaded_square(jnp.asarray(points), jnp.asarray(faces), camera, colors, 128)).astype(int)
-    assert picture.dtype.kind == "i"
-    assert picture.shape == (128, 128, 4)
-    assert picture[64, 64, 3] == 255
-    assert picture[2, 2, 3] == 0
-    assert len(np.unique(picture[..., 3])) > 3
-    assert picture[30, 64, :3].sum() > picture[100, 64, :3].sum() + 60
+    image = np.asarray(shaded_square(jnp.asarray(points), jnp.asarray(faces), camera, colors, 128)).astype(int)
+    assert image.dtype.kind == "i"
+    assert image.shape == (128, 128, 4)
+    assert image[64, 64, 3] == 255
+    assert image[2, 2, 3] == 0
+    assert len(np.unique(image[..., 3])) > 3
+    assert image[30, 64, :3].sum() > image[100, 64, :3].sum() + 60
     # Adjacent pixels inside the ball differ little: no facets, no cracks.
-    inner = picture[40:88, 40:88, :3]
+    inner = image[40:88, 40:88, :3]
     assert np.abs(np.diff(inner, axis=0)).max() < 12
     assert np.abs(np.diff(inner, axis=1)).max() < 12
-    covered = (picture[..., 3] / 255).sum()
+    covered = (image[..., 3] / 255).sum()
     assert covered == pytest.approx(np.pi * 50**2, rel=0.03)
 
 
@@ -339,8 +339,8 @@ def test_render_mesh_lands_on_its_pixels():
     points, faces = ball()
     camera = Camera.weak_perspective(20.0, (60.0, 25.0))
     photograph = np.full((70, 101, 3), 7, np.uint8)
-    picture = render_mesh(points, faces, camera, 70, 101, photograph)
-    changed = np.argwhere((picture != 7).any(-1))
+    image = render_mesh(points, faces, camera, 70, 101, photograph)
+    changed = np.argwhere((image != 7).any(-1))
     np.testing.assert_allclose(changed.mean(0), [25, 60], atol=0.5)
     np.testing.assert_allclose(np.ptp(changed, axis=0), 40, atol=2)
     assert (photograph == 7).all()
@@ -393,7 +393,7 @@ def test_overlay_figure_of_any_photograph(size):
 
 
 def test_second_view_fits_and_turns():
-    """A rod along x: seen from 90 degrees it is a dot; positive angles show its right end."""
+    """A rod along x is a dot from 90 degrees; positive angles show its right end."""
     points, faces = ball()
     rod = points * np.float32([1.0, 0.1, 0.1])
     along, across = (
@@ -413,11 +413,11 @@ def test_contact_sheet():
     assert sheet.shape[1] == 2 * 48 + 8
     assert all((sheet == panel[0, 0]).all(-1).sum() >= panel.shape[0] * panel.shape[1] for panel in panels)
     for arguments in (([], 2), (panels, 0), (panels, 2, ["one"])):
-        with pytest.raises(ValueError, match="pictures"):
+        with pytest.raises(ValueError, match="images"):
             contact_sheet(*arguments)
 
 
-def test_missing_opencv_names_its_remedy(monkeypatch):
+def test_error_without_opencv_names_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(InputError, match="pip install opencv-python-headless"):
         draw_skeleton(np.zeros((4, 4, 3), np.uint8), KEYPOINTS)

@@ -1,4 +1,4 @@
-"""The soft rasteriser against plane geometry, finite differences and the hard one; the energies that use it."""
+"""The soft rasteriser against plane geometry, finite differences and the hard rasteriser; the energies that use it."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ HEIGHT, WIDTH = 26, 32
 
 
 def skewed(camera: str, dtype=np.float32) -> Camera:
-    """fx != fy and a linear part that is not diagonal."""
+    """Return a camera with fx != fy and a linear part that is not diagonal."""
     linear, center = np.asarray([[52.0, 6.0], [-4.0, 44.0]], dtype), np.asarray([15.3, 12.8], dtype)
     if camera == "weak":
         return Camera(jnp.asarray(0.25 * linear), jnp.asarray(center), jnp.zeros((), dtype))
@@ -33,7 +33,7 @@ def skewed(camera: str, dtype=np.float32) -> Camera:
 
 
 def blob(rings: int = 7, sectors: int = 9) -> tuple[np.ndarray, np.ndarray]:
-    """A closed bumpy surface about (0, 0, 3) with a smaller one before it, which it does not touch."""
+    """Return a closed bumpy surface about (0, 0, 3) with a smaller, separate one in front of it."""
     rng = np.random.default_rng(5)
     theta, phi = np.meshgrid(
         np.linspace(0.3, np.pi - 0.3, rings), np.arange(sectors) * 2 * np.pi / sectors, indexing="ij"
@@ -53,13 +53,13 @@ def blob(rings: int = 7, sectors: int = 9) -> tuple[np.ndarray, np.ndarray]:
 
 
 def square(left: float, top: float, right: float, bottom: float) -> tuple[jax.Array, jax.Array]:
-    """Two faces, in pixels of the default weak-perspective camera."""
+    """Return two faces in pixels of the default weak-perspective camera."""
     corners = [[left, top, 1.0], [right, top, 1.0], [right, bottom, 1.0], [left, bottom, 1.0]]
     return jnp.asarray(corners, jnp.float32), jnp.asarray([[0, 1, 2], [0, 2, 3]], jnp.int32)
 
 
 def of_size(camera: Camera, size: int) -> Camera:
-    """The camera of a 256 x 256 crop after resizing it."""
+    """Return the camera of a 256 x 256 crop after resizing it."""
     s = size / 256
     affine = np.asarray([[s, 0.0, 0.5 * (s - 1.0)], [0.0, s, 0.5 * (s - 1.0)]], np.float32)
     return jax.vmap(lambda one: transform_camera(one, jnp.asarray(affine)))(camera)
@@ -67,7 +67,7 @@ def of_size(camera: Camera, size: int) -> Camera:
 
 @pytest.fixture(scope="module")
 def hands(hand):
-    """Eight hands from all sides: vertices, cameras of 64 x 64 maps, silhouettes, depths, hard fragments."""
+    """Eight hands from all sides: vertices, cameras of 64 x 64 maps, soft maps, hard fragments."""
     problems = tailor_problems(hand, 8, 1)
     cameras = of_size(problems.observation.camera, 64)
     vertices = jax.vmap(lambda one: camera_mesh(hand, one).vertices)(problems.truth)
@@ -112,7 +112,7 @@ def test_gradients_equal_differences(x64, camera, rng):
 
 
 def test_distance_to_a_square():
-    """The silhouette is the sigmoid of the exact signed distance, at corners too, and its depth goes on outside."""
+    """The silhouette is the sigmoid of the exact signed distance, at corners too; its depth goes on outside."""
     vertices, faces = square(8.25, 6.0, 20.5, 17.75)
     sigma = 0.7
     maps = soft_rasterise(vertices, faces, Camera.weak_perspective(), HEIGHT, WIDTH, sigma)
@@ -126,8 +126,8 @@ def test_distance_to_a_square():
     assert np.isinf(np.asarray(maps.depth)[outside > 8 * sigma + 0.01]).all()
 
 
-def test_growing_by_a_pixel_adds_the_outlines_length(hand, hands):
-    """The silhouette's sum is the mesh's area in the picture, and so are their derivatives: nothing pulls outward."""
+def test_silhouette_grows_like_the_area(hand, hands):
+    """The silhouette's sum and its derivative by zoom are those of the mesh's area: no bias outward."""
     vertices, cameras, _, soft, hard = hands
     area = np.asarray(soft.silhouette).sum(axis=(1, 2))
     np.testing.assert_allclose(area, np.asarray(hard.mask).sum(axis=(1, 2)), rtol=0.01)
@@ -144,7 +144,7 @@ def test_growing_by_a_pixel_adds_the_outlines_length(hand, hands):
     np.testing.assert_allclose(growth(vertices, cameras), 2 * area, rtol=0.06)
 
 
-def test_hard_in_the_limit(hand, hands):
+def test_small_sigma_gives_the_hard_mask(hand, hands):
     vertices, cameras, _, soft, hard = hands
     mask = np.asarray(hard.mask)
     np.testing.assert_array_equal(np.asarray(soft.silhouette) > 0.5, mask)
@@ -162,7 +162,7 @@ def test_hard_in_the_limit(hand, hands):
 
 
 def test_distance_to_a_hand(hand, hands):
-    """The signed distance of a mask 9 times as fine, whose own error is a twentieth of a pixel."""
+    """The reference is the signed distance of a mask 9 times as fine, with an error of a twentieth of a pixel."""
     ndimage = pytest.importorskip("scipy.ndimage")
     vertices, cameras, _, soft, _ = hands
     finer = jnp.asarray([[9.0, 0.0, 4.0], [0.0, 9.0, 4.0]])
@@ -189,7 +189,7 @@ def test_batch_equals_singles(hand, hands):
 
 @pytest.mark.parametrize(("batch", "size", "limit"), [(1, 256, 60e6), (64, 64, 400e6)])
 def test_memory_is_bounded(hand, batch, size, limit):
-    """Forward and backward; faces x pixels would be 840 MB for each number that is kept."""
+    """Forward and backward pass: faces x pixels would need 840 MB for each stored number."""
 
     def loss(vertices, camera):
         maps = soft_rasterise(vertices, hand.faces, camera, size, size)
@@ -200,13 +200,13 @@ def test_memory_is_bounded(hand, batch, size, limit):
     compiled = jax.jit(jax.vmap(jax.value_and_grad(loss, argnums=(0, 1)))).lower(vertices, camera).compile()
     memory = compiled.memory_analysis()
     if memory is None:
-        pytest.skip("this backend does not tell")
+        pytest.skip("this backend reports no memory use")
     assert memory.temp_size_in_bytes < limit
 
 
 @pytest.mark.parametrize("camera", ["perspective", "weak"])
 def test_gradients_are_finite_where_they_could_fail(camera):
-    """Odd vertices and faces, pixels on edges and vertices, surfaces seen edge-on, nothing in the picture."""
+    """Invalid vertices and faces, pixels on edges and vertices, surfaces edge-on, nothing in the image."""
     good = [[-0.2, -0.2, 1.0], [0.3, -0.2, 1.0], [0.0, 0.3, 1.0], [0.2, 0.4, 1.5], [0.0, 0.0, 0.7]]
     odd = [[0.0, 0.0, -0.5], [np.nan, 0.0, 1.0], [0.0, np.inf, 1.0], [0.0, 0.0, 0.0], [1e30, 0, 0.5], [0.0, 0.0, 0.5]]
     vertices = jnp.asarray([*good, *odd], jnp.float32)
@@ -260,7 +260,7 @@ def test_residuals_of_maps():
 
 
 def test_energy_of_maps(hand):
-    """E_d and E_sil join the paper's energy where they are weighed, and cost nothing where they are not."""
+    """E_d and E_sil of the paper enter the energy with a positive weight and cost nothing without one."""
     problem = jax.tree.map(lambda leaf: leaf[0], tailor_problems(hand, 1, 3))
     plain = problem.observation
     plain = dataclasses.replace(
@@ -294,12 +294,11 @@ def test_energy_of_maps(hand):
 
 @pytest.mark.slow
 def test_gradient_descent_finds_pose_and_shape(hand):
-    """Hands from rotations and shapes some 6 mm off: the part of the hand that is seen is found to 1.5 mm.
+    """From poses and shapes with errors of about 6 mm, the visible part of the hand is recovered to 1.5 mm.
 
-    16 of them here; HANDTAILOR_HANDS=50 takes as many as the limits below were chosen on.
-
-    Open hands, palm or back toward the camera up to a tilt of 35 degrees, 64 x 64 maps in which a pixel is 4 mm. The
-    place of the root joint is known, as in the tailor. What is not seen (a thumb behind the palm) the maps cannot tell.
+    Open hands, palm or back toward the camera with a tilt up to 35 degrees, 64 x 64 maps with pixels of 4 mm. The
+    position of the root joint is given, as in the tailor. Hidden parts (a thumb behind the palm) are not constrained by
+    the maps. The limits were chosen on 50 hands: HANDTAILOR_HANDS=50 runs them all.
     """
     size, count = 64, int(os.environ.get("HANDTAILOR_HANDS", "16"))
     camera = Camera.perspective(108.0, 102.0, 31.5, 31.5)

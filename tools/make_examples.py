@@ -24,8 +24,7 @@ from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_fro
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.mano.loading import embedded_arrays, embedded_hand
-from handtailor_jax.render.overlay import render_mesh
-from handtailor_jax.render.shading import region_colors
+from handtailor_jax.render.shading import region_colors, render_mesh
 from handtailor_jax.skeleton import KEYPOINTS, ROOT
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh, posed_hand
 from handtailor_jax.types import Camera, HandParameters, Side

@@ -1,40 +1,47 @@
-"""Smooth shading of a mesh: skin under three soft lights, written for pictures that people look at.
+"""Smooth shading of a mesh for overlays and documentation: skin under three soft lights.
 
+A mesh is rendered in a few fixed sizes (`_SIZES`) and pasted, so a new image size does not compile a new program.
 Colours are linear RGB from 0 to 1 until `to_srgb`.
 """
 
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from handtailor_jax.geometry.cameras import crop_affine, transform_camera
-from handtailor_jax.render.rasterise import Fragments, face_normals, interpolate, rasterise, vertex_normals
+from handtailor_jax.geometry.cameras import crop_affine, project, transform_camera
+from handtailor_jax.render.rasterise import NEAR, Fragments, face_normals, interpolate, rasterise, vertex_normals
 from handtailor_jax.types import Camera
 
 SKIN = (0.58, 0.33, 0.235)
-"""Linear RGB of skin where a caller gives no colours."""
+"""Linear RGB of skin, the default colour of a mesh."""
 
 REGION_COLORS = ((0.61, 0.345, 0.25), (0.56, 0.32, 0.22), (0.74, 0.47, 0.39))
 """Linear RGB of the embedded hand's face regions: 0 palm, 1 back, 2 nails."""
 
 INSIDE = (0.21, 0.062, 0.055)
-"""Linear RGB of the inner side of the skin, seen through the open wrist."""
+"""Linear RGB of the inner side of the skin, which is visible through the open wrist."""
 
 AMBIENT_REACH = 0.06
-"""How far around a pixel `ambient_openness` looks, as a fraction of the picture's smaller side."""
+"""Default radius of `ambient_openness` around a pixel, as a share of the shorter image side."""
 
-# Direction toward the light (camera frame: x right, y down, z forward), colour times strength.
+BACKGROUND = (241, 242, 244)
+"""sRGB, 0 to 255, behind a mesh without an image."""
+
+_SIZES = (128, 256, 512, 1024)  # sides of the squares in which meshes are rendered
+# Direction toward the light in the camera frame, colour times strength.
 _LIGHTS = (
     ((-0.55, -0.75, -0.75), (1.00, 0.96, 0.90)),  # key: upper left, in front
     ((0.85, -0.10, -0.60), (0.26, 0.28, 0.33)),  # fill: right, cooler
     ((0.15, -0.80, 0.60), (0.32, 0.32, 0.34)),  # rim: from above, behind
 )
 _SKY, _GROUND = (0.27, 0.28, 0.31), (0.15, 0.13, 0.12)
-# Light bleeds through skin past the shadow's edge, red farthest.
+# Light scatters through skin past the edge of a shadow, red farthest. R, G, B.
 _WRAP = (0.38, 0.22, 0.17)
 _GLOSS, _GLOSS_EXPONENT = 0.055, 22.0
 
@@ -45,7 +52,14 @@ def region_colors(
     regions: Int[Array, " faces"],
     colors: Sequence[tuple[float, float, float]] = REGION_COLORS,
 ) -> Float[Array, "vertices 3"]:
-    """Vertex colours from face regions (linear RGB): the mean of the faces around a vertex, so borders are soft."""
+    """Return linear RGB of the vertices: the mean colour of the adjacent faces, which softens borders of regions.
+
+    Args:
+        num_vertices: Number of vertices.
+        faces: Vertex indices.
+        regions: Region of each face, an index into `colors`.
+        colors: Linear RGB of each region.
+    """
     per_face = jnp.asarray(colors, jnp.float32)[regions]
     total = jnp.zeros((num_vertices, 4), jnp.float32)
     ones = jnp.ones((faces.shape[0], 1), jnp.float32)
@@ -55,7 +69,7 @@ def region_colors(
 
 
 def to_srgb(linear: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Linear values from 0 to 1 to sRGB values from 0 to 1."""
+    """Convert linear values from 0 to 1 to sRGB values from 0 to 1."""
     x = jnp.clip(linear, 0.0, 1.0)
     return jnp.where(x <= 0.0031308, 12.92 * x, 1.055 * jnp.maximum(x, 0.0031308) ** (1 / 2.4) - 0.055)
 
@@ -67,25 +81,26 @@ def shade(
     camera: Camera,
     colors: Float[Array, "vertices 3"],
 ) -> Float[Array, "height width 3"]:
-    """Linear RGB of every pixel, 0 where no face is seen.
+    """Compute linear RGB of every pixel, 0 without a face.
 
     Args:
-        fragments: what `rasterise` returned for these vertices and this camera.
-        vertices: camera-frame points; outward normals by the right-hand rule on the faces.
-        camera: perspective or weak perspective.
-        colors: linear RGB at the vertices.
+        fragments: Result of `rasterise` for these vertices and this camera.
+        vertices: Camera-frame points.
+        faces: Vertex indices; normals point outward by the right-hand rule.
+        camera: Perspective or weak-perspective camera.
+        colors: Linear RGB of the vertices.
     """
     dtype = vertices.dtype
     attributes = jnp.concatenate([vertices, vertex_normals(vertices, faces), colors.astype(dtype)], axis=-1)
     points, normals, albedo = jnp.split(interpolate(fragments, faces, attributes), 3, axis=-1)
 
-    # Toward the eye: the camera's centre in perspective, -z in weak perspective, which looks along z.
+    # The viewer is at the camera's centre in perspective and along -z in weak perspective.
     backward = jnp.asarray([0.0, 0.0, -1.0], dtype)[None, None, :]
     p = camera.perspectivity
     toward_eye = _normalise(-p * points + (1.0 - p) * backward)
     facing = face_normals(vertices, faces)[jnp.maximum(fragments.face_index, 0)] if faces.shape[0] else points
     outside = ((facing * toward_eye).sum(axis=-1, keepdims=True) >= 0) & fragments.mask[..., None]
-    has_normal = (normals * normals).sum(axis=-1, keepdims=True) > 1e-6  # else its vertices belong to no other face
+    has_normal = (normals * normals).sum(axis=-1, keepdims=True) > 1e-6  # else the vertices' normals cancel
     normals = jnp.where(has_normal, _normalise(normals), facing)
     normals = jnp.where(outside, normals, -normals)
     albedo = jnp.where(outside, albedo, jnp.asarray(INSIDE, dtype)[None, None, :])
@@ -103,7 +118,7 @@ def shade(
         diffuse = diffuse + rgb(strength) * wrapped * wrapped * (2.0 - wrapped)
         halfway = jnp.maximum((normals * _normalise(light + toward_eye)).sum(axis=-1, keepdims=True), 0.0)
         gloss = gloss + rgb(strength) * halfway**_GLOSS_EXPONENT * jnp.clip(4.0 * cosine, 0.0, 1.0)
-    # Skin grows brighter and glossier where it turns away from the eye.
+    # Skin is brighter and glossier where it turns away from the viewer.
     grazing = (1.0 - jnp.clip((normals * toward_eye).sum(axis=-1, keepdims=True), 0.0, 1.0)) ** 4
     gloss = gloss * (_GLOSS + 0.25 * grazing) * outside.astype(dtype)
     open_space = ambient_openness(fragments, camera)[..., None]
@@ -114,17 +129,19 @@ def shade(
 def ambient_openness(
     fragments: Fragments, camera: Camera, reach: float = AMBIENT_REACH
 ) -> Float[Array, "height width"]:
-    """How much light reaches each pixel past nearer surfaces around it, from about 0.5 (a deep fold) to 1 (open).
+    """Estimate how much ambient light reaches each pixel, from about 0.5 (a deep fold) to 1 (open).
 
-    Darkens the gaps between fingers and where a fingertip touches the palm. Estimated from the depth map: a pixel is
-    shadowed by neighbours that are nearer to the camera than the slope of a smooth surface explains.
+    Darkens gaps between fingers and contacts. A pixel is shadowed by neighbours in the depth map that are closer to the
+    camera than the slope of a smooth surface explains.
 
     Args:
-        reach: distance of the neighbours as a fraction of the picture's smaller side.
+        fragments: Result of `rasterise`.
+        camera: Camera of the fragments.
+        reach: Distance of the neighbours as a share of the shorter image side.
     """
     height, width = fragments.depth.shape
     depth = fragments.depth
-    # Depth in pixels, so that it compares with the distance of neighbours whatever the unit of the camera frame.
+    # Depth in pixels is comparable to the distance of neighbours in every unit of the camera frame.
     determinant = camera.linear[0, 0] * camera.linear[1, 1] - camera.linear[0, 1] * camera.linear[1, 0]
     focal = jnp.sqrt(jnp.abs(determinant))
     p = camera.perspectivity
@@ -142,17 +159,17 @@ def ambient_openness(
             rise = _shift(pixels, -dx, -dy, far)
             opposite = _shift(pixels, dx, dy, far)
             nearer = pixels - rise
-            # On a smooth slope the opposite neighbour is as much farther: only what exceeds that is a fold. (Next to
-            # an outline it is the background, infinitely farther, and the outline gets no dark border.)
+            # On a smooth slope the opposite neighbour is as much farther: only the excess is a fold. Next to an
+            # outline the opposite neighbour is the background, infinitely far, and the outline gets no dark border.
             slope = jnp.clip(opposite - pixels, 0.0, None)
             bump = jnp.clip((nearer - slope) / radius, 0.0, None)
-            # A surface far in front throws no near shadow: it stands free.
+            # A surface far in front is detached and does not shadow the pixel.
             shadow = shadow + jnp.clip(bump, 0.0, 1.0) / (1.0 + (jnp.clip(bump, 0.0, None) / 4.0) ** 2)
     return 1.0 - 0.5 * jnp.clip(shadow * (1.6 / (len(rings) * directions)), 0.0, 1.0)
 
 
 def _shift(image: Float[Array, "height width"], dx: int, dy: int, fill: float) -> Float[Array, "height width"]:
-    """The image moved by (dx, dy) pixels, `fill` coming in from outside."""
+    """Return the image moved by (dx, dy) pixels, with `fill` outside."""
     height, width = image.shape
     dx, dy = max(-width, min(width, dx)), max(-height, min(height, dy))
     padded = jnp.pad(image, ((max(dy, 0), max(-dy, 0)), (max(dx, 0), max(-dx, 0))), constant_values=fill)
@@ -160,7 +177,7 @@ def _shift(image: Float[Array, "height width"], dx: int, dy: int, fill: float) -
 
 
 def _normalise(vectors: Float[Array, "*shape 3"]) -> Float[Array, "*shape 3"]:
-    """Vectors of length 1; short ones stay short."""
+    """Scale vectors to length 1 (vectors shorter than 1e-12 stay short)."""
     return vectors / jnp.maximum(jnp.sqrt((vectors * vectors).sum(axis=-1, keepdims=True)), 1e-12)
 
 
@@ -173,13 +190,13 @@ def shaded_square(
     size: int,
     supersample: int = 2,
 ) -> UInt8[Array, "size size 4"]:
-    """A shaded picture of `size` x `size` pixels with straight alpha, sRGB, smooth at its edges.
+    """Render a shaded image in sRGB with straight alpha and smooth edges.
 
-    Rendered at `supersample` times the size and averaged in linear light. Compiled once per size: callers with pictures
-    of many sizes move the camera (`transform_camera`) instead of changing the size.
+    The mesh is rendered at `supersample` times the size and averaged in linear light. The program is compiled once per
+    size: callers with images of many sizes move the camera (`transform_camera`) instead of changing the size.
     """
     n = supersample * size
-    # Pixel centres: the middle of the small square's pixel (0, 0) is the middle of a block of the large one.
+    # The centre of the small image's pixel (0, 0) is the centre of a block of the large one.
     affine = crop_affine(jnp.full(2, 0.5 * (size - 1), jnp.float32), jnp.asarray(float(size), jnp.float32), n)
     large = transform_camera(camera, affine.astype(camera.linear.dtype))
     fragments = rasterise(vertices, faces, large, n, n)
@@ -188,3 +205,83 @@ def shaded_square(
     mean = blocks.reshape(size, supersample, size, supersample, 4).mean(axis=(1, 3))
     straight = to_srgb(mean[..., :3] / jnp.maximum(mean[..., 3:], 1e-6))
     return jnp.round(255.0 * jnp.concatenate([straight, mean[..., 3:]], axis=-1)).astype(jnp.uint8)
+
+
+def render_mesh(
+    vertices: Any,
+    faces: Any,
+    camera: Camera,
+    height: int,
+    width: int,
+    background: Any = BACKGROUND,
+    colors: Any = None,
+    opacity: float = 1.0,
+) -> np.ndarray:
+    """Render a shaded mesh as a (height, width, 3) uint8 RGB image.
+
+    Args:
+        vertices: (V, 3) camera-frame points.
+        faces: (F, 3) vertex indices; normals point outward by the right-hand rule.
+        camera: Perspective or weak-perspective camera in the pixels of the image.
+        height: Image height in pixels.
+        width: Image width in pixels.
+        background: A (height, width, 3) uint8 image, or one RGB colour from 0 to 255.
+        colors: (V, 3) linear RGB from 0 to 1 of the vertices (see `region_colors`), or one colour; skin by default.
+        opacity: Opacity of the mesh over the background, 0 to 1.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    vertices, faces = _mesh_arrays(vertices, faces)
+    canvas = np.array(background)
+    if canvas.ndim == 1:
+        canvas = np.broadcast_to(canvas.astype(np.uint8), (height, width, 3)).copy()
+    if canvas.shape != (height, width, 3) or canvas.dtype != np.uint8:
+        raise ValueError(
+            f"background must be a uint8 image of shape {(height, width, 3)} or one RGB colour, got {canvas.dtype} "
+            f"of shape {canvas.shape}"
+        )
+    bounds = mesh_bounds(vertices, camera)
+    if not len(bounds):
+        return canvas
+    # The part of the image that the mesh can touch, one pixel wider for the smoothed edge.
+    left, top = (max(0, math.floor(x) - 1) for x in bounds[0])
+    right, bottom = (min(size, math.ceil(x) + 2) for x, size in zip(bounds[1], (width, height), strict=True))
+    mesh_colors = np.broadcast_to(np.asarray(SKIN if colors is None else colors, np.float32), vertices.shape)
+    mesh = jnp.asarray(vertices), jnp.asarray(faces), jnp.asarray(mesh_colors)
+    # A mesh larger than the largest size is rendered in pieces, which overlap by the reach of the shading.
+    whole = max(bottom - top, right - left) <= _SIZES[-1]
+    apron = 0 if whole else math.ceil(AMBIENT_REACH * _SIZES[-1]) + 1
+    step = _SIZES[-1] - 2 * apron
+    for y in range(top, bottom, step):
+        for x in range(left, right, step):
+            h, w = min(step, bottom - y), min(step, right - x)
+            size = next(s for s in _SIZES if s >= max(h, w) + 2 * apron)
+            offset = jnp.asarray([[1.0, 0.0, apron - x], [0.0, 1.0, apron - y]], camera.linear.dtype)
+            moved = transform_camera(camera, offset)
+            square = np.asarray(shaded_square(mesh[0], mesh[1], moved, mesh[2], size))
+            piece = square[apron : apron + h, apron : apron + w].astype(np.float32)
+            alpha = piece[..., 3:] * (opacity / 255.0)
+            under = canvas[y : y + h, x : x + w]
+            canvas[y : y + h, x : x + w] = np.rint(piece[..., :3] * alpha + under * (1.0 - alpha)).astype(np.uint8)
+    return canvas
+
+
+def mesh_bounds(vertices: np.ndarray, camera: Camera) -> np.ndarray:
+    """Return the corners (2, 2) of the pixel box of the vertices in front of the camera, or (0, 2) without any."""
+    visible = np.isfinite(vertices).all(axis=-1)
+    if float(camera.perspectivity) > 0:
+        visible &= vertices[:, 2] > NEAR
+    safe = np.where(visible[:, None], vertices, np.float32(1.0))
+    pixels = np.asarray(project(camera, jnp.asarray(safe)), np.float64)[visible]
+    pixels = pixels[np.isfinite(pixels).all(axis=-1)]
+    return np.stack([pixels.min(axis=0), pixels.max(axis=0)]) if len(pixels) else pixels
+
+
+def _mesh_arrays(vertices: Any, faces: Any) -> tuple[np.ndarray, np.ndarray]:
+    vertices, faces = np.asarray(vertices, np.float32), np.asarray(faces)
+    if vertices.ndim != 2 or vertices.shape[1] != 3:
+        raise ValueError(f"vertices must have shape (V, 3), got {vertices.shape}")
+    if faces.ndim != 2 or faces.shape[1] != 3 or not np.issubdtype(faces.dtype, np.integer):
+        raise ValueError(f"faces must be integers of shape (F, 3), got {faces.dtype} of shape {faces.shape}")
+    return vertices, faces.astype(np.int32)

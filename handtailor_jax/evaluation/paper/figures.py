@@ -13,7 +13,8 @@ from handtailor_jax.evaluation.metrics import GRID_20_50, GRID_FIGURE_3A, auc, p
 from handtailor_jax.evaluation.paper.refinement import CROP, Hands, meshes, refined
 from handtailor_jax.evaluation.paper.tables import Before, Setting, errors_mm, figure3b_points
 from handtailor_jax.images import crop_square
-from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, render_mesh, second_view
+from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, second_view
+from handtailor_jax.render.shading import render_mesh
 from handtailor_jax.results import write_atomically, write_picture
 from handtailor_jax.tailor import energy as terms
 from handtailor_jax.tailor.paper import PaperEnergy
