@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+from handtailor_jax.data import open_dataset
 from handtailor_jax.data.augmentation import AugmentationConfig, augment
 from handtailor_jax.data.loader import Loader, LoaderConfig, index_stream, paste
-from handtailor_jax.data.readers import open_dataset
 from handtailor_jax.data.sample import Sample, crop_sample
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size

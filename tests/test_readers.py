@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handtailor_jax.data.readers import freihand as freihand_reader
-from handtailor_jax.data.readers import open_dataset, readable
+from handtailor_jax.data import open_dataset, readable
+from handtailor_jax.data.readers import json_lists
 from handtailor_jax.data.readers.rhd import rhd_depth
 from handtailor_jax.data.readers.stb import SK_COLOUR_CAMERA, depth_to_colour, stb_depth
 from handtailor_jax.errors import InputError
@@ -451,7 +451,7 @@ def test_lists_are_converted_once(freihand, tmp_path, monkeypatch):
         raise AssertionError("converted again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(freihand_reader, "_convert", never)
+        patch.setattr(json_lists, "_convert", never)
         np.testing.assert_array_equal(open_dataset("freihand", root, "training")[1].joints, first)
     # A list of the same length with another time is another list.
     path = root / "training_xyz.json"
@@ -480,12 +480,12 @@ def test_cache_elsewhere(freihand, tmp_path):
 
 @pytest.mark.parametrize("size", range(7, 16))
 def test_entries_across_pieces_of_text(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(freihand_reader, "_CHUNK", size)
+    monkeypatch.setattr(json_lists, "_CHUNK", size)
     path = tmp_path / "list.json"
     content = [0.125, 12.5, [1.0], [-2.5], 3.125]
     for separators in ((",", ":"), (", ", ": "), (",\n", ":")):
         path.write_text(json.dumps(content, separators=separators) + "\n")
-        assert list(freihand_reader._entries(path)) == content
+        assert list(json_lists.list_entries(path)) == content
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -515,7 +515,7 @@ def test_names_splits_and_options(rhd, stb, freihand, tmp_path):
             open_dataset("freihand", freihand[0], "training", versions=versions)
     with pytest.raises(InputError, match="hands_mean has shape"):
         open_dataset("freihand", freihand[0], "training", hands_mean=np.zeros(48))
-    with pytest.raises(InputError, match="masks for training only"):
+    with pytest.raises(InputError, match="masks for its training split only"):
         open_dataset("freihand", freihand[0], "evaluation", mask=True)
     with pytest.raises(InputError, match="for the camera SK only"):
         open_dataset("stb", stb[0], "test", camera="BB_left", depth=True)
@@ -607,7 +607,7 @@ def test_damaged_labels_of_stb(stb, tmp_path):
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"no matrices here" * 20):
         path.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"B1Random_SK.mat: is cut short or no MATLAB file: unpack STB again"):
+        with pytest.raises(InputError, match=r"B1Random_SK.mat: is cut short or not a MATLAB file: unpack STB again"):
             open_dataset("stb", root, "test")
     savemat(path, {"handPara": np.zeros((3, 20, 5))})
     with pytest.raises(InputError, match=r"B1Random_SK.mat: has no handPara of shape \(3, 21, frames\)"):
@@ -621,13 +621,13 @@ def test_damaged_labels_of_stb(stb, tmp_path):
     with pytest.raises(InputError, match="B3Counting: no such folder"):
         open_dataset("stb", root, "train")
     savemat(path, {"handPara": np.zeros((3, 21, 5)) - 500.0})
-    with pytest.raises(InputError, match="B1Random: frame 0 has a joint that is not in front of the camera"):
+    with pytest.raises(InputError, match="B1Random: a joint of frame 0 is not in front of the camera"):
         open_dataset("stb", root, "test")[11]
 
 
 def test_stb_without_scipy(stb):
     code = "import sys; sys.modules['scipy'] = sys.modules['scipy.io'] = None\n"
-    code += "from pathlib import Path; from handtailor_jax.data.readers import open_dataset\n"
+    code += "from pathlib import Path; from handtailor_jax.data import open_dataset\n"
     code += f"try: open_dataset('stb', Path({str(stb[0])!r}), 'test')\nexcept ValueError as error: print(error)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "pip install 'handtailor-jax[datasets]'" in found
@@ -640,10 +640,10 @@ def test_stb_without_scipy(stb):
         ("verts", lambda whole: whole[:-1], "is cut short"),
         ("K", lambda whole: "", "is cut short"),
         ("K", lambda whole: "[]", "has no entries"),
-        ("K", lambda whole: json.dumps({"K": 1}), "is no list"),
+        ("K", lambda whole: json.dumps({"K": 1}), "is not a list"),
         ("xyz", lambda whole: json.dumps(json.loads(whole)[:2]), "has 2 entries where K has 3"),
-        ("xyz", lambda whole: re.sub(NUMBER, '"x"', whole, count=1), "entry 0 holds something that is no number"),
-        ("xyz", lambda whole: re.sub(NUMBER, "NaN", whole, count=1), "entry 0 holds something that is no number"),
+        ("xyz", lambda whole: re.sub(NUMBER, '"x"', whole, count=1), "entry 0 has a value that is not a number"),
+        ("xyz", lambda whole: re.sub(NUMBER, "NaN", whole, count=1), "entry 0 has a value that is not a finite number"),
         ("mano", lambda whole: json.dumps([x[0] for x in json.loads(whole)]), "entry 0 is 61, not 1 x 61"),
         ("mano", lambda whole: json.dumps([[x[0][:58]] for x in json.loads(whole)]), "entry 0 is 1 x 58, not 1 x 61"),
         ("verts", lambda whole: json.dumps([x[:770] for x in json.loads(whole)]), "entry 0 is 770 x 3, not 778 x 3"),
@@ -661,11 +661,11 @@ def test_damaged_lists_of_freihand(freihand, tmp_path, field, content, message):
 
 
 def test_garbage_is_not_read_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(freihand_reader, "_CHUNK", 100)
+    monkeypatch.setattr(json_lists, "_CHUNK", 100)
     path = tmp_path / "list.json"
     path.write_text("[" + "x" * 1000)
-    with pytest.raises(freihand_reader._Damage, match="no list of numbers"):
-        list(freihand_reader._entries(path))
+    with pytest.raises(json_lists.DamagedListError, match="not a list of numbers"):
+        list(json_lists.list_entries(path))
 
 
 def test_pictures_that_cannot_be_decoded(rhd, freihand, photos, tmp_path):

@@ -1,6 +1,7 @@
 """Sample, which every reader returns; Batch, which a training step takes; and the crop in between."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -8,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, UInt8
 
+from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import centered_square, hand_size
 from handtailor_jax.geometry.mirror import Numbers, mirror_intrinsics, mirror_pixels, mirror_points, mirror_pose
-from handtailor_jax.images import crop_square, whole
+from handtailor_jax.images import Picture, crop_square, read_picture, whole
 from handtailor_jax.skeleton import NUM_BETAS, NUM_JOINTS, NUM_KEYPOINTS
 from handtailor_jax.types import Camera, pytree
 
@@ -76,6 +78,19 @@ class Reader(Protocol):
             IndexError: if the index is not in 0 ... len - 1.
             handtailor_jax.errors.InputError: if the sample cannot be decoded; names the file and the remedy.
         """
+
+
+def read_aligned(path: Path, image: Picture, remedy: str) -> Picture:
+    """Read a map that belongs to an image, such as a mask or an encoded depth map, as uint8 RGB.
+
+    Raises:
+        InputError: if it cannot be read or its size differs from that of the image; ends with the remedy.
+    """
+    aligned = read_picture(path)
+    if aligned.shape != image.shape:
+        (height, width), (rows, columns) = image.shape[:2], aligned.shape[:2]
+        raise InputError(f"{path}: is {columns} x {rows} pixels, but its image is {width} x {height}: {remedy}")
+    return aligned
 
 
 def mirrored_sample(sample: Sample) -> Sample:

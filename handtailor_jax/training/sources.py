@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
+from handtailor_jax.data import open_dataset
 from handtailor_jax.data.loader import Loader, LoaderConfig
-from handtailor_jax.data.readers import open_dataset
 from handtailor_jax.data.sample import Batch, Reader
 from handtailor_jax.errors import InputError
 from handtailor_jax.mano.hand_model import HandModel

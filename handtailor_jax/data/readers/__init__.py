@@ -1,75 +1,61 @@
-"""Readers of datasets: RHD, STB, FreiHAND v2, this project's own renderings and labelled photographs.
+"""Readers of datasets as published, one module per dataset; docs/datasets.md describes their formats.
 
-Every reader gives right hands only, in metres and OpenCV camera axes, with the 21 keypoints in canonical order; what
-each archive looks like is in datasets, section 1. Nothing is downloaded: the archives' licences ask for a click.
+To add a dataset, write a module here with a reader class (`data.sample.Reader`) and a dataclass of its options, add its
+name to `DatasetName` and a line to `_READERS`.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from handtailor_jax.data.readers.freihand import Freihand, FreihandOptions, Synthetic, SyntheticOptions
-from handtailor_jax.data.readers.photos import Photos
+from handtailor_jax.data.readers.freihand import FreihandOptions, SyntheticOptions, open_freihand, open_synthetic
+from handtailor_jax.data.readers.photos import Photos, PhotosOptions
 from handtailor_jax.data.readers.rhd import Rhd, RhdOptions
 from handtailor_jax.data.readers.stb import Stb, StbOptions
-from handtailor_jax.data.sample import Reader, Sample
+from handtailor_jax.data.sample import Reader
 from handtailor_jax.errors import InputError
 
 DatasetName = Literal["rhd", "stb", "freihand", "synthetic", "photos"]
-"""The datasets that there are readers for."""
+"""Datasets that have a reader."""
+
+# How to open a split, and the options.
+_READERS: dict[str, tuple[Any, Any]] = {
+    "rhd": (Rhd, RhdOptions),
+    "stb": (Stb, StbOptions),
+    "freihand": (open_freihand, FreihandOptions),
+    "synthetic": (open_synthetic, SyntheticOptions),
+    "photos": (Photos, PhotosOptions),
+}
 
 
-def open_dataset(name: str, root: Path, split: str, **options: Any) -> Reader:
-    """The reader of one split of a dataset.
+def open_archive(name: str, root: Path, split: str, **options: Any) -> Reader:
+    """Open one split of a dataset as published.
 
     Args:
         name: a `DatasetName`.
-        root: the dataset's folder, as its archive unpacks.
-        split: rhd, freihand: training or evaluation. stb: train, val or test. synthetic: train or test. photos: what
-            the labels say.
-        **options: fields of `RhdOptions`, `StbOptions`, `FreihandOptions` or `SyntheticOptions`; photos have none.
+        root: folder into which the dataset's archive was unpacked.
+        split: rhd, freihand: training or evaluation. stb: train, val or test. synthetic: train or test. photos: a split
+            of labels.json.
+        **options: fields of the dataset's options: `RhdOptions`, `StbOptions`, `FreihandOptions`, `SyntheticOptions`.
 
     Raises:
-        InputError: for a name, split or option that does not exist, or data that is missing or damaged.
+        InputError: if a name, split or option does not exist, or data is missing or damaged.
     """
-    if name == "rhd":
-        return Rhd(root, split, RhdOptions(**_known(name, options, RhdOptions)))
-    if name == "stb":
-        return Stb(root, split, StbOptions(**_known(name, options, StbOptions)))
-    if name == "freihand":
-        return Freihand(root, split, FreihandOptions(**_known(name, options, FreihandOptions)))
-    if name == "synthetic":
-        return Synthetic(root, split, SyntheticOptions(**_known(name, options, SyntheticOptions)))
-    if name == "photos":
-        _known(name, options, None)
-        return Photos(root, split)
-    raise InputError(f"unknown dataset {name!r}: choose one of {', '.join(get_args(DatasetName))}")
+    chosen = reader_options(name, options)
+    return _READERS[name][0](Path(root), split, chosen)
 
 
-def readable(
-    reader: Reader, skipped: Callable[[int, InputError], object] | None = None
-) -> Iterator[tuple[int, Sample]]:
-    """The samples that can be decoded, in order, each with its index.
+def reader_options(name: str, options: dict[str, Any]) -> Any:
+    """Return the options of a dataset, with defaults for those that are not given.
 
-    Args:
-        reader: where they come from.
-        skipped: is told index and error of every sample that is left out.
+    Raises:
+        InputError: if the dataset, or an option or its value, does not exist.
     """
-    for index in range(len(reader)):
-        try:
-            sample = reader[index]
-        except InputError as error:
-            if skipped is not None:
-                skipped(index, error)
-            continue
-        yield index, sample
-
-
-def _known(name: str, options: dict[str, Any], kind: type | None) -> dict[str, Any]:
-    """The options, if the dataset has them all."""
-    names = [] if kind is None else [field.name for field in dataclasses.fields(kind)]
+    if name not in _READERS:
+        raise InputError(f"unknown dataset {name!r}: choose one of {', '.join(_READERS)}")
+    kind = _READERS[name][1]
+    names = [field.name for field in dataclasses.fields(kind)]
     for option in options:
         if option not in names:
             raise InputError(f"{name} has no option {option!r}: choose from {', '.join(names) or 'none'}")
-    return options
+    return kind(**options)

@@ -83,18 +83,24 @@ def _label(path: Path, name: str, entry: dict[str, Any]) -> PhotoLabel:
     return PhotoLabel(name, path.parent / name, side, keypoints, joints, convention)
 
 
+@dataclasses.dataclass(frozen=True)
+class PhotosOptions:
+    """Photographs have no options."""
+
+
 class Photos:
     """Photographs of one split, sorted by name, with 2D keypoints.
 
     Samples have neither joints nor intrinsics, because the labels' 3D joints have no unit and no camera.
     """
 
-    def __init__(self, root: Path, split: str) -> None:
+    def __init__(self, root: Path, split: str, options: PhotosOptions = PhotosOptions()) -> None:
         """Read the labels; images are decoded on access.
 
         Args:
             root: folder with labels.json and the images that it names.
             split: split of the labels, such as train or val.
+            options: none.
 
         Raises:
             InputError: if the folder or the split does not exist, or a label is invalid.

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from handtailor_jax.data.readers import DatasetName, open_dataset, readable
+from handtailor_jax.data import DatasetName, open_dataset, readable
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.freihand import write_predictions
 from handtailor_jax.evaluation.paper import figures, tables
