@@ -104,8 +104,8 @@ def _row(hand: HandModel, config: FitBenchmark, view: View) -> FitRow:
     @jax.jit
     def solve(observation: Observation) -> Any:
         found = search(hand, observation, settings, SearchConfig())
-        keypoints = jax.vmap(lambda p: camera_keypoints(hand, p))(found.parameters)
-        return keypoints[0], keypoints[found.runner_up]
+        assert found.runner_up is not None
+        return tuple(camera_keypoints(hand, each.parameters) for each in (found, found.runner_up))
 
     observations = [
         dataclasses.replace(jax.tree.map(lambda leaf, i=i: leaf[i], problems.observation), confidence=jnp.ones(21))

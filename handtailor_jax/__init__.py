@@ -1,20 +1,21 @@
-"""HandTailor in JAX: a 3D hand mesh that agrees with the picture."""
+"""HandTailor in JAX: a 3D hand mesh that agrees with the image."""
 
 from typing import TYPE_CHECKING, Any
 
 from handtailor_jax.detections import Detection, detection, from_mediapipe, read_detections
 from handtailor_jax.errors import InputError
-from handtailor_jax.fit import HandFit, RunnerUp, fit, fit_detection
+from handtailor_jax.fit import fit, fit_detection
 from handtailor_jax.mano import HandModel, embedded_hand, load_hand, load_mano
 from handtailor_jax.mano.landmarks import CONVENTIONS, LandmarkConvention, load_convention
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, MANO_JOINTS
 from handtailor_jax.tailor import PRESETS, TailorConfig, initialize, tailor, tailor_batch
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
 from handtailor_jax.tailor.search import SearchConfig, place_proposal, search
-from handtailor_jax.types import Camera, HandMesh, HandParameters, Observation, Side
+from handtailor_jax.types import Camera, Hand, HandEstimate, HandMesh, HandParameters, Observation, Side
 
 if TYPE_CHECKING:
-    from handtailor_jax.pipeline import HandResult, HandTailor, HandVideo
+    from handtailor_jax.pipeline import HandTailor
+    from handtailor_jax.video.track import HandVideo
 
 __version__ = "0.1.0"
 
@@ -26,17 +27,16 @@ __all__ = [
     "PRESETS",
     "Camera",
     "Detection",
-    "HandFit",
+    "Hand",
+    "HandEstimate",
     "HandMesh",
     "HandModel",
     "HandParameters",
-    "HandResult",
     "HandTailor",
     "HandVideo",
     "InputError",
     "LandmarkConvention",
     "Observation",
-    "RunnerUp",
     "SearchConfig",
     "Side",
     "TailorConfig",
@@ -60,11 +60,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Networks need flax, whose import takes as long as everything else here: whoever only fits keypoints is spared it.
-    if name in ("HandResult", "HandTailor", "HandVideo"):
-        from handtailor_jax import pipeline
+    # Networks need flax, whose import takes as long as everything else here, and fitting keypoints does without.
+    if name == "HandTailor":
+        from handtailor_jax.pipeline import HandTailor
 
-        return getattr(pipeline, name)
+        return HandTailor
+    if name == "HandVideo":
+        from handtailor_jax.video.track import HandVideo
+
+        return HandVideo
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from handtailor_jax.errors import InputError
 from handtailor_jax.mano.landmarks import CONVENTIONS
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_BETAS, permutation
-from handtailor_jax.types import Side
+from handtailor_jax.types import Camera, Side
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -136,7 +137,7 @@ def detection(
         confidence=weights,
         side=side,  # type: ignore[arg-type]
         convention=convention,
-        camera=None if camera is None else _intrinsics(camera),
+        camera=None if camera is None else intrinsic_matrix(camera),
         joints_3d=xyz,
         pose=rotations,
         betas=shape,
@@ -321,7 +322,24 @@ def _check_spread(points: FloatArray) -> None:
         )
 
 
-def _intrinsics(camera: Any) -> FloatArray:
+def as_camera(camera: Any) -> Camera:
+    """Return a camera of NumPy arrays from a `Camera`, intrinsics, or None (weak perspective in pixels).
+
+    Raises:
+        InputError: If it is none of these.
+    """
+    if isinstance(camera, Camera):
+        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), camera)
+    matrix = np.eye(3, dtype=np.float32) if camera is None else intrinsic_matrix(camera)
+    return Camera(matrix[:2, :2], matrix[:2, 2], np.asarray(camera is not None, np.float32))
+
+
+def intrinsic_matrix(camera: Any) -> FloatArray:
+    """Return {fx, fy, cx, cy}, those four numbers or a matrix as a checked intrinsic matrix (3, 3), pixels.
+
+    Raises:
+        InputError: If it is none of these, or no camera has such intrinsics.
+    """
     if isinstance(camera, Mapping):
         missing = [key for key in ("fx", "fy", "cx", "cy") if key not in camera]
         if missing:

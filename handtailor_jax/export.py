@@ -226,12 +226,12 @@ def export_pipeline(
     }
 
     def run(crops: Array, intrinsics: Array, to_crop: Array, perspective: Array) -> dict[str, Array]:
-        found = recover(module, model, _floats(crops), _camera(intrinsics, perspective), to_crop, config)
-        placed = jax.vmap(lambda fitted: _placed(model, fitted))(found.fitted)
+        _, found = recover(module, model, _floats(crops), _camera(intrinsics, perspective), to_crop, config)
+        placed = jax.vmap(lambda fitted: _placed(model, fitted))(found.parameters)
         return {
             **placed,
-            "keypoints_2d": found.observation.keypoints_2d,
-            "confidence": found.estimate.confidence,
+            "keypoints_2d": found.detected_keypoints_2d,
+            "confidence": found.confidence,
         }
 
     details = {

@@ -1,4 +1,4 @@
-"""`handtailor predict`: photographs and films in; JSON, meshes and pictures of the hands out."""
+"""`handtailor predict`: images and videos in; JSON, meshes and overlays of the hands out."""
 
 import contextlib
 import dataclasses
@@ -15,67 +15,68 @@ from tqdm import tqdm
 from handtailor_jax import results
 from handtailor_jax.errors import InputError
 from handtailor_jax.images import Picture, read_picture
-from handtailor_jax.pipeline import HandResult, HandTailor, HandVideo
+from handtailor_jax.pipeline import HandTailor, check_finite
 from handtailor_jax.render.overlay import draw_skeleton
 from handtailor_jax.render.shading import render_mesh
-from handtailor_jax.types import Side
-from handtailor_jax.video.files import Film, json_lines, video_writer, write_animation
+from handtailor_jax.types import Hand, Side
+from handtailor_jax.video.animation import write_animation
+from handtailor_jax.video.files import Video, json_lines, video_writer
+from handtailor_jax.video.track import HandVideo
 
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
-"""Endings of files in folders that count as images."""
-FILMS = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"))
-"""Endings of files that count as films."""
-
-_MOST_ON_SHEET = 40
-_MOST_LINES = 20
+"""Suffixes of files in folders that count as images."""
+VIDEOS = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"))
+"""Suffixes of files that count as videos."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One image, film or webcam."""
+    """One image, video or webcam."""
 
     id: str
-    """Name of its results."""
+    """Name of the result's files, without suffix."""
     path: Path | int
-    film: bool
+    """File, or number of a webcam."""
+    video: bool
+    """Whether the source is a video or webcam."""
     camera: Any = None
-    """Intrinsic matrix of this image, if it is not that of the options."""
+    """Intrinsic matrix of this image, where it is not the one of the options."""
     side: Side | None = None
-    """The hand in this image, if it is not that of the options."""
+    """Side of the hand in this image, where it is not the one of the options."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What applies to every input."""
+    """Options that apply to every source."""
 
     out: Path
     """Folder for the results."""
     camera: Any = None
-    """Intrinsic matrix (3, 3), pixels; None without intrinsics."""
+    """Intrinsic matrix (3, 3), pixels; None if unknown."""
     side: Side = "right"
+    """Side of the hands."""
     box: tuple[float, float, float, float] | None = None
-    """Box around the hand, in films of the first frame; it is looked for if None."""
+    """Box around the hand, in videos of the first frame; the hand is looked for if None."""
     mesh: Literal["obj", "ply", "glb"] | None = None
+    """Format of the meshes; None writes no meshes."""
     batch: int = 1
-    """Images in one call of the network."""
+    """Number of images in one forward pass."""
     looks: int = 2
-    """How often the network looks at an image (`HandTailor.batch`)."""
+    """Number of forward passes an image; see `HandTailor.batch`."""
     overlay: bool = True
+    """Whether overlays are written."""
 
-    def camera_of(self, source: Source) -> Any:
-        """The camera that applies to an input."""
-        return self.camera if source.camera is None else source.camera
-
-    def side_of(self, source: Source) -> Side:
-        """The side that applies to an input."""
-        return self.side if source.side is None else source.side
+    def arguments(self, source: Source) -> tuple[Any, Any, Side]:
+        """Return camera, box and side of a source."""
+        camera = self.camera if source.camera is None else source.camera
+        return camera, self.box, self.side if source.side is None else source.side
 
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:
-    """The images and films that arguments of the command line name: files, folders, patterns, numbers of webcams.
+    """Return the images and videos that arguments name: files, folders, patterns, numbers of webcams.
 
     Raises:
-        InputError: if an argument names nothing.
+        InputError: If an argument names nothing.
     """
     if not inputs:
         raise InputError("no inputs: name images, folders, patterns, videos or the number of a webcam")
@@ -93,75 +94,57 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
         while unique.lower() in taken:
             unique, number = f"{name}_{number}", number + 1
         taken.add(unique.lower())
-        sources.append(Source(unique, found, isinstance(found, int) or found.suffix.lower() in FILMS))
+        sources.append(Source(unique, found, isinstance(found, int) or found.suffix.lower() in VIDEOS))
     return sources
 
 
 def _paths(given: str) -> list[Path | int]:
-    """What one argument names."""
+    """Return the files or the webcam that one argument names."""
     path = Path(given)
     if given.isdecimal() and not os.path.exists(given):  # noqa: PTH110 - Path.exists raises for names that are too long
         return [int(given)]
     if os.path.isdir(given):  # noqa: PTH112
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES | FILMS and p.is_file())
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES | VIDEOS and p.is_file())
         if not inside:
-            raise InputError(f"{given}: holds no images or videos (by their endings): name a folder that does")
+            raise InputError(f"{given}: holds no files with a suffix of images or videos: name a folder that does")
         return list(inside)
     if os.path.exists(given):  # noqa: PTH110
         return [path]
     matches = sorted(Path(match) for match in glob.glob(given, recursive=True))  # noqa: PTH207 - any pattern
     files = [match for match in matches if match.is_file()]
     if not files:
-        raise InputError(f"{given}: no such file, folder or pattern; correct its name")
+        raise InputError(f"{given}: no such file, folder or pattern: correct its name")
     return list(files)
 
 
 def predict(sources: Sequence[Source], tailor: HandTailor, options: Options) -> int:
-    """Recovers the hands of all sources and writes the results.
-
-    What cannot be read is reported on stderr and skipped.
+    """Recover the hands of all sources and write the results; report sources that cannot be read, and skip them.
 
     Returns:
         The number of sources that were skipped.
 
     Raises:
-        InputError: if nothing can be written, or options do not fit the sources.
+        InputError: If nothing can be written, or the options do not fit the sources.
     """
-    films = [source for source in sources if source.film]
-    images = [source for source in sources if not source.film]
-    if films and options.mesh not in (None, "glb"):
-        raise InputError(f"--mesh {options.mesh} cannot hold the frames of {films[0].path}: use --mesh glb for videos")
-    if options.mesh is not None:
-        results.mesh_library()
-    endings = [".json", "_overlay.png", *([f".{options.mesh}"] if options.mesh else [])]
-    names = [source.id + ending for source in images for ending in endings]
-    names += [source.id + ending for source in films for ending in (".jsonl", "_overlay.mp4", ".glb")]
-    results.prepare_folder(options.out, [*names, "sheet.png"])
+    videos = [source for source in sources if source.video]
+    images = [source for source in sources if not source.video]
+    if videos and options.mesh not in (None, "glb"):
+        raise InputError(f"--mesh {options.mesh} cannot hold the frames of {videos[0].path}: use --mesh glb for videos")
+    files = results.HandFiles(options.out, options.mesh, options.overlay)
+    of_videos = [source.id + ending for source in videos for ending in (".jsonl", "_overlay.mp4", ".glb")]
+    files.prepare([source.id for source in images], of_videos)
 
-    failures = 0
-    if images:
-        failures += _predict_images(images, tailor, options)
-    for film in films:
-        with _reporting(film) as report:
-            _predict_film(film, tailor, options)
-        failures += report()
-    return failures
-
-
-def to_json(found: HandResult) -> dict[str, Any]:
-    """The result as plain numbers: the fields of `handtailor fit`, and what the hand module saw and proposed."""
-    return {
-        **results.to_json(found.fitted),
-        "box": [round(value, 3) for value in found.box],
-        "detected_keypoints_2d": np.round(found.keypoints_2d.astype(float), 3).tolist(),
-        "confidence": np.round(found.confidence.astype(float), 4).tolist(),
-        "proposed": results.to_json(found.proposed),
-    }
+    skipped = _predict_images(images, tailor, options, files) if images else 0
+    for video in videos:
+        with _skipping(video) as was_skipped:
+            _predict_video(video, tailor, options)
+        skipped += was_skipped()
+    return skipped
 
 
 @contextlib.contextmanager
-def _reporting(source: Source) -> Iterator[Callable[[], bool]]:
-    """Reports an InputError of one source; the function it gives tells whether there was one."""
+def _skipping(source: Source) -> Iterator[Callable[[], bool]]:
+    """Report an InputError of a source on stderr; yield a function that returns whether there was one."""
     failed = False
     try:
         yield lambda: failed
@@ -172,110 +155,92 @@ def _reporting(source: Source) -> Iterator[Callable[[], bool]]:
         tqdm.write(f"handtailor: skipped: {named}", file=sys.stderr)
 
 
-def _predict_images(sources: Sequence[Source], tailor: HandTailor, options: Options) -> int:
-    failures = 0
-    pictures: list[Picture] = []
-    captions: list[str] = []
+def _predict_images(sources: Sequence[Source], tailor: HandTailor, options: Options, files: results.HandFiles) -> int:
+    """Write the hands of images; return the number of images that were skipped."""
+    skipped = 0
     with tqdm(total=len(sources), desc="predict", unit="image", disable=len(sources) == 1) as progress:
         for first in range(0, len(sources), options.batch):
             batch: list[tuple[Source, Picture]] = []
             for source in sources[first : first + options.batch]:
                 assert isinstance(source.path, Path)
-                with _reporting(source) as report:
-                    photograph = read_picture(source.path)
-                    # Checked here, so that one picture that a box misses does not take its neighbours down.
-                    tailor.check(photograph, options.camera_of(source), options.box, options.side_of(source))
-                    batch.append((source, photograph))
-                failures += report()
-            # A batch of another size would be another program to compile: the last one is filled up.
-            filled = batch + (batch[-1:] * (options.batch - len(batch)) if batch else [])
-            found = tailor.batch(
-                [photograph for _, photograph in filled],
-                [options.camera_of(source) for source, _ in filled],
-                [options.box] * len(filled),
-                [options.side_of(source) for source, _ in filled],
-                looks=options.looks,
-            )
-            for (source, photograph), hand in zip(batch, found, strict=False):
-                with _reporting(source) as report:
-                    picture = _write_image(source, photograph, hand, options)
-                    if picture is not None and len(pictures) < _MOST_ON_SHEET:
-                        pictures.append(picture)
-                        captions.append(_summary(source, hand))
-                    if len(sources) <= _MOST_LINES:
+                with _skipping(source) as was_skipped:
+                    image = read_picture(source.path)
+                    # Checked here, so that one image that the box misses does not stop the other images of the batch.
+                    tailor.check(image, *options.arguments(source))
+                    batch.append((source, image))
+                skipped += was_skipped()
+            for source, image, hand in _recover(batch, tailor, options):
+                with _skipping(source) as was_skipped:
+                    check_finite(hand)
+                    files.write(source.id, hand, image, _summary(source, hand))
+                    if len(sources) <= results.MOST_LINES:
                         tqdm.write(_summary(source, hand))
-                failures += report()
+                skipped += was_skipped()
             progress.update(min(options.batch, len(sources) - first))
-    if len(pictures) > 1:
-        results.write_picture(options.out / "sheet.png", results.sheet(pictures, captions))
-    return failures
+    files.write_sheet()
+    return skipped
 
 
-def _summary(source: Source, hand: HandResult) -> str:
-    before, after = hand.fitted.reprojection_before, hand.fitted.reprojection_after
+def _recover(
+    batch: Sequence[tuple[Source, Picture]], tailor: HandTailor, options: Options
+) -> list[tuple[Source, Picture, Hand]]:
+    """Recover the hands of one batch. A last batch is filled up, so that no program of another size is compiled."""
+    if not batch:
+        return []
+    filled = [*batch, *[batch[-1]] * (options.batch - len(batch))]
+    cameras, boxes, sides = zip(*(options.arguments(source) for source, _ in filled), strict=True)
+    hands = tailor.batch([image for _, image in filled], cameras, boxes, sides, looks=options.looks)
+    return [(*pair, hand) for pair, hand in zip(batch, hands, strict=False)]
+
+
+def _summary(source: Source, hand: Hand) -> str:
+    before, after = hand.reprojection_before, hand.reprojection_after
     return f"{source.id}: {before:.1f} > {after:.1f} px from the keypoints, confidence {hand.confidence.mean():.2f}"
 
 
-def _write_image(source: Source, photograph: Picture, hand: HandResult, options: Options) -> Picture | None:
-    if not np.isfinite(hand.fitted.vertices).all():
-        raise InputError("the network's output is not finite: its weights do not fit this picture or hand model")
-    results.write_json(options.out / f"{source.id}.json", to_json(hand))
-    if options.mesh is not None:
-        results.write_mesh(options.out / f"{source.id}.{options.mesh}", hand.fitted)
-    if not options.overlay:
-        return None
-    picture = results.overlay(hand.fitted, photograph, hand.keypoints_2d, hand.confidence)
-    results.write_picture(options.out / f"{source.id}_overlay.png", picture)
-    return picture
-
-
-def _predict_film(source: Source, tailor: HandTailor, options: Options) -> None:
-    """Writes <id>.jsonl, a line a frame, and <id>_overlay.mp4; with --mesh glb also the moving mesh."""
+def _predict_video(source: Source, tailor: HandTailor, options: Options) -> None:
+    """Write <id>.jsonl with a line for each frame, and <id>_overlay.mp4; with --mesh glb also the moving mesh."""
     out = options.out
     meshes: list[np.ndarray | None] = []
     times: list[float] = []
     faces = np.zeros((0, 3), np.int32)
+    seen = undecoded = 0
+    last: Picture | None = None
     with contextlib.ExitStack() as stack:
-        film = stack.enter_context(Film(source.path))
-        video = HandVideo(tailor, film.rate or 30.0, options.camera, options.box, options.side)
+        video = stack.enter_context(Video(source.path))
+        follow = HandVideo(tailor, video.rate or 30.0, *options.arguments(source))
         write_line = stack.enter_context(json_lines(out / f"{source.id}.jsonl"))
         write_frame: Any = None
         if options.overlay:
-            write_frame = stack.enter_context(video_writer(out / f"{source.id}_overlay.mp4", film.rate or 30.0))
-        frames = stack.enter_context(contextlib.closing(tqdm(film, desc=source.id, unit="frame", total=film.count)))
-        seen = broken = 0
-        last: Picture | None = None
-        try:
-            for frame in frames:
-                hand = None if frame.picture is None else video(frame.picture, frame.time)
-                broken += frame.picture is None
-                seen += hand is not None
-                content = {} if hand is None else to_json(hand)
-                write_line({"frame": frame.index, "time": round(frame.time, 6), "found": hand is not None, **content})
-                if options.mesh is not None:
-                    meshes.append(None if hand is None else results.metric_vertices(hand.fitted))
-                    times.append(frame.time)
-                    faces = faces if hand is None else hand.fitted.faces
-                if write_frame is not None:
-                    # An undecodable frame repeats the one before, so that the overlay keeps the film's time.
-                    last = last if frame.picture is None else draw(frame.picture, hand)
-                    if last is not None:
-                        write_frame(last)
-        except KeyboardInterrupt:
-            if isinstance(source.path, Path):
-                raise
-            # That is how a webcam's recording ends.
+            write_frame = stack.enter_context(video_writer(out / f"{source.id}_overlay.mp4", video.rate or 30.0))
+        frames = stack.enter_context(contextlib.closing(tqdm(video, desc=source.id, unit="frame", total=video.count)))
+        # A webcam's recording ends with Ctrl-C.
+        stack.enter_context(contextlib.suppress(*(() if isinstance(source.path, Path) else (KeyboardInterrupt,))))
+        for frame in frames:
+            hand = None if frame.image is None else follow(frame.image, frame.time)
+            undecoded += frame.image is None
+            seen += hand is not None
+            content = {} if hand is None else results.to_json(hand)
+            write_line({"frame": frame.index, "time": round(frame.time, 6), "found": hand is not None, **content})
+            if options.mesh is not None:
+                meshes.append(None if hand is None else results.metric_vertices(hand))
+                times.append(frame.time)
+                faces = faces if hand is None else hand.faces
+            # A frame that cannot be decoded repeats the one before, so that the overlay keeps the video's time.
+            if write_frame is not None:
+                last = last if frame.image is None else _draw(frame.image, hand)
+                if last is not None:
+                    write_frame(last)
     if options.mesh is not None and faces.size:
         write_animation(out / f"{source.id}.glb", meshes, faces, times)
-    note = f", {broken} frames could not be decoded" if broken else ""
-    tqdm.write(f"{source.id}: hand found in {seen} of {video.frames} frames{note}")
+    note = f", {undecoded} frames could not be decoded" if undecoded else ""
+    tqdm.write(f"{source.id}: hand found in {seen} of {follow.frames} frames{note}")
 
 
-def draw(picture: Picture, hand: HandResult | None) -> Picture:
-    """A frame with the mesh over it and the keypoints the hand module saw."""
+def _draw(image: Picture, hand: Hand | None) -> Picture:
+    """Return a frame with the mesh over it and the detected keypoints."""
     if hand is None:
-        return picture
-    fit = hand.fitted
-    height, width = picture.shape[:2]
-    drawn = render_mesh(fit.vertices, fit.faces, fit.camera, height, width, background=picture, opacity=0.75)
-    return draw_skeleton(drawn, hand.keypoints_2d, confidence=hand.confidence, hollow=True)
+        return image
+    height, width = image.shape[:2]
+    drawn = render_mesh(hand.vertices, hand.faces, hand.camera, height, width, background=image, opacity=0.75)
+    return draw_skeleton(drawn, hand.detected_keypoints_2d, confidence=hand.confidence, hollow=True)

@@ -1,123 +1,135 @@
-"""What `handtailor fit` writes: JSON, mesh and overlay of a fitted hand. Files appear complete or not at all."""
+"""Write results: JSON, mesh and overlay of a hand. Files appear complete or not at all."""
 
+import contextlib
 import json
-import os
+import secrets
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.fit import HandFit
-from handtailor_jax.images import opencv
+from handtailor_jax.images import Picture, opencv
+from handtailor_jax.types import Hand
+
+MOST_LINES = 20
+"""Largest number of inputs of which a command reports each one in a line."""
+_MOST_ON_SHEET = 40
+_SHEET_WIDTH = 3200
 
 
-def to_json(fit: HandFit) -> dict[str, Any]:
-    """The result as plain numbers; README describes the fields."""
-    camera: Any = None
-    if fit.perspective:
-        k = np.asarray(fit.camera.matrix, float)
-        camera = {"fx": k[0, 0], "fy": k[1, 1], "cx": k[0, 2], "cy": k[1, 2]}
-        if k[0, 1] != 0.0 or k[1, 0] != 0.0:  # skewed or rotated pixels need the whole matrix
-            camera = k.tolist()
+def to_json(hand: Hand) -> dict[str, Any]:
+    """Return a hand as plain numbers; docs/cli.md lists the fields."""
     content: dict[str, Any] = {
-        "side": fit.side,
-        "projection": "perspective" if fit.perspective else "weak_perspective",
-        "camera": camera,
-        "convention": fit.convention,
-        "keypoints_2d": _numbers(fit.keypoints_2d, 3),
-        "joints": _numbers(fit.joints),
-        "landmarks": _numbers(fit.landmarks),
-        "pose": _numbers(fit.parameters.pose),
-        "betas": _numbers(fit.parameters.betas),
-        "scale": _numbers(fit.parameters.scale),
-        "translation": _numbers(fit.parameters.translation),
-        "reprojection_error_before": round(fit.reprojection_before, 4),
-        "reprojection_error_after": round(fit.reprojection_after, 4),
+        "side": hand.side,
+        "projection": "perspective" if hand.perspective else "weak_perspective",
+        "camera": _camera(hand),
+        "convention": hand.convention,
+        "keypoints_2d": _numbers(hand.keypoints_2d, 3),
+        "joints": _numbers(hand.joints),
+        "landmarks": _numbers(hand.landmarks),
+        **_parameters(hand),
+        "reprojection_error_before": round(float(hand.reprojection_before), 4),
+        "reprojection_error_after": round(float(hand.reprojection_after), 4),
         "runner_up": None,
     }
-    if fit.runner_up is not None:
-        second = fit.runner_up
+    if hand.runner_up is not None and hand.energy_gap is not None:
         content["runner_up"] = {
-            "energy_gap": round(second.energy_gap, 4),
-            "joints": _numbers(second.joints),
-            "pose": _numbers(second.parameters.pose),
-            "betas": _numbers(second.parameters.betas),
-            "scale": _numbers(second.parameters.scale),
-            "translation": _numbers(second.parameters.translation),
+            "energy_gap": round(float(hand.energy_gap), 4),
+            "joints": _numbers(hand.runner_up.joints),
+            **_parameters(hand.runner_up),
         }
+    if hand.box is not None and hand.proposed is not None:
+        content["box"] = _numbers(hand.box, 3)
+        content["detected_keypoints_2d"] = _numbers(hand.detected_keypoints_2d, 3)
+        content["confidence"] = _numbers(hand.confidence, 4)
+        content["proposed"] = to_json(hand.proposed)
     return content
 
 
+def _camera(hand: Hand) -> Any:
+    if not hand.perspective:
+        return None
+    (fx, skew), (shear, fy) = np.asarray(hand.camera.linear, float).tolist()
+    cx, cy = np.asarray(hand.camera.center, float).tolist()
+    if skew == shear == 0.0:
+        return {"fx": fx, "fy": fy, "cx": cx, "cy": cy}
+    return [[fx, skew, cx], [shear, fy, cy], [0.0, 0.0, 1.0]]  # four numbers cannot hold skewed or rotated pixels
+
+
+def _parameters(hand: Hand) -> dict[str, Any]:
+    return {name: _numbers(getattr(hand.parameters, name)) for name in ("pose", "betas", "scale", "translation")}
+
+
+def _numbers(values: Any, digits: int = 6) -> Any:
+    return np.round(np.asarray(values, np.float64), digits).tolist()
+
+
+def metric_vertices(hand: Hand) -> np.ndarray:
+    """Return the vertices (V, 3) in metres: in the camera frame with intrinsics, relative to the middle MCP without."""
+    vertices = np.asarray(hand.vertices, np.float64)
+    if hand.perspective:
+        return vertices
+    return (vertices - np.asarray(hand.parameters.translation)) / np.asarray(hand.parameters.scale)
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON under a temporary name, then renames it."""
+    """Write a value as a JSON file."""
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8"))
 
 
-def write_mesh(path: Path, fit: HandFit) -> None:
-    """Writes the mesh; the format is that of the suffix (.obj, .ply, .glb).
+def write_mesh(path: Path, hand: Hand) -> None:
+    """Write the mesh of a hand in metres; the suffix of the path (.obj, .ply, .glb) chooses the format.
 
-    Units are metres: in the camera frame with intrinsics, relative to the middle MCP without. OBJ and PLY keep the
-    camera's axes (y down, z forward); GLB is turned into glTF's (y up, z toward the viewer).
+    The frame is the camera frame with intrinsics, and relative to the middle MCP without. OBJ and PLY keep the camera's
+    axes (y down, z forward); GLB has the axes of glTF (y up, z toward the viewer).
     """
     trimesh = mesh_library()
-    vertices = metric_vertices(fit)
+    vertices = metric_vertices(hand)
     if path.suffix == ".glb":
         vertices = vertices * [1.0, -1.0, -1.0]
-    mesh = trimesh.Trimesh(vertices, fit.faces, process=False)
+    mesh = trimesh.Trimesh(vertices, hand.faces, process=False)
     write_atomically(path, lambda temporary: mesh.export(temporary, file_type=path.suffix[1:]))
 
 
-def metric_vertices(fit: HandFit) -> np.ndarray:
-    """(V, 3) metres, camera axes: in the camera frame with intrinsics, relative to the middle MCP without."""
-    vertices = np.asarray(fit.vertices, np.float64)
-    if fit.perspective:
-        return vertices
-    return (vertices - np.asarray(fit.parameters.translation)) / np.asarray(fit.parameters.scale)
+def write_image(path: Path, image: Picture) -> None:
+    """Write a uint8 RGB image; the suffix of the path chooses the format."""
+    done, data = opencv().imencode(path.suffix, image[..., ::-1])
+    if not done:
+        raise InputError(f"{path}: the image cannot be encoded: choose the suffix .png or .jpg")
+    write_atomically(path, lambda temporary: temporary.write_bytes(data.tobytes()))
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Writes a uint8 RGB picture."""
-    cv2 = opencv()
-
-    def write(temporary: Path) -> None:
-        done, data = cv2.imencode(path.suffix, picture[..., ::-1])
-        if not done:
-            raise OSError(f"{path}: the picture could not be encoded")
-        temporary.write_bytes(data.tobytes())
-
-    write_atomically(path, write)
-
-
-def overlay(fit: HandFit, photograph: np.ndarray | None, keypoints_2d: Any, confidence: Any) -> np.ndarray:
-    """Photograph with the observed keypoints, the mesh over it, and the mesh from a second view, uint8 RGB."""
+def overlay(hand: Hand, image: Picture | None) -> Picture:
+    """Return the image with the detected keypoints, the mesh over it, and the mesh from the side, uint8 RGB."""
     from handtailor_jax.render.overlay import overlay_figure
 
-    seen = np.where((np.asarray(confidence) > 0)[:, None], keypoints_2d, np.nan)
-    return overlay_figure(photograph, fit.vertices, fit.faces, fit.camera, seen, fit.keypoints_2d)
+    detected = np.where((np.asarray(hand.confidence) > 0)[:, None], hand.detected_keypoints_2d, np.nan)
+    return overlay_figure(image, hand.vertices, hand.faces, hand.camera, detected, hand.keypoints_2d)
 
 
-def sheet(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
-    """Overlays in a grid, reduced so that the sheet can be looked at as one picture."""
+def sheet(images: Sequence[Picture], captions: Sequence[str]) -> Picture:
+    """Return a grid of overlays with captions, reduced to at most 3,200 pixels in width."""
     from handtailor_jax.render.overlay import contact_sheet
 
     cv2 = opencv()
-    grid = contact_sheet(pictures, 2 if len(pictures) <= 8 else 4, captions)
+    grid = contact_sheet(images, 2 if len(images) <= 8 else 4, captions)
     zoom = min(1.0, _SHEET_WIDTH / grid.shape[1])
     return cv2.resize(grid, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
 
 
 def prepare_folder(folder: Path, names: Iterable[str] = ()) -> None:
-    """Makes the output folder and sees that files can be written there.
+    """Create an output folder and check that files can be written there.
 
     Args:
-        folder: made with its parents if it does not exist.
-        names: of the files to come; a folder of such a name is in their way.
+        folder: Output folder; it is created with its parents if it does not exist.
+        names: Names of the files that will be written.
 
     Raises:
-        InputError: if they cannot.
+        InputError: If the folder cannot be written to, or a folder has one of the names.
     """
     for name in names:
         if (folder / name).is_dir():
@@ -130,34 +142,98 @@ def prepare_folder(folder: Path, names: Iterable[str] = ()) -> None:
         raise InputError(f"{folder}: cannot be written to ({error.strerror}): choose another --out") from None
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary path beside `path` and renames the result, so no half-written file is ever seen.
+class HandFiles:
+    """Files of several hands in one folder: <id>.json, <id>.<mesh>, <id>_overlay.png, and sheet.png of all overlays."""
+
+    def __init__(self, folder: Path, mesh: str | None, overlay: bool) -> None:
+        """Check that the formats can be written.
+
+        Args:
+            folder: Output folder.
+            mesh: Format of the meshes: obj, ply or glb; None writes no meshes.
+            overlay: Whether overlays are written.
+        """
+        self._folder, self._mesh, self._overlay = folder, mesh, overlay
+        self._overlays: list[Picture] = []
+        self._captions: list[str] = []
+        if mesh is not None:
+            mesh_library()
+        if overlay:
+            opencv()
+
+    def prepare(self, ids: Iterable[str], others: Iterable[str] = ()) -> None:
+        """Create the folder for hands of the given ids, and for other files; see `prepare_folder`."""
+        endings = [".json"]
+        endings += [] if self._mesh is None else [f".{self._mesh}"]
+        endings += ["_overlay.png"] if self._overlay else []
+        names = [f"{id}{ending}" for id in ids for ending in endings]
+        prepare_folder(self._folder, [*names, *others, *(["sheet.png"] if self._overlay else [])])
+
+    def write(self, id: str, hand: Hand, image: Picture | None, caption: str) -> None:
+        """Write the files of one hand; the caption is for the sheet."""
+        write_json(self._folder / f"{id}.json", to_json(hand))
+        if self._mesh is not None:
+            write_mesh(self._folder / f"{id}.{self._mesh}", hand)
+        if self._overlay:
+            drawn = overlay(hand, image)
+            write_image(self._folder / f"{id}_overlay.png", drawn)
+            if len(self._overlays) < _MOST_ON_SHEET:
+                self._overlays.append(drawn)
+                self._captions.append(caption)
+
+    def write_sheet(self) -> None:
+        """Write the sheet if there are several overlays."""
+        if len(self._overlays) > 1:
+            write_image(self._folder / "sheet.png", sheet(self._overlays, self._captions))
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` at the end, or remove it after an error.
+
+    The caller writes a file or a folder there, or nothing. The temporary name is random, because process numbers repeat
+    in containers. It keeps the suffix, because writers choose the format by it.
 
     Raises:
-        InputError: if the disk refuses.
+        InputError: If the file cannot be renamed.
     """
-    # The suffix stays, since writers choose their format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
-        write(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+        yield temporary
+        if temporary.exists():
+            try:
+                temporary.replace(path)
+            except OSError as error:
+                raise unwritable(path, error) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` with a temporary path and rename the result to `path`; see `appearing`.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    with appearing(path) as temporary:
+        try:
+            write(temporary)
+        except OSError as error:
+            raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """Return the error for a file that the operating system does not let us write."""
+    return InputError(f"{path}: cannot be written ({error.strerror or error}): choose another folder")
 
 
 def mesh_library() -> Any:
-    """trimesh, or one clear line."""
+    """Import trimesh, or raise an InputError that names the remedy."""
     try:
         import trimesh
     except ImportError as error:
         raise InputError(f"meshes cannot be written ({error}): pip install trimesh") from None
     return trimesh
-
-
-def _numbers(values: Any, digits: int = 6) -> Any:
-    return np.round(np.asarray(values, np.float64), digits).tolist()
-
-
-_SHEET_WIDTH = 3200

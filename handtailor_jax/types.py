@@ -9,11 +9,15 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 T = TypeVar("T")
 
 Side = Literal["right", "left"]
+
+Numbers = Any
+"""A JAX array inside the graph, a NumPy array on the host."""
 
 
 def static(**kwargs: Any) -> Any:
@@ -48,12 +52,12 @@ class Camera:
     d = 1 (weak perspective, Eq. 3).
     """
 
-    linear: Float[Array, "*batch 2 2"]
+    linear: Float[Numbers, "*batch 2 2"]
     """Upper left block of the intrinsic matrix, pixels (perspective) or pixels per unit of length (weak). Diagonal
     unless the image was rotated: a rotation carries fx != fy over exactly."""
-    center: Float[Array, "*batch 2"]
+    center: Float[Numbers, "*batch 2"]
     """Principal point (perspective) or translation t (weak perspective), pixels."""
-    perspectivity: Float[Array, "*batch"]
+    perspectivity: Float[Numbers, "*batch"]
     """1 for perspective, 0 for weak perspective."""
 
     @classmethod
@@ -162,13 +166,13 @@ class HandParameters:
     the middle MCP (keypoint 9) of the posed model.
     """
 
-    pose: Float[Array, "*batch 16 3"]
+    pose: Float[Numbers, "*batch 16 3"]
     """Axis-angle rotations in MANO's joint order, radians, relative to the flat rest pose; row 0 is the global one."""
-    betas: Float[Array, "*batch 10"]
+    betas: Float[Numbers, "*batch 10"]
     """Shape coefficients in standard deviations."""
-    scale: Float[Array, "*batch"]
+    scale: Float[Numbers, "*batch"]
     """Camera-frame units per model metre: about 1 (perspective), pixels per metre (weak perspective)."""
-    translation: Float[Array, "*batch 3"]
+    translation: Float[Numbers, "*batch 3"]
     """Position of the root joint in the camera frame: metres (perspective), pixels (weak perspective)."""
 
 
@@ -182,3 +186,95 @@ class HandMesh:
     """Triangles with outward normals, vertex indices."""
     keypoints: Float[Array, "*batch 21 3"]
     """The 21 keypoints in canonical order; same frame and unit as the vertices."""
+
+
+@pytree
+class Hand:
+    """A fitted hand, whether from keypoints, an image or a video.
+
+    The graph computes it as JAX arrays, with a leading batch axis; on the host it is one hand of NumPy arrays. Pixels
+    are pixels of the image. Camera-frame lengths are metres with intrinsics and pixels without.
+    """
+
+    left: Bool[Numbers, "*batch"]
+    """Whether the hand is a left one; `side` is the same in words."""
+    camera: Camera
+    """Camera of the image; the weak-perspective camera of pixels where no intrinsics are known."""
+    parameters: HandParameters
+    """Pose, shape and placement of the hand model of this side."""
+    vertices: Float[Numbers, "*batch vertices 3"]
+    """Mesh vertices in the camera frame."""
+    faces: Int[Numbers, "*batch faces 3"]
+    """Triangles with outward normals, vertex indices."""
+    joints: Float[Numbers, "*batch 21 3"]
+    """Keypoints of the hand model in metres: camera frame with intrinsics, relative to the middle MCP without."""
+    landmarks: Float[Numbers, "*batch 21 3"]
+    """Keypoints in the convention of the detected ones; frame and unit of `joints`."""
+    keypoints_2d: Float[Numbers, "*batch 21 2"]
+    """Reprojected landmarks (u, v), pixels."""
+    detected_keypoints_2d: Float[Numbers, "*batch 21 2"]
+    """Keypoints (u, v) that the hand is fitted to, pixels: given, or detected by the hand module."""
+    confidence: Float[Numbers, "*batch 21"]
+    """Confidence of each detected keypoint, 0 to 1."""
+    reprojection_before: Float[Numbers, "*batch"]
+    """Mean distance of the start's landmarks from the detected keypoints of non-zero confidence, pixels."""
+    reprojection_after: Float[Numbers, "*batch"]
+    """Mean distance of the fitted hand's landmarks from the same keypoints, pixels."""
+    box: Float[Numbers, "*batch 4"] | None = None
+    """Square (x, y, w, h) of the image that the hand module saw, pixels; it may reach outside of the image. None where
+    keypoints were given."""
+    proposed: "Hand | None" = None
+    """The hand module's own hand, before the tailor; None where keypoints were given."""
+    runner_up: "Hand | None" = None
+    """The next best hand that is clearly different; None on the host if there is none or a pose was proposed."""
+    energy_gap: Float[Numbers, "*batch"] | None = None
+    """Energy of the runner-up minus energy of this hand, in half squared standard deviations: below about 3 both are
+    plausible. None without a runner-up."""
+    convention: str = static(default="mano")
+    """Landmark convention of the detected keypoints."""
+
+    @property
+    def side(self) -> Side:
+        """Side of the hand, on the host."""
+        return "left" if self.left else "right"
+
+    @property
+    def perspective(self) -> bool:
+        """Whether intrinsics were known, on the host."""
+        return bool(self.camera.perspectivity > 0.5)
+
+
+@pytree
+class View:
+    """One hand's crop, and the camera and side of the hand in the original image: the input of the graph."""
+
+    crop: UInt8[Numbers, "*batch size size 3"]
+    """RGB crop."""
+    to_crop: Float[Numbers, "*batch 2 3"]
+    """Affine map from pixels of the image to pixels of the crop."""
+    box: Float[Numbers, "*batch 4"]
+    """Square (x, y, w, h) of the image that the crop shows, pixels."""
+    camera: Camera
+    """Camera of the image."""
+    left: Bool[Numbers, "*batch"]
+    """Whether the hand is a left one."""
+
+
+@pytree
+class Memory:
+    """The hand in earlier frames; the tailor starts between it and the hand module's proposal."""
+
+    pose: Float[Numbers, "*batch 16 3"]
+    """Last pose of the hand, axis-angle, radians."""
+    betas: Float[Numbers, "*batch betas"]
+    """Shape of the hand, standard deviations."""
+    pose_share: Float[Numbers, "*batch"]
+    """Position of the tailor's start between the proposed pose (0) and the last one (1)."""
+    betas_share: Float[Numbers, "*batch"]
+    """Position of the tailor's start between the proposed shape (0) and the remembered one (1)."""
+
+    @classmethod
+    def nothing(cls, batch: int, num_betas: int) -> "Memory":
+        """Return the memory of a batch of hands without earlier frames."""
+        none = np.zeros(batch, np.float32)
+        return cls(np.zeros((batch, 16, 3), np.float32), np.zeros((batch, num_betas), np.float32), none, none)

@@ -11,8 +11,8 @@ import trimesh
 from handtailor_jax import cli
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.weights import embedded_weights, load_weights, provenance, save_weights
-from handtailor_jax.pipeline import HandTailor, load_module
+from handtailor_jax.hand_module.weights import embedded_weights, load_module, load_weights, provenance, save_weights
+from handtailor_jax.pipeline import HandTailor
 
 ASSETS = importlib.resources.files("handtailor_jax") / "assets"
 
@@ -32,9 +32,9 @@ def test_they_are_small_and_say_where_they_come_from():
 
 
 def test_they_pose_the_embedded_hand_alone(hand):
-    with pytest.raises(InputError, match="know the embedded hand alone"):
+    with pytest.raises(InputError, match="fit the embedded hand only"):
         load_module(None, hand)
-    with pytest.raises(InputError, match="know the embedded hand alone"):
+    with pytest.raises(InputError, match="fit the embedded hand only"):
         HandTailor.load(None, hand)
 
 

@@ -157,13 +157,13 @@ def test_the_pipeline_is_hand_tailor(module, hand, picture, tmp_path):
     found = elsewhere(path, crop_arguments(picture, box), tmp_path)
     results = HandTailor(module, hand).batch([picture] * 2, [K, None], [box] * 2)
     for i, result in enumerate(results):
-        fit, tolerance = result.fitted, 1e-5 if i == 0 else 0.05  # metres; pixels
-        np.testing.assert_allclose(found["keypoints_2d"][i], result.keypoints_2d, atol=1e-2)
+        tolerance = 1e-5 if i == 0 else 0.05  # metres; pixels
+        np.testing.assert_allclose(found["keypoints_2d"][i], result.detected_keypoints_2d, atol=1e-2)
         np.testing.assert_allclose(found["confidence"][i], result.confidence, atol=1e-4)
-        np.testing.assert_allclose(found["pose"][i], fit.parameters.pose, atol=2e-3)
-        np.testing.assert_allclose(found["betas"][i], fit.parameters.betas, atol=2e-3)
-        np.testing.assert_allclose(found["vertices"][i], fit.vertices, rtol=1e-3, atol=20 * tolerance)
-        np.testing.assert_allclose(found["translation"][i], fit.parameters.translation, rtol=1e-3, atol=tolerance)
+        np.testing.assert_allclose(found["pose"][i], result.parameters.pose, atol=2e-3)
+        np.testing.assert_allclose(found["betas"][i], result.parameters.betas, atol=2e-3)
+        np.testing.assert_allclose(found["vertices"][i], result.vertices, rtol=1e-3, atol=20 * tolerance)
+        np.testing.assert_allclose(found["translation"][i], result.parameters.translation, rtol=1e-3, atol=tolerance)
     description = json.loads(path.with_name(path.name + ".json").read_text())
     assert [(entry["name"], entry["dtype"]) for entry in description["inputs"]] == [
         ("crops", "uint8"),

@@ -17,13 +17,15 @@ RANKS = (
     {"geometry"},
     {"mano", "images"},
     {"render", "detections"},
+    {"results"},
     {"hand_module", "detector", "tailor"},
     {"fit", "pipeline"},
-    {"video", "results"},
+    {"video"},
     {"data"},
     {"synthetic"},
     {"training", "evaluation"},
     {"export", "predict"},
+    {"commands"},
     {"cli", "__main__"},
 )
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}

@@ -10,10 +10,9 @@ import pytest
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation import predictions
 from handtailor_jax.evaluation.photographs import PhotographBenchmark, measure, read_photographs, run
-from handtailor_jax.fit import HandFit
 from handtailor_jax.geometry.mirror import mirror_pose
 from handtailor_jax.skeleton import KEYPOINTS, MANO_JOINTS
-from handtailor_jax.types import Camera, HandParameters
+from handtailor_jax.types import Camera, Hand, HandParameters
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +105,8 @@ def test_measures(made_up, hand):
         # Another size, place and view are no errors; a finger that points the other way in depth is.
         turn = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]], np.float32)
         shift = np.array([0.01 * np.ptp(given, axis=0).max(), 0.0], np.float32)
-        fit = HandFit(
-            side=photograph.detection.side,
+        fit = Hand(
+            left=np.asarray(left),
             camera=Camera.weak_perspective(),
             convention="mediapipe",
             parameters=HandParameters(mirror_pose(pose) if left else pose, jnp.zeros(10), jnp.ones(()), jnp.zeros(3)),
@@ -116,9 +115,10 @@ def test_measures(made_up, hand):
             joints=truth,
             landmarks=np.asarray(2.0 * truth @ turn.T + 1.0, np.float32),
             keypoints_2d=given + shift,
-            reprojection_before=0.0,
-            reprojection_after=0.0,
-            runner_up=None,
+            detected_keypoints_2d=given,
+            confidence=np.ones(21, np.float32),
+            reprojection_before=np.zeros(()),
+            reprojection_after=np.zeros(()),
         )
         (errors,) = measure([photograph], [fit], hand)
         assert errors.reprojection_percent == pytest.approx(1.0, abs=1e-3)

@@ -15,10 +15,11 @@ from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_fro
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.mano.loading import embedded_hand
-from handtailor_jax.pipeline import HandTailor, HandVideo, Memory, VideoConfig, recover
+from handtailor_jax.pipeline import HandTailor, recover
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
 from handtailor_jax.tailor.presets import TailorConfig
-from handtailor_jax.types import Camera, HandEstimate, HandParameters
+from handtailor_jax.types import Camera, HandEstimate, HandParameters, Memory
+from handtailor_jax.video.track import HandVideo, VideoConfig
 
 SIZE = 256
 K = np.asarray([[620.0, 0.0, 310.0], [0.0, 600.0, 250.0], [0.0, 0.0, 1.0]], np.float32)
@@ -129,9 +130,9 @@ def test_any_crop_and_any_size_of_a_picture_give_the_same_hand(reader, scene):
     doubled[:2, 2] += 0.5  # pixel (0, 0) becomes four, around (0.5, 0.5)
     results.append(reader(double, doubled, (240, 80, 760, 800)))
     for result in results:
-        assert millimetres(result.fitted.joints, joints) < 3.0
-        assert result.fitted.reprojection_after < 1.0
-        assert result.fitted.perspective
+        assert millimetres(result.joints, joints) < 3.0
+        assert result.reprojection_after < 1.0
+        assert result.perspective
 
 
 def paint_inside(scene, box):
@@ -146,17 +147,17 @@ def test_a_second_look_is_at_the_square_around_what_was_found(reader, scene):
     box = (40, -10, 500, 480)
     once, twice = reader(picture, K, box), reader(picture, K, box, looks=2)
     x, y, side, _ = twice.box
-    low, high = once.keypoints_2d.min(axis=0), once.keypoints_2d.max(axis=0)
+    low, high = once.detected_keypoints_2d.min(axis=0), once.detected_keypoints_2d.max(axis=0)
     # Crops are of whole pixels.
     assert side == pytest.approx(1.45 * (high - low).max(), abs=1.0)
     np.testing.assert_allclose([x + 0.5 * side, y + 0.5 * side], 0.5 * (low + high) + 0.5, atol=1.0)
     assert side < once.box[2]
     # It comes out the same, as it should whatever the box.
-    assert millimetres(twice.fitted.joints, joints) < 3.0
+    assert millimetres(twice.joints, joints) < 3.0
     # Nothing was painted: there is nothing to look at more closely.
     empty = np.full_like(picture, 255)
     assert reader(empty, K, box, looks=2).box == reader(empty, K, box).box
-    with pytest.raises(InputError, match="looks has to be at least 1"):
+    with pytest.raises(InputError, match="looks is 0: give at least 1"):
         reader(picture, K, box, looks=0)
 
 
@@ -165,9 +166,9 @@ def test_keypoints_are_the_pictures(reader, scene):
     expected = np.asarray(project(Camera.from_matrix(K), jnp.asarray(joints)))
     for camera in (None, K):
         result = reader(picture, camera, (120, 40, 380, 400))
-        np.testing.assert_allclose(result.keypoints_2d, expected, atol=0.6)
+        np.testing.assert_allclose(result.detected_keypoints_2d, expected, atol=0.6)
         # Weak perspective is wrong by what perspective does to a hand half a metre away.
-        np.testing.assert_allclose(result.fitted.keypoints_2d, expected, atol=8.0 if camera is None else 1.0)
+        np.testing.assert_allclose(result.keypoints_2d, expected, atol=8.0 if camera is None else 1.0)
         assert result.confidence.min() > 0.2
 
 
@@ -178,11 +179,11 @@ def test_with_and_without_intrinsics(hand):
     picture = paint(project(Camera.from_matrix(far), camera_keypoints(hand, truth)))
     reader, box = HandTailor(Reader(hand, truth), hand), (120, 40, 380, 400)
     known, unknown = reader(picture, far, box), reader(picture, None, box)
-    assert not unknown.fitted.perspective
-    relative = known.fitted.joints - known.fitted.joints[9]
-    np.testing.assert_allclose(unknown.fitted.joints[9], 0.0, atol=1e-6)
-    assert millimetres(relative, unknown.fitted.joints) < 4.0
-    turn = [matrix_from_axis_angle(jnp.asarray(r.fitted.parameters.pose)) for r in (known, unknown)]
+    assert not unknown.perspective
+    relative = known.joints - known.joints[9]
+    np.testing.assert_allclose(unknown.joints[9], 0.0, atol=1e-6)
+    assert millimetres(relative, unknown.joints) < 4.0
+    turn = [matrix_from_axis_angle(jnp.asarray(r.parameters.pose)) for r in (known, unknown)]
     between = axis_angle_from_matrix(jnp.einsum("jab,jac->jbc", *turn))
     assert np.degrees(np.linalg.norm(between, axis=-1)).max() < 4.0
 
@@ -193,15 +194,15 @@ def test_left_hands_are_right_hands_in_a_mirror(reader, scene, camera):
     right = reader(picture, camera, box)
     mirrored = None if camera is None else np.asarray([[620.0, 0, 639 - 310.0], [0, 600, 250], [0, 0, 1]], np.float32)
     left = reader(np.ascontiguousarray(picture[:, ::-1]), mirrored, (640 - 500, 40, 380, 400), "left")
-    np.testing.assert_allclose(left.keypoints_2d, right.keypoints_2d * [-1, 1] + [639, 0], atol=1e-3)
+    np.testing.assert_allclose(left.detected_keypoints_2d, right.detected_keypoints_2d * [-1, 1] + [639, 0], atol=1e-3)
     # Without intrinsics joints are relative to the root, so the mirror needs no shift.
-    np.testing.assert_allclose(left.fitted.joints, right.fitted.joints * [-1, 1, 1], atol=2e-5)
-    np.testing.assert_allclose(left.fitted.keypoints_2d, right.fitted.keypoints_2d * [-1, 1] + [639, 0], atol=2e-2)
+    np.testing.assert_allclose(left.joints, right.joints * [-1, 1, 1], atol=2e-5)
+    np.testing.assert_allclose(left.keypoints_2d, right.keypoints_2d * [-1, 1] + [639, 0], atol=2e-2)
     # Parameters are those of a left hand model: posing it gives the mesh.
     model = embedded_hand().mirrored()
-    mesh = camera_mesh(model, left.fitted.parameters)
-    np.testing.assert_allclose(left.fitted.vertices, mesh.vertices, atol=1e-4 if camera is not None else 5e-2)
-    np.testing.assert_array_equal(left.fitted.faces, model.faces)
+    mesh = camera_mesh(model, left.parameters)
+    np.testing.assert_allclose(left.vertices, mesh.vertices, atol=1e-4 if camera is not None else 5e-2)
+    np.testing.assert_array_equal(left.faces, model.faces)
 
 
 def test_a_batch_is_its_pictures(reader, scene):
@@ -210,8 +211,8 @@ def test_a_batch_is_its_pictures(reader, scene):
     together = reader.batch([picture] * 2, [None, K], boxes)
     for found, camera, box in zip(together, (None, K), boxes, strict=True):
         alone = reader(picture, camera, box)
-        np.testing.assert_allclose(found.keypoints_2d, alone.keypoints_2d, atol=1e-3)
-        np.testing.assert_allclose(found.fitted.joints, alone.fitted.joints, atol=2e-5)
+        np.testing.assert_allclose(found.detected_keypoints_2d, alone.detected_keypoints_2d, atol=1e-3)
+        np.testing.assert_allclose(found.joints, alone.joints, atol=2e-5)
         assert found.box == alone.box
     assert reader.batch([]) == []
 
@@ -219,9 +220,9 @@ def test_a_batch_is_its_pictures(reader, scene):
 def test_without_the_tailor_the_proposal_is_the_result(hand, scene):
     _, joints, picture = scene
     result = HandTailor(Reader(hand, scene[0]), hand, None)(picture, K, (120, 40, 380, 400))
-    np.testing.assert_array_equal(result.fitted.vertices, result.proposed.vertices)
-    assert result.fitted.reprojection_before == result.fitted.reprojection_after
-    assert millimetres(result.fitted.joints - result.fitted.joints[9], joints - joints[9]) < 0.1
+    np.testing.assert_array_equal(result.vertices, result.proposed.vertices)
+    assert result.reprojection_before == result.reprojection_after
+    assert millimetres(result.joints - result.joints[9], joints - joints[9]) < 0.1
 
 
 def test_the_hand_is_found_without_a_box(reader, scene):
@@ -230,14 +231,14 @@ def test_the_hand_is_found_without_a_box(reader, scene):
     picture = paint(project(Camera.from_matrix(moved), jnp.asarray(joints)), 480, 900)
     box = reader.locate(picture)
     assert box[2] < 640
-    assert millimetres(reader(picture, moved).fitted.joints, joints) < 3.0
+    assert millimetres(reader(picture, moved).joints, joints) < 3.0
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"camera": np.eye(2)}, r"\(3, 3\)"),
-        ({"camera": -np.eye(3)}, "positive focal"),
+        ({"camera": np.eye(2)}, "camera must be 3 x 3 numbers"),
+        ({"camera": -np.eye(3)}, "must be positive"),
         ({"box": (0, 0, 0, 1)}, "no area"),
         ({"box": (900, 0, 5, 5)}, "outside"),
         ({"image": np.zeros((3, 3, 7), np.uint8)}, "image"),
@@ -291,10 +292,8 @@ def test_gradients_from_the_mesh_reach_every_part_of_the_network(hand64):
 
     def loss(parameters):
         module = nnx.merge(graph, parameters, rest, copy=True)
-        found = recover(module, hand64, images, camera, to_crop, TailorConfig.paper())
-        fitted = jax.tree.map(lambda leaf: leaf[0], found.fitted)
-        vertices = camera_mesh(hand64, fitted).vertices
-        return jnp.sum(weights * vertices)
+        _, hands = recover(module, hand64, images, camera, to_crop, TailorConfig.paper())
+        return jnp.sum(weights * hands.vertices[0])
 
     both = jax.jit(jax.value_and_grad(loss))  # one program
     gradient = both(parameters)[1]
@@ -323,8 +322,8 @@ def test_memory_moves_only_the_tailors_start(hand, scene):
     crops = jnp.asarray(picture[None, :256, 200:456] / 255.0, jnp.float32)
     camera = jax.tree.map(lambda leaf: leaf[None], Camera.from_matrix(K))
     to_crop = jnp.asarray([[[1.0, 0.0, -200.0], [0.0, 1.0, 0.0]]])
-    bent = truth.pose.at[4, 2].add(0.8)
-    one = jnp.ones(())
+    bent = truth.pose.at[4, 2].add(0.8)[None]
+    one = jnp.ones(1)
     config = dataclasses.replace(
         TailorConfig.default(), solver=dataclasses.replace(TailorConfig.default().solver, iterations=1)
     )
@@ -333,14 +332,15 @@ def test_memory_moves_only_the_tailors_start(hand, scene):
 
     @jax.jit
     def run(memory):
-        return recover(nnx.merge(graph, state), hand, crops, camera, to_crop, config, memory)
+        return recover(nnx.merge(graph, state), hand, crops, camera, to_crop, config, memory)[1]
 
-    fresh = run(Memory.nothing(hand))
-    remembered = run(Memory(bent, truth.betas + 1.0, one, one))
-    np.testing.assert_allclose(remembered.proposed.pose, fresh.proposed.pose, atol=1e-6)
-    assert abs(remembered.fitted.pose[0, 4, 2] - bent[4, 2]) < abs(fresh.fitted.pose[0, 4, 2] - bent[4, 2])
-    half = run(Memory(bent, truth.betas, 0.0 * one, 0.0 * one))
-    np.testing.assert_allclose(half.fitted.pose, fresh.fitted.pose, atol=1e-6)
+    fresh = run(Memory.nothing(1, 10))
+    remembered = run(Memory(bent, truth.betas[None] + 1.0, one, one))
+    np.testing.assert_allclose(remembered.proposed.parameters.pose, fresh.proposed.parameters.pose, atol=1e-6)
+    apart = [abs(hands.parameters.pose[0, 4, 2] - bent[0, 4, 2]) for hands in (remembered, fresh)]
+    assert apart[0] < apart[1]
+    half = run(Memory(bent, truth.betas[None], 0.0 * one, 0.0 * one))
+    np.testing.assert_allclose(half.parameters.pose, fresh.parameters.pose, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -371,13 +371,13 @@ def test_a_film_is_followed_calmly_and_without_lag(hand, reader, scene, rng):
     video = HandVideo(reader, 30.0, K)
     found = [video(picture, i / 30.0) for i, picture in enumerate(pictures)]
     assert all(hand is not None for hand in found)
-    ours = np.stack([hand.fitted.joints for hand in found])
-    alone = np.stack([reader(p, K, hand.box).fitted.joints for p, hand in zip(pictures, found, strict=True)])
+    ours = np.stack([hand.joints for hand in found])
+    alone = np.stack([reader(p, K, hand.box).joints for p, hand in zip(pictures, found, strict=True)])
     # The path itself has a second difference, which is no jitter.
     assert jitter(alone - truth) / jitter(ours - truth) >= 3.0
     errors = [np.mean(np.square(ours[10:-3] - np.roll(truth, lag, axis=0)[10:-3])) for lag in range(5)]
     assert int(np.argmin(errors)) <= 1
-    betas = np.stack([hand.fitted.parameters.betas for hand in found])
+    betas = np.stack([hand.parameters.betas for hand in found])
     assert np.abs(np.diff(betas[60:], axis=0)).max() < 0.02  # one shape per track
 
 

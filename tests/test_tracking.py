@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from handtailor_jax.detector.scan import HandTrack, Stage, search_grid
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import square_around
 from handtailor_jax.geometry.rotations import (
@@ -17,17 +18,15 @@ from handtailor_jax.geometry.rotations import (
     quaternion_from_axis_angle,
 )
 from handtailor_jax.tailor.placement import camera_keypoints
-from handtailor_jax.tracking import (
+from handtailor_jax.types import HandParameters
+from handtailor_jax.video.smoothing import (
     HandSmoother,
-    HandTrack,
     OneEuroConfig,
     OneEuroFilter,
     SmoothingConfig,
     quaternions,
     rotation_filter,
-    search_grid,
 )
-from handtailor_jax.types import HandParameters
 
 RATE = 30.0
 FRAMES = 240
@@ -292,17 +291,17 @@ def test_the_box_trembles_less_than_the_keypoints(rng):
 )
 def test_a_hand_is_lost(points, sure):
     track, _ = look(HandTrack(640, 480), MIDDLE)
-    assert track.stage == "following"
+    assert track.stage is Stage.FOLLOWING
     track, chosen = track.after(points[None], sure[None])
     assert chosen is None
-    assert track.stage == "first"
+    assert track.stage is Stage.FIRST
 
 
 def test_a_search_takes_more_confidence_than_following():
     middling = np.full(21, 0.4)
     searching, chosen = look(HandTrack(640, 480), MIDDLE, sure=middling)
     assert chosen is None
-    assert searching.stage == "grid"
+    assert searching.stage is Stage.GRID
     followed, _ = look(HandTrack(640, 480), MIDDLE)
     followed, chosen = look(followed, MIDDLE, sure=middling)
     assert chosen == 0
@@ -316,7 +315,7 @@ def test_a_lost_hand_is_found_again_in_the_grid():
     for _ in range(3):
         stages.append(track.stage)
         track, chosen = look(track, [100.0, 400.0], zoom=0.5)
-    assert stages == ["first", "grid", "following"]
+    assert stages == [Stage.FIRST, Stage.GRID, Stage.FOLLOWING]
     assert chosen == 0
     # Out of sight: the search goes round and ends where it began, in any frame.
     stages = []
@@ -324,11 +323,11 @@ def test_a_lost_hand_is_found_again_in_the_grid():
         stages.append(track.stage)
         track, chosen = look(track, [5000.0, 0.0])
         assert chosen is None
-    assert stages == ["following", "first", "grid", "first", "grid"]
+    assert stages == [Stage.FOLLOWING, Stage.FIRST, Stage.GRID, Stage.FIRST, Stage.GRID]
 
 
 def test_the_most_confident_box_is_taken():
-    track = dataclasses.replace(HandTrack(640, 480), searched_first=True)
+    track = HandTrack(640, 480, stage=Stage.GRID)
     boxes = track.candidates()
     sure = np.full((len(boxes), 21), 0.6)
     sure[7] = 0.8
@@ -355,7 +354,7 @@ def test_the_grid_covers_the_picture_with_overlap(width, height):
 
 
 def test_what_the_caller_gets_wrong():
-    with pytest.raises(ValueError, match="1 boxes were to be looked into, not 2"):
+    with pytest.raises(ValueError, match="keypoints of 2 squares were given, expected 1"):
         HandTrack(640, 480).after(np.stack([HAND, HAND]), np.stack([SURE, SURE]))
     with pytest.raises(InputError, match="0 x 480"):
         HandTrack(0, 480)

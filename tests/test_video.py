@@ -14,7 +14,8 @@ import trimesh
 from handtailor_jax.errors import InputError
 from handtailor_jax.images import opencv
 from handtailor_jax.mano.loading import embedded_arrays
-from handtailor_jax.video.files import Film, json_lines, video_writer, write_animation
+from handtailor_jax.video.animation import write_animation
+from handtailor_jax.video.files import Video, json_lines, video_writer
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (48, 64)
@@ -27,7 +28,7 @@ def picture(i, size=SIZE):
 
 
 def brightness(frame):
-    return None if frame.picture is None else round(float(frame.picture[..., 0].mean()) / 20.0)
+    return None if frame.image is None else round(float(frame.image[..., 0].mean()) / 20.0)
 
 
 @pytest.fixture
@@ -40,16 +41,16 @@ def video(tmp_path):
 
 
 def test_what_is_written_is_read(video):
-    with Film(video) as film:
+    with Video(video) as film:
         assert (film.rate, film.count, film.size) == (25.0, COUNT, SIZE[::-1])
         frames = list(film)
     assert [frame.index for frame in frames] == list(range(COUNT))
     np.testing.assert_allclose([frame.time for frame in frames], np.arange(COUNT) / 25.0, atol=1e-3)
     assert [brightness(frame) for frame in frames] == list(range(COUNT))
     for i, frame in enumerate(frames):
-        assert frame.picture.dtype == np.uint8
-        assert frame.picture.flags.c_contiguous
-        assert np.abs(frame.picture.astype(int) - picture(i)).max() < 8, "RGB"
+        assert frame.image.dtype == np.uint8
+        assert frame.image.flags.c_contiguous
+        assert np.abs(frame.image.astype(int) - picture(i)).max() < 8, "RGB"
     assert [file.name for file in video.parent.iterdir()] == ["film.mp4"]
 
 
@@ -73,7 +74,7 @@ def test_undecodable_frames_are_reported_and_passed_over(tmp_path):
     length = struct.unpack_from("<I", raw, place + 4)[0]
     raw[place + 8 : place + 8 + length] = bytes(length)
     path.write_bytes(raw)
-    with Film(path) as film:
+    with Video(path) as film:
         frames = list(film)
     assert [frame.index for frame in frames] == list(range(len(frames)))
     assert np.all(np.diff([frame.time for frame in frames]) > 0.0)
@@ -85,7 +86,7 @@ def test_a_film_that_is_cut_short_gives_what_it_has(tmp_path):
     path = tmp_path / "film.avi"
     raw = mjpeg(path)
     path.write_bytes(raw[: len(raw) * 2 // 3])
-    with Film(path) as film:
+    with Video(path) as film:
         seen = [brightness(frame) for frame in film]
     whole = [number for number in seen if number is not None]
     assert whole == list(range(len(whole)))
@@ -97,17 +98,17 @@ def test_files_that_are_no_video(tmp_path, video, content):
     path = tmp_path / "other.mp4"
     path.write_bytes(video.read_bytes()[:200] if content == "header" else content)
     with pytest.raises(InputError, match=r"other.mp4: is no video: give") as caught:
-        Film(path)
+        Video(path)
     assert "\n" not in str(caught.value)
 
 
 def test_sources_that_are_not_there(tmp_path):
     with pytest.raises(InputError, match=r"none.mp4: the video cannot be read \(No such file"):
-        Film(tmp_path / "none.mp4")
+        Video(tmp_path / "none.mp4")
     with pytest.raises(InputError, match=r"cannot be read \(Is a directory"):
-        Film(tmp_path)
+        Video(tmp_path)
     with pytest.raises(InputError, match=r"webcam 97: does not answer: connect it"):
-        Film(97)
+        Video(97)
 
 
 def test_no_warning_reaches_the_user(tmp_path):
@@ -115,10 +116,10 @@ def test_no_warning_reaches_the_user(tmp_path):
     code = """
         import contextlib, pathlib, sys
         from handtailor_jax.errors import InputError
-        from handtailor_jax.video.files import Film
+        from handtailor_jax.video.files import Video
         for source in (pathlib.Path(sys.argv[1]), 97):
             with contextlib.suppress(InputError):
-                Film(source)
+                Video(source)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "other.mp4")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
@@ -131,8 +132,8 @@ def test_odd_sizes_lose_their_last_row_or_column(tmp_path, size):
     with video_writer(path, 30.0) as write:
         for i in range(3):
             write(picture(i, size))
-    with Film(path) as film:
-        shapes = {frame.picture.shape for frame in film}
+    with Video(path) as film:
+        shapes = {frame.image.shape for frame in film}
     assert shapes == {(size[0] // 2 * 2, size[1] // 2 * 2, 3)}
 
 
@@ -148,7 +149,7 @@ def test_an_interrupted_film_leaves_nothing(tmp_path):
     path = tmp_path / "film.mp4"
     with pytest.raises(KeyError):
         film(path, picture(1), error=KeyError())
-    with pytest.raises(ValueError, match=r"has the shape \(20, 20, 3\) instead of"):
+    with pytest.raises(ValueError, match=r"has the shape \(20, 20, 3\), expected"):
         film(path, picture(1), picture(2, (20, 20)))
     film(path)
     assert list(tmp_path.iterdir()) == []

@@ -64,7 +64,7 @@ def learn(keypoints: np.ndarray, depths: np.ndarray, rounds: int, ridge: float) 
         convention = LandmarkConvention(offsets, "learned")
         seen = Observation(uv, jnp.ones(21), Camera.weak_perspective(), depth)
         found = search(hand, seen, config, SearchConfig(screening=6, survivors=3), convention=convention)
-        best = jax.tree.map(lambda leaf: leaf[0], found.parameters)
+        best = found.parameters
         posed = posed_hand(hand, best)
         root = posed.joints[ROOT_JOINT]
         bone = posed.joints[KEYPOINT_JOINT[REFERENCE_BONE[0]]] - posed.joints[KEYPOINT_JOINT[REFERENCE_BONE[1]]]

@@ -18,12 +18,13 @@ from tqdm import tqdm
 from handtailor_jax.detections import Detection, detection
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.alignment import similarity
-from handtailor_jax.fit import HandFit, fit_detection
+from handtailor_jax.fit import fit_detection
 from handtailor_jax.geometry.mirror import mirror_pose
 from handtailor_jax.images import read_picture
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.skeleton import FINGERS, KEYPOINTS
+from handtailor_jax.types import Hand
 
 FloatArray = npt.NDArray[np.floating]
 
@@ -140,7 +141,7 @@ def run(config: PhotographBenchmark, hand: HandModel | None = None) -> Photograp
     chosen = set(np.linspace(0, len(photographs) - 1, _ON_SHEET).round().astype(int).tolist())
 
     fit_detection(photographs[0].detection, hand=hand)  # compiles
-    fits: list[HandFit] = []
+    fits: list[Hand] = []
     seconds: list[float] = []
     for photograph in tqdm(photographs, desc=config.split, unit="photograph"):
         started = time.perf_counter()
@@ -162,13 +163,13 @@ def run(config: PhotographBenchmark, hand: HandModel | None = None) -> Photograp
         for i in tqdm(sorted(chosen), desc="sheet", unit="overlay"):
             found = photographs[i].detection
             assert found.image is not None
-            pictures.append(results.overlay(fits[i], read_picture(found.image), found.keypoints_2d, found.confidence))
+            pictures.append(results.overlay(fits[i], read_picture(found.image)))
             flips = int(errors[i].flipped.sum())
             captions.append(
                 f"{photographs[i].name}  {errors[i].reprojection_percent:.1f} %  {errors[i].distance_mm:.0f} mm"
                 + (f"  {flips} flipped" if flips else "")
             )
-        results.write_picture(config.sheet, results.sheet(pictures, captions))
+        results.write_image(config.sheet, results.sheet(pictures, captions))
     return report
 
 
@@ -215,9 +216,7 @@ def read_photographs(folder: Path, split: str, *, hint: bool = False) -> list[Ph
     return photographs
 
 
-def measure(
-    photographs: list[Photograph], fits: list[HandFit], hand: HandModel | None = None
-) -> list[PhotographErrors]:
+def measure(photographs: list[Photograph], fits: list[Hand], hand: HandModel | None = None) -> list[PhotographErrors]:
     """Errors of fits to photographs.
 
     Args:

@@ -18,15 +18,14 @@ from tqdm import tqdm
 
 from handtailor_jax.evaluation.alignment import similarity
 from handtailor_jax.evaluation.photographs import Photograph, read_photographs
-from handtailor_jax.fit import HandFit
 from handtailor_jax.geometry.boxes import Box
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.images import read_picture
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
-from handtailor_jax.pipeline import HandResult, HandTailor
+from handtailor_jax.pipeline import HandTailor
 from handtailor_jax.tailor.placement import camera_keypoints
-from handtailor_jax.types import Camera, HandParameters, Side
+from handtailor_jax.types import Camera, Hand, HandParameters, Side
 
 STAGES = ("keypoints", "hand module", "tailored")
 """What is compared with the labels: the network's keypoints, its mesh, and the mesh after the tailor."""
@@ -111,10 +110,10 @@ def run(config: PredictionBenchmark) -> PredictionReport:
             results.prepare_folder(path.parent)
     tailor = HandTailor.load(config.weights)
     rows: list[PredictionRow] = []
-    sheet: list[HandResult] = []
+    sheet: list[Hand] = []
     with tqdm(total=len(photographs) * len(config.margins), desc=config.split, unit="photograph") as progress:
         for margin in config.margins:
-            found: list[HandResult] = []
+            found: list[Hand] = []
             for start in range(0, len(photographs), config.batch):
                 chunk = photographs[start : start + config.batch]
                 filled = [*chunk, *[chunk[-1]] * (config.batch - len(chunk))]
@@ -134,11 +133,11 @@ def run(config: PredictionBenchmark) -> PredictionReport:
     if config.sheet is not None:
         chosen = np.linspace(0, len(photographs) - 1, _ON_SHEET).round().astype(int).tolist()
         pictures = [
-            results.overlay(hand.fitted, read_picture(_image(photograph)), hand.keypoints_2d, hand.confidence)
+            results.overlay(hand, read_picture(_image(photograph)))
             for photograph, hand in ((photographs[i], sheet[i]) for i in tqdm(chosen, desc="sheet", unit="overlay"))
         ]
         captions = [f"{photographs[i].name}  confidence {sheet[i].confidence.mean():.2f}" for i in chosen]
-        results.write_picture(config.sheet, results.sheet(pictures, captions))
+        results.write_image(config.sheet, results.sheet(pictures, captions))
     return report
 
 
@@ -156,7 +155,7 @@ def _image(photograph: Photograph) -> Path:
 
 
 def _rows(
-    photographs: Sequence[Photograph], found: Sequence[HandResult], margin: float, hand: HandModel
+    photographs: Sequence[Photograph], found: Sequence[Hand], margin: float, hand: HandModel
 ) -> list[PredictionRow]:
     convention = load_convention("mediapipe")
     hands: dict[Side, HandModel] = {"right": hand, "left": hand.mirrored()}
@@ -165,8 +164,8 @@ def _rows(
     for photograph, result in zip(photographs, found, strict=True):
         labels = photograph.detection.keypoints_2d
         size = np.ptp(labels, axis=0).max()
-        errors["keypoints"].append(np.linalg.norm(result.keypoints_2d - labels, axis=-1) / size)
-        for stage, fit in (("hand module", result.proposed), ("tailored", result.fitted)):
+        errors["keypoints"].append(np.linalg.norm(result.detected_keypoints_2d - labels, axis=-1) / size)
+        for stage, fit in (("hand module", result.proposed), ("tailored", result)):
             pixels, points = _landmarks(hands[fit.side], fit, convention)
             errors[stage].append(np.linalg.norm(pixels - labels, axis=-1) / size)
             truth = photograph.joints_3d
@@ -193,7 +192,7 @@ def _rows(
 
 
 def _landmarks(
-    hand: HandModel, fit: HandFit, convention: LandmarkConvention
+    hand: HandModel, fit: Hand, convention: LandmarkConvention
 ) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
     pixels, points = _project(hand, fit.parameters, convention, fit.camera)
     return np.asarray(pixels), np.asarray(points)

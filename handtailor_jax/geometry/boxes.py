@@ -3,17 +3,14 @@
 The hand size is the longer side of the keypoints' bounding box. Thresholds and errors in percent refer to it.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
+from handtailor_jax.types import Numbers
+
 Box = tuple[float, float, float, float]
 """(x, y, w, h): left, top, width and height in pixels; x and y are the outer edges of the first pixels inside."""
-
-Numbers = Any
-"""A NumPy or JAX array."""
 
 
 def hand_size(keypoints_2d: Float[Numbers, "*batch n 2"]) -> Float[Numbers, "*batch"]:

@@ -6,16 +6,16 @@ takes NumPy and JAX arrays.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from handtailor_jax.types import Camera, HandParameters
+from handtailor_jax.types import Camera, Hand, HandParameters, Numbers
 
-Numbers = Any
-"""A NumPy or JAX array."""
+T = TypeVar("T")
 
 
 def mirror_camera(camera: Camera, width: int | float | Float[Numbers, "*batch"]) -> Camera:
@@ -65,9 +65,39 @@ def mirror_parameters(parameters: HandParameters) -> HandParameters:
     )
 
 
-def mirror_faces(faces: Int[Numbers, "faces 3"]) -> Int[Numbers, "faces 3"]:
+def mirror_faces(faces: Int[Numbers, "*batch faces 3"]) -> Int[Numbers, "*batch faces 3"]:
     """Return the triangles with reversed winding, because mirroring vertices turns normals inward."""
-    return faces[:, ::-1]
+    return faces[..., ::-1]
+
+
+def mirror_hand(hand: Hand) -> Hand:
+    """Return the hand of the other side in the image mirrored about its first column (u' = -u).
+
+    `box` is left out: it belongs to the original image.
+    """
+    return Hand(
+        left=~hand.left,
+        camera=mirror_camera(hand.camera, 1.0),
+        parameters=mirror_parameters(hand.parameters),
+        vertices=mirror_points(hand.vertices),
+        faces=mirror_faces(hand.faces),
+        joints=mirror_points(hand.joints),
+        landmarks=mirror_points(hand.landmarks),
+        keypoints_2d=mirror_pixels(hand.keypoints_2d, 1.0),
+        detected_keypoints_2d=mirror_pixels(hand.detected_keypoints_2d, 1.0),
+        confidence=hand.confidence,
+        reprojection_before=hand.reprojection_before,
+        reprojection_after=hand.reprojection_after,
+        proposed=None if hand.proposed is None else mirror_hand(hand.proposed),
+        runner_up=None if hand.runner_up is None else mirror_hand(hand.runner_up),
+        energy_gap=hand.energy_gap,
+        convention=hand.convention,
+    )
+
+
+def choose(condition: Bool[Numbers, ""], if_true: T, if_false: T) -> T:
+    """Return one of two pytrees of the same structure; inside the graph, where a side is a value."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
 
 
 def _row(like: Any, values: tuple[float, ...]) -> Any:

@@ -20,6 +20,8 @@ from flax import nnx
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.results import write_atomically
 
 FORMAT = "handtailor hand module"
 VERSION = "1"
@@ -62,14 +64,7 @@ def save_weights(
         "config": json.dumps(dataclasses.asdict(module.config)),
         "provenance": json.dumps(dict(provenance)),
     }
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        temporary.write_bytes(numpy.save(tensors, metadata))
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}): choose another file") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_bytes(numpy.save(tensors, metadata)))
 
 
 def load_weights(path: str | os.PathLike[str]) -> HandModule:
@@ -107,6 +102,24 @@ def embedded_weights() -> HandModule:
     """
     with importlib.resources.as_file(importlib.resources.files("handtailor_jax") / "assets" / EMBEDDED) as path:
         return load_weights(path)
+
+
+def load_module(weights: str | Path | None, hand: HandModel | None) -> HandModule:
+    """Load a hand module from a weight file.
+
+    Args:
+        weights: Weight file; the embedded weights if None.
+        hand: Hand model that the hand module is to pose; the embedded hand if None.
+
+    Raises:
+        InputError: If the file cannot be read, or if the embedded weights are to pose another hand model, whose shape
+            coefficients differ.
+    """
+    if weights is not None:
+        return load_weights(Path(weights))
+    if hand is not None:
+        raise InputError("the embedded weights fit the embedded hand only: give weights trained with this hand model")
+    return embedded_weights()
 
 
 def provenance(path: str | os.PathLike[str]) -> dict[str, str]:

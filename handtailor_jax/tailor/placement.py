@@ -1,11 +1,13 @@
-"""Putting a hand model into the camera frame."""
+"""Put a hand model into the camera frame, and describe the hand there."""
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from handtailor_jax.geometry.cameras import project
 from handtailor_jax.mano.hand_model import HandModel, PosedHand
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.skeleton import MANO_JOINTS
-from handtailor_jax.types import HandMesh, HandParameters
+from handtailor_jax.types import Camera, Hand, HandMesh, HandParameters, Observation
 
 ROOT_JOINT = MANO_JOINTS.index("middle_mcp")
 
@@ -38,3 +40,52 @@ def camera_mesh(hand: HandModel, parameters: HandParameters) -> HandMesh:
         faces=mesh.faces,
         keypoints=place(parameters, mesh.keypoints, root),
     )
+
+
+def describe(
+    hand: HandModel, parameters: HandParameters, observation: Observation, convention: LandmarkConvention = MANO
+) -> Hand:
+    """Describe a hand as a result: mesh, joints, landmarks, and how far the landmarks are from the keypoints.
+
+    Args:
+        hand: The hand model; its side is the side of the hand.
+        parameters: Pose, shape and placement in the camera frame of `observation.camera`.
+        observation: Keypoints that the hand is compared with, pixels.
+        convention: Landmark convention of the keypoints.
+
+    Returns:
+        The hand, with the same reprojection error before and after.
+    """
+    posed = posed_hand(hand, parameters)
+    root = posed.joints[ROOT_JOINT]
+    landmarks = place(parameters, convention.landmarks(posed), root)
+    keypoints_2d = project(observation.camera, landmarks)
+    error = reprojection_error(keypoints_2d, observation)
+    return Hand(
+        left=jnp.asarray(hand.side == "left"),
+        camera=observation.camera,
+        parameters=parameters,
+        vertices=place(parameters, posed.skin().vertices, root),
+        faces=hand.faces,
+        joints=_metres(place(parameters, posed.keypoints, root), parameters, observation.camera),
+        landmarks=_metres(landmarks, parameters, observation.camera),
+        keypoints_2d=keypoints_2d,
+        detected_keypoints_2d=observation.keypoints_2d,
+        confidence=observation.confidence,
+        reprojection_before=error,
+        reprojection_after=error,
+        convention=convention.name,
+    )
+
+
+def reprojection_error(keypoints_2d: Float[Array, "21 2"], observation: Observation) -> Float[Array, ""]:
+    """Return the mean distance from the observed keypoints of non-zero confidence, pixels."""
+    distance = jnp.sqrt(jnp.sum((keypoints_2d - observation.keypoints_2d) ** 2, axis=-1))
+    seen = observation.confidence > 0.0
+    return jnp.sum(jnp.where(seen, distance, 0.0)) / jnp.sum(seen.astype(distance.dtype))
+
+
+def _metres(points: Float[Array, "n 3"], parameters: HandParameters, camera: Camera) -> Float[Array, "n 3"]:
+    """Return camera-frame points with intrinsics; without, points relative to the root in metres of the model."""
+    relative = (points - parameters.translation[None]) / parameters.scale
+    return jnp.where(camera.perspectivity > 0.5, points, relative)

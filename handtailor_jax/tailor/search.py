@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from handtailor_jax.geometry.cameras import inverse_linear, unproject
+from handtailor_jax.geometry.cameras import inverse_linear, project, unproject
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.skeleton import KEYPOINTS, MANO_JOINTS, ROOT
-from handtailor_jax.tailor.placement import ROOT_JOINT, camera_keypoints
+from handtailor_jax.tailor.placement import ROOT_JOINT, camera_keypoints, describe, reprojection_error
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.tailor.solve import LeastSquaresProblem, LevenbergMarquardt
 from handtailor_jax.tailor.tailor import pose_problem
-from handtailor_jax.types import HandParameters, Observation, pytree
+from handtailor_jax.types import Hand, HandParameters, Observation
 
 _PALM = np.asarray(
     [KEYPOINTS.index(n) for n in ("wrist", "thumb_cmc", "index_mcp", "middle_mcp", "ring_mcp", "little_mcp")], np.int32
@@ -49,18 +49,6 @@ class SearchConfig:
     """Starts that are solved to the end."""
     distinct: float = 0.01
     """Mean distance of keypoints (metres, in units of the model) from which two solutions count as different."""
-
-
-@pytree
-class SearchResult:
-    """The solutions of one search, best first."""
-
-    parameters: HandParameters
-    """The surviving solutions by rising energy, leading axis (survivors)."""
-    energies: Float[Array, "survivors"]
-    """Their energies (half squared standard deviations)."""
-    runner_up: Array
-    """Index of the best solution that is a different hand from the first; 0 if all survivors are the same."""
 
 
 def palm_rotations(
@@ -166,8 +154,8 @@ def search(
     *,
     convention: LandmarkConvention = MANO,
     betas_mean: Float[Array, "betas"] | None = None,
-) -> SearchResult:
-    """Solves for a hand without any proposal; see the module docstring.
+) -> Hand:
+    """Solve for a hand without any proposal; see the module docstring.
 
     Args:
         hand: the hand model; its side is the side of the hand in the picture.
@@ -176,6 +164,10 @@ def search(
         search_config: effort.
         convention: what the keypoints mark on the hand.
         betas_mean: shape to start from and mean of its prior; zero if None.
+
+    Returns:
+        The hand of least energy, with a runner-up: the best hand that is clearly different, or the same hand with an
+        infinite `energy_gap` if there is none. `reprojection_before` is the error of the best start.
     """
     if not isinstance(config.solver, LevenbergMarquardt):
         raise ValueError("a search over starts needs the Levenberg-Marquardt solver")
@@ -197,7 +189,8 @@ def search(
         keypoints = camera_keypoints(hand, parameters)
         return (keypoints - keypoints[ROOT][None]) / parameters.scale
 
-    found = screen(starts(hand, observation, convention, mean))
+    first = starts(hand, observation, convention, mean)
+    found = screen(first)
     best = jax.tree.map(lambda leaf: leaf[jnp.argmin(found[1])], found[0])
     # A finger bent toward the camera and one bent away look alike: each finger of the best hand is tried again alone.
     found = together(found, screen(_finger_swaps(hand, best)))
@@ -209,7 +202,21 @@ def search(
     solved, energies = jax.tree.map(lambda leaf: leaf[order], (solved, energies))
 
     keypoints = jax.vmap(shape_of)(solved)
-    return SearchResult(solved, energies, jnp.argmax(_apart(keypoints, keypoints[0]) > search_config.distinct))
+    second = jnp.argmax(_apart(keypoints, keypoints[0]) > search_config.distinct)  # 0 if all solutions are one hand
+    best, runner_up = (
+        describe(hand, jax.tree.map(lambda leaf, i=i: leaf[i], solved), observation, convention) for i in (0, second)
+    )
+
+    def start_error(start: HandParameters) -> Array:
+        pixels = project(observation.camera, camera_keypoints(hand, start, convention))
+        return reprojection_error(pixels, observation)
+
+    return dataclasses.replace(
+        best,
+        reprojection_before=jnp.min(jax.vmap(start_error)(first)),
+        runner_up=runner_up,
+        energy_gap=jnp.where(second > 0, energies[second] - energies[0], jnp.inf),
+    )
 
 
 def _apart(keypoints: Float[Array, "hands 21 3"], reference: Float[Array, "21 3"]) -> Float[Array, "hands"]:

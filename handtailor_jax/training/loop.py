@@ -20,7 +20,7 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.weights import save_weights
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import load_hand
-from handtailor_jax.results import prepare_folder, write_atomically, write_picture
+from handtailor_jax.results import prepare_folder, write_atomically, write_image
 from handtailor_jax.synthetic.dataset import load_assets
 from handtailor_jax.synthetic.pool import SamplePool
 from handtailor_jax.training.checkpoints import Checkpoints
@@ -351,7 +351,7 @@ def _evaluate(run: Run, evaluator: Evaluator | PoseEvaluator, done: int) -> dict
         return evaluator.figures(state)
     figures, sheet = evaluator.figures(state)
     (run.folder / "pictures").mkdir(exist_ok=True)
-    write_picture(run.folder / "pictures" / f"{done:07d}.jpg", sheet)
+    write_image(run.folder / "pictures" / f"{done:07d}.jpg", sheet)
     return figures
 
 

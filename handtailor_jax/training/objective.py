@@ -110,8 +110,7 @@ def image_losses(
     through_tailor = weights.tailored_keypoints > 0.0 or weights.tailored_mesh > 0.0
     if through_tailor:
         identity = jnp.broadcast_to(jnp.eye(2, 3, dtype=hand.dtype), (image.shape[0], 2, 3))
-        found = recover(module, hand, image, batch.camera, identity, TailorConfig.network())
-        estimate = found.estimate
+        estimate, found = recover(module, hand, image, batch.camera, identity, TailorConfig.network())
     elif config.detached:
         estimate = _detached_estimate(module, image, batch.camera)
     else:
@@ -195,7 +194,7 @@ def image_losses(
             error = losses.shape_silhouette_loss(maps.silhouette, batch.mask.astype(hand.dtype) / 255.0)
             terms["paper_silhouette"] = _mean(jnp.mean(error, axis=(1, 2)), has_depth)
     if through_tailor:
-        fitted = jax.vmap(lambda one: camera_mesh(hand, one))(found.fitted)
+        fitted = jax.vmap(lambda one: camera_mesh(hand, one))(found.parameters)
         true_mesh = jax.vmap(lambda betas, pose: hand.shape(betas).pose(pose).skin())(batch.betas, batch.pose)
         size = _bone(fitted.keypoints)[:, None, None]
         error = normalise_joints(fitted.keypoints) - true_joints

@@ -17,7 +17,7 @@ from handtailor_jax.data.readers.photos import PhotoLabel, hand_mask, read_label
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.detections import detection
 from handtailor_jax.errors import InputError
-from handtailor_jax.fit import HandFit, fit_detection
+from handtailor_jax.fit import fit_detection
 from handtailor_jax.geometry.boxes import square_around
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.images import crop_square, read_picture
@@ -27,6 +27,7 @@ from handtailor_jax.render.shading import to_srgb
 from handtailor_jax.results import write_atomically
 from handtailor_jax.synthetic.backgrounds import procedural_background
 from handtailor_jax.tailor.placement import camera_keypoints
+from handtailor_jax.types import Hand
 
 FACTOR = 2.0
 """Side of the squares that are kept, in sides of the box around the hand's keypoints."""
@@ -167,7 +168,7 @@ def _project_model(hand: HandModel, parameters: object, camera: object) -> jax.A
     return project(camera, camera_keypoints(hand, parameters))  # type: ignore[arg-type]
 
 
-def _model_keypoints(hand: HandModel, found: HandFit) -> jax.Array:
+def _model_keypoints(hand: HandModel, found: Hand) -> jax.Array:
     """The fitted model's own keypoints in the picture."""
     return _project_model(hand, found.parameters, found.camera)
 

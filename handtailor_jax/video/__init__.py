@@ -1,1 +1,1 @@
-"""Video: reading and writing, smoothing, and following one hand."""
+"""Videos: read and write them, follow a hand through their frames, and smooth it."""

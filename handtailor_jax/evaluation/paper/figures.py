@@ -15,7 +15,7 @@ from handtailor_jax.evaluation.paper.tables import Before, Setting, errors_mm, f
 from handtailor_jax.images import crop_square
 from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, second_view
 from handtailor_jax.render.shading import render_mesh
-from handtailor_jax.results import write_atomically, write_picture
+from handtailor_jax.results import write_atomically, write_image
 from handtailor_jax.tailor import energy as terms
 from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.presets import TailorConfig
@@ -55,7 +55,7 @@ def figure2(setting: Setting, known: Before, path: Path, count: int) -> None:
         for name, vertices in (("hand module", before), ("HandTailor", after)):
             panels.append(second_view(vertices[place], setting.hand.faces, _SIDE, _SIDE))
             captions.append(f"{name}, from the side")
-    write_picture(path, contact_sheet(panels, 5, captions))
+    write_image(path, contact_sheet(panels, 5, captions))
 
 
 def figure3a(setting: Setting, known: Before, unknown: Before, path: Path) -> None:
@@ -122,7 +122,7 @@ def figure4(setting: Setting, known: Before, path: Path, count: int) -> None:
             panels.append(_over(setting, vertices[name][place], _camera(problem.observation.camera, int(i)), None))
             panels.append(second_view(vertices[name][place], setting.hand.faces, _SIDE, _SIDE))
             captions += [f"{i}: {name}", "from the side"]
-    write_picture(path, contact_sheet(panels, 6, captions))
+    write_image(path, contact_sheet(panels, 6, captions))
 
 
 def _non_planarity(hands: Hands) -> npt.NDArray[np.float64]:
