@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -242,5 +244,6 @@ def _draw(image: Picture, hand: Hand | None) -> Picture:
     if hand is None:
         return image
     height, width = image.shape[:2]
-    drawn = render_mesh(hand.vertices, hand.faces, hand.camera, height, width, background=image, opacity=0.75)
+    camera = jax.tree.map(jnp.asarray, hand.camera)
+    drawn = render_mesh(hand.vertices, hand.faces, camera, height, width, background=image, opacity=0.75)
     return draw_skeleton(drawn, hand.detected_keypoints_2d, confidence=hand.confidence, hollow=True)

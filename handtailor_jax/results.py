@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from handtailor_jax.errors import InputError
@@ -108,7 +110,8 @@ def overlay(hand: Hand, image: Picture | None) -> Picture:
     from handtailor_jax.render.overlay import overlay_figure
 
     detected = np.where((np.asarray(hand.confidence) > 0)[:, None], hand.detected_keypoints_2d, np.nan)
-    return overlay_figure(image, hand.vertices, hand.faces, hand.camera, detected, hand.keypoints_2d)
+    camera = jax.tree.map(jnp.asarray, hand.camera)
+    return overlay_figure(image, hand.vertices, hand.faces, camera, detected, hand.keypoints_2d)
 
 
 def sheet(images: Sequence[Picture], captions: Sequence[str]) -> Picture:

@@ -57,7 +57,7 @@ def write_animation(
         points = np.asarray(mesh, np.float64) * [1.0, -1.0, -1.0]
         attributes = _attributes(file, points, faces)
         meshes.append({"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]})
-        samplers.append(_visibility(file, start, end, stays=end == ends[-1]))
+        samplers.append(_visibility(file, start, end, stays=bool(end == ends[-1])))
         channels.append({"sampler": len(nodes), "target": {"node": len(nodes), "path": "scale"}})
         # Viewers without animation show the first hand.
         nodes.append({"mesh": len(nodes), "scale": [0.0 if nodes else 1.0] * 3})
