@@ -1,4 +1,4 @@
-"""Augmented crops: labels and camera move exactly with the pixels, and small pictures are not aliased."""
+"""Augmented crops: labels and camera move exactly with the pixels, and shrunk images are not aliased."""
 
 import dataclasses
 import math
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handtailor_jax.data.augmentation import AugmentationConfig, augment, center_crop, resample, without_intrinsics
+from handtailor_jax.data.augmentation import AugmentationConfig, augment, center_crop, without_intrinsics
+from handtailor_jax.data.resampling import resample
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import crop_affine, project
@@ -23,7 +24,7 @@ CONFIG = AugmentationConfig(drop_intrinsics=0.5)
 def batch():
     random = np.random.default_rng(0)
     joints = 0.05 * random.normal(size=(COUNT, 21, 3)) + np.asarray([0.08, -0.05, 0.6])
-    # Pixels that are far from square, and a principal point that is far from the middle.
+    # Different focal lengths, and a principal point far from the middle.
     k = np.tile(np.asarray([[150.0, 0.0, 12.0], [0.0, 120.0, 45.0], [0.0, 0.0, 1.0]]), (COUNT, 1, 1))
     uvw = joints @ k[0].T
     image = np.zeros((COUNT, SOURCE, SOURCE, 3), np.uint8)
@@ -52,7 +53,7 @@ def crops(batch):
 
 def test_labels_follow_the_pixels(batch, crops):
     known = np.asarray(crops.has_intrinsics) > 0
-    assert 0 < known.sum() < COUNT - 2, "the seed has to show hands with and without intrinsics"
+    assert 0 < known.sum() < COUNT - 2, "the seed must give hands with and without intrinsics"
     pixels = project(crops.camera, crops.joints)
     np.testing.assert_allclose(pixels[known], crops.keypoints_2d[known], atol=0.01)
     assert crops.image.shape == (COUNT, SIZE, SIZE, 3)
@@ -74,14 +75,14 @@ def test_without_intrinsics_the_camera_looks_at_the_hand(crops):
     np.testing.assert_array_equal(crops.intrinsics[unknown], np.broadcast_to(np.eye(3), (unknown.sum(), 3, 3)))
 
 
-def test_crops_contain_the_hand_in_the_wanted_size(crops):
+def test_crops_show_the_hand_in_the_configured_size(crops):
     extent = np.ptp(np.asarray(crops.keypoints_2d), axis=1).max(axis=-1) / SIZE
-    # Turning changes the longer side of a box by no more than the root of 2.
+    # A rotation changes the longer side of a box by at most the square root of 2.
     assert extent.min() > CONFIG.fill[0] / 1.5
     assert extent.max() < CONFIG.fill[1] * 1.5
 
 
-def test_center_crop_is_what_a_detector_gives(batch):
+def test_center_crop_is_centred_on_the_keypoints(batch):
     crops = jax.jit(lambda batch: center_crop(batch, SIZE, 2.0))(batch)
     points = np.asarray(crops.keypoints_2d)
     np.testing.assert_allclose(np.ptp(points, axis=1).max(axis=-1), SIZE / 2.0, rtol=1e-4)
@@ -91,7 +92,7 @@ def test_center_crop_is_what_a_detector_gives(batch):
 
 
 def test_pixels_land_where_the_map_says():
-    """A smooth blob is found again at its mapped place; stripes too fine for the result become grey."""
+    """A smooth blob moves with the map; stripes that are too fine for the result become grey."""
     at = jnp.arange(SOURCE, dtype=jnp.float32)
     place = jnp.asarray([40.3, 22.7])
     blob = jnp.exp(-0.5 * ((at[None, :] - place[0]) ** 2 + (at[:, None] - place[1]) ** 2) / 9.0)
@@ -108,7 +109,7 @@ def test_pixels_land_where_the_map_says():
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"), [("fill", (0.5, 0.2), "fill must be"), ("grey", 1.5, "grey is a share")]
+    ("field", "value", "message"), [("fill", (0.5, 0.2), "fill is"), ("grey", 1.5, "grey is 1.5: give a probability")]
 )
 def test_bad_settings(field, value, message):
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,4 @@
-"""Random numbers handed out in pieces, so that a program with hundreds of random choices holds two generators."""
+"""Random numbers for programs that make hundreds of random choices."""
 
 import math
 from typing import Any
@@ -9,10 +9,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 
 class Draws:
-    """A stream of random numbers that follows from a key alone.
+    """Stream of random numbers that depends on a key only.
 
-    Everything is drawn at once and handed out in order: every generator in a program is slow to compile. Lives only
-    while a function is traced, so it is no pytree.
+    All numbers are drawn at once and handed out in order, because every generator in a program is slow to compile. A
+    stream exists only while a function is traced, so it is not a pytree.
     """
 
     def __init__(self, key: PRNGKeyArray, dtype: Any, uniforms: int = 256, normals: int = 256) -> None:
@@ -22,41 +22,41 @@ class Draws:
         self._uniforms_used = self._normals_used = 0
 
     def uniform(self, *shape: int) -> Float[Array, "*shape"]:
-        """Numbers uniform on [0, 1)."""
+        """Draw numbers uniform on [0, 1)."""
         start = self._uniforms_used
         self._uniforms_used += math.prod(shape)
         return _piece(self._uniforms, start, shape)
 
     def normal(self, *shape: int) -> Float[Array, "*shape"]:
-        """Standard normal numbers."""
+        """Draw standard normal numbers."""
         start = self._normals_used
         self._normals_used += math.prod(shape)
         return _piece(self._normals, start, shape)
 
     def between(self, low: float, high: float, *shape: int) -> Float[Array, "*shape"]:
-        """Numbers uniform on [low, high)."""
+        """Draw numbers uniform on [low, high)."""
         return low + (high - low) * self.uniform(*shape)
 
     def chance(self, share: float) -> Float[Array, ""]:
-        """1 with probability `share`, else 0."""
+        """Draw 1 with probability `share`, otherwise 0."""
         draw = self.uniform()
         return (draw < share).astype(draw.dtype)
 
     def direction(self) -> Float[Array, "3"]:
-        """A unit vector uniform on the sphere."""
+        """Draw a unit vector uniform on the sphere."""
         vector = self.normal(3)
         return vector / jnp.sqrt(jnp.sum(vector * vector) + 1e-12)
 
     def choice(self, count: int) -> Any:
-        """An integer uniform on 0 ... count - 1."""
+        """Draw an integer uniform on 0 ... count - 1."""
         return jnp.minimum((self.uniform() * count).astype(jnp.int32), count - 1)
 
 
 def _piece(stream: Float[Array, "n"], start: int, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
-    """The next numbers of a stream.
+    """Return the next numbers of a stream.
 
     Raises:
-        ValueError: if it has not that many left, which is a mistake in the program.
+        ValueError: if too few are left, which is a bug in the program.
     """
     end = start + math.prod(shape)
     if end > stream.shape[0]:

@@ -202,7 +202,7 @@ class Loader:
         """Iterate over batches from the first, prepared ahead by threads."""
         config = self._config
         batches = self._samples.batch(config.batch, drop_remainder=config.drop_remainder, batch_fn=_collate)
-        # An element is a whole batch: a small buffer is enough, and a larger one would only fill the memory.
+        # An element is a whole batch, so a small buffer is enough.
         ahead = _grain().ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
         return LoadedBatches(iter(batches.to_iter_dataset(ahead)), self._digest)
 
@@ -212,8 +212,8 @@ class Loader:
         seed = int(np.random.SeedSequence([config.seed, dataset]).generate_state(1)[0])
         stream = index_stream(count, seed, shuffle=config.shuffle, epochs=config.epochs)
         stream = stream.map_with_index(self._element(dataset))
-        # Shards are cut after repeating, so they are equally long even if they do not divide the epoch, and before
-        # mixing, so each has every dataset's share.
+        # After repeating, shards are equally long even if they do not divide the epoch; before mixing, each has every
+        # dataset's share.
         return stream[config.shard_index :: config.shard_count] if config.shard_count > 1 else stream
 
     def _element(self, dataset: int) -> Callable[[int, int], LoadedBatch]:
@@ -230,12 +230,9 @@ class Loader:
                     background = self._backgrounds[which]
                     background = background[:, ::-1] if turned < 0.5 else background
                     crop = dataclasses.replace(crop, image=paste(crop.image, crop.mask, background))
-            for wanted, values, what in (
-                (config.masks or config.depths, crop.mask, "mask"),
-                (config.depths, crop.depth, "depth map"),
-            ):
-                if wanted and values is None:
-                    raise InputError(f"{sample.name}: has no {what}: switch off the losses that need it")
+            if (crop.mask is None and (config.masks or config.depths)) or (crop.depth is None and config.depths):
+                what = "mask" if crop.mask is None else "depth map"
+                raise InputError(f"{sample.name}: has no {what}: switch off the losses that need it")
             mask, depth = crop.mask if config.masks else None, crop.depth if config.depths else None
             return LoadedBatch(dataclasses.replace(crop, mask=mask, depth=depth), (sample.name,))
 

@@ -162,7 +162,8 @@ class PreparedReader:
         except Exception as error:  # records, protocol buffers and images raise errors of any kind
             line = str(error).partition("\n")[0]
             raise InputError(f"{self._name}: sample {index} cannot be read ({line}): prepare it again") from None
-        return dataclasses.replace(sample, **dict.fromkeys(self._left_out))
+        nothing: dict[str, Any] = dict.fromkeys(self._left_out)
+        return dataclasses.replace(sample, **nothing)
 
 
 def features(tfds: Any) -> Any:
@@ -200,9 +201,8 @@ def features(tfds: Any) -> Any:
 
 
 def example(sample: Sample) -> dict[str, Any]:
-    """Return a sample as an example for `features`."""
-    done, image = opencv().imencode(".png", np.ascontiguousarray(sample.image[..., ::-1]))
-    assert done, "OpenCV always writes PNG"
+    """Return a sample as an example for `features`; OpenCV encodes the image as PNG."""
+    _, image = opencv().imencode(".png", np.ascontiguousarray(sample.image[..., ::-1]))
     empty = {"betas": (0,), "depth": (0, 0), "mask": (0, 0)}
     found: dict[str, Any] = {}
     for field in dataclasses.fields(sample):
@@ -243,7 +243,7 @@ def _stored(options: Any) -> dict[str, Any]:
 
 
 def _builder(tfds: Any, dataset: str, readers: Mapping[str, Reader], stored: dict[str, Any]) -> Any:
-    class PreparedDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc]
+    class PreparedDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
         VERSION = tfds.core.Version(_VERSION)
 
         def __init__(self, **arguments: Any) -> None:
