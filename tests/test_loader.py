@@ -369,7 +369,7 @@ def test_arguments_that_do_not_match(grain):
         Loader([], config())
     with pytest.raises(InputError, match="dataset 1 of the loader is empty"):
         Loader([Hands("a", 3), Hands("b", 0)], config())
-    with pytest.raises(InputError, match=r"not \(count, \*\(32, 32, 3\)\): resize them"):
+    with pytest.raises(InputError, match=r"not \(n, 32, 32, 3\): resize them"):
         Loader([Hands("a", 3)], config(), backgrounds=np.zeros((2, 8, 8, 3), np.uint8))
 
 

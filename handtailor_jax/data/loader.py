@@ -28,8 +28,7 @@ class LoaderConfig:
     size: int = 160
     """Side of the crops, pixels. Larger than the network's input, so that `augment` can zoom in."""
     factor: float = 2.0
-    """Side of the cropped square as a multiple of the hand size: the room in which `augment` scales, shifts and
-    rotates."""
+    """Side of the cropped square as a multiple of the hand size: room for `augment` to scale, shift and rotate."""
     batch: int = 32
     """Number of samples in a batch."""
     seed: int = 0
@@ -146,13 +145,9 @@ class Loader:
         for number, reader in enumerate(readers):
             if len(reader) == 0:
                 raise InputError(f"dataset {number} of the loader is empty: leave it out")
-        if backgrounds is not None and (
-            backgrounds.ndim != 4 or backgrounds.shape[1:] != (config.size, config.size, 3)
-        ):
-            raise InputError(
-                f"backgrounds have shape {backgrounds.shape}, not (count, {config.size}, {config.size}, 3): "
-                "resize them to the loader's size"
-            )
+        size = config.size
+        if backgrounds is not None and (backgrounds.ndim != 4 or backgrounds.shape[1:] != (size, size, 3)):
+            raise InputError(f"backgrounds have shape {backgrounds.shape}, not (n, {size}, {size}, 3): resize them")
         self._readers, self._config = tuple(readers), config
         self._backgrounds = None if backgrounds is None or len(backgrounds) == 0 else backgrounds
         self._skipped: dict[tuple[int, int], str] = {}

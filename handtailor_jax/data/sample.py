@@ -11,10 +11,10 @@ from jaxtyping import Float, UInt8
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import centered_square, hand_size
-from handtailor_jax.geometry.mirror import Numbers, mirror_intrinsics, mirror_pixels, mirror_points, mirror_pose
+from handtailor_jax.geometry.mirror import mirror_intrinsics, mirror_pixels, mirror_points, mirror_pose
 from handtailor_jax.images import Picture, crop_square, read_picture, whole
 from handtailor_jax.skeleton import NUM_BETAS, NUM_JOINTS, NUM_KEYPOINTS
-from handtailor_jax.types import Camera, pytree
+from handtailor_jax.types import Camera, Numbers, pytree
 
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
