@@ -16,7 +16,6 @@ import pytest
 from handtailor_jax.mano.loading import (
     MANO_TIP_VERTICES,
     HandModelError,
-    _InertUnpickler,
     embedded_arrays,
     embedded_hand,
     load_hand,
@@ -323,16 +322,6 @@ def test_the_attacks_are_real(tmp_path):
     marker = tmp_path / "executed"
     pickle.loads(attacks(marker)["os.system"][0])
     assert marker.exists()
-
-
-def test_stand_ins_only_remember(tmp_path):
-    """Even a name that MANO files need is not the thing itself, whatever a file does with it."""
-    for module, name in (("numpy", "dtype"), ("builtins", "set"), ("_codecs", "encode"), ("copyreg", "_reconstructor")):
-        stand_in = _InertUnpickler(io.BytesIO(b"")).find_class(module, name)
-        instance = stand_in("O", [1])
-        assert instance.arguments == ("O", [1])
-        assert not isinstance(instance, np.dtype | set | str | bytes)
-        assert not hasattr(instance, "__dict__")
 
 
 @pytest.mark.parametrize("kind", ["plain", "chumpy", "npz"])

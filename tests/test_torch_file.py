@@ -267,7 +267,7 @@ def zipped(*records, **options):
         (zipped(("a/data.pkl", b"N."), ("a/byteorder", b"middle")), "byte order"),
         (zipped(("a/data.pkl", b"N."), ("a/data/0", bytes(10**6)), compression=zipfile.ZIP_DEFLATED), "compressed"),
         # A pickle whose memo would take 64 GB, and one that claims a text of 2**60 bytes.
-        (zipped(("a/data.pkl", b"\x80\x02Nr\xff\xff\xff\xff.")), "more memory"),
+        (zipped(("a/data.pkl", b"\x80\x02Nr\xff\xff\xff\xff.")), "stores a value under number 4294967295"),
         (zipped(("a/data.pkl", b"\x80\x04\x8e" + (2**60).to_bytes(8, "little") + b"abc.")), "damaged"),
         (zipped(("a/data.pkl", b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".")), "no dictionary"),
     ],
