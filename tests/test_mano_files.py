@@ -157,6 +157,49 @@ def test_npz_with_manos_names(arrays, tmp_path):
     assert_is_the_model(load_mano(tmp_path / "hand.npz", "right"), arrays)
 
 
+@pytest.mark.parametrize("form", ["csc_matrix", "csr_matrix", "coo_matrix", "csc_array", "csr_array", "coo_array"])
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_sparse_regressors_of_every_form(layout, arrays, tmp_path, form, protocol):
+    regressor = getattr(pytest.importorskip("scipy.sparse"), form)(arrays["J_regressor"])
+    path = write(tmp_path / "MANO_RIGHT.pkl", {**layout, "J_regressor": regressor}, protocol)
+    assert_is_the_model(load_mano(path), arrays)
+
+
+def test_sparse_regressors_that_are_refused(layout, arrays, tmp_path):
+    sparse = pytest.importorskip("scipy.sparse")
+    path = tmp_path / "MANO_RIGHT.pkl"
+
+    def message(form, **changes):
+        regressor = getattr(sparse, form)(arrays["J_regressor"])
+        for name, change in changes.items():
+            change(getattr(regressor, name))
+        return refusal(write(path, {**layout, "J_regressor": regressor}))
+
+    def put(value):
+        return lambda array: array.__setitem__(-1, value)
+
+    assert "index outside of 0 to 15" in message("csc_matrix", indices=put(16))
+    assert "index outside of 0 to 777" in message("csr_matrix", indices=put(778))
+    assert "index outside of 0 to 15" in message("coo_matrix", row=put(-1))
+    assert "index outside of 0 to 777" in message("coo_matrix", col=put(778))
+    assert "index pointers" in message("csr_matrix", indptr=put(3))
+    assert "index outside" in message("csr_matrix", indptr=put(10**6))
+    assert "save it as a csc_matrix or a plain array" in message("lil_matrix")
+    transposed = sparse.csc_matrix(arrays["J_regressor"].T)
+    assert "has shape (778, 16)" in refusal(write(path, {**layout, "J_regressor": transposed}))
+
+
+def test_nested_lists_are_bounded(layout, tmp_path):
+    """Lists that share their parts are small in the file and without bound as an array."""
+    shared = [1.0, 2.0]
+    for _ in range(3):
+        shared = [shared] * 1000
+    path = tmp_path / "MANO_RIGHT.pkl"
+    assert "more than 1000000 numbers in lists" in refusal(write(path, {**layout, "hands_mean": shared}))
+    assert "more than 4 levels" in refusal(write(path, {**layout, "hands_mean": [[[[[1.0]]]]]}))
+    assert "other than numbers" in refusal(write(path, {**layout, "hands_mean": ["0.0"] * 45}))
+
+
 def test_more_than_ten_shape_directions_are_cut(arrays, tmp_path):
     np.savez(tmp_path / "MANO_RIGHT.npz", **{**arrays, "shapedirs": np.concatenate([arrays["shapedirs"]] * 2, axis=2)})
     assert_is_the_model(load_mano(tmp_path / "MANO_RIGHT.npz"), arrays)
@@ -452,3 +495,62 @@ def test_own_files_are_checked_too(tmp_path):
     np.savez(tmp_path / "my.npz", **stored)
     with pytest.raises(HandModelError, match="lacks faces"):
         load_hand(tmp_path / "my.npz")
+
+
+def changed(name, change):
+    stored = dict(embedded_arrays())
+    array = stored[name].copy()
+    result = change(array)
+    return {**stored, name: array if result is None else result}
+
+
+def put(place, value):
+    return lambda array: array.__setitem__(place, value)
+
+
+EMBEDDED_FAULTS = {
+    "zero template": ("template", np.zeros_like, "0 m between wrist and"),
+    "template in millimetres": ("template", lambda a: 1000 * a, "template contains a value of magnitude 186"),
+    "template with a hidden infinity": ("template", put((5, 1), 1e30), "value of magnitude 1e+30; at most 1 expected"),
+    "zero shape directions": ("shape_directions", np.zeros_like, "shape_directions moves no vertex in direction 0"),
+    "huge shape direction": ("shape_directions", put((5, 1, 3), -1e30), "shape_directions contains a value"),
+    "huge pose direction": ("pose_directions", lambda a: a.astype("f8") * 1e30, "pose_directions contains a value"),
+    "zero regressor": ("joint_regressor", np.zeros_like, "joint_regressor of a joint sum to 0"),
+    "huge regressor": ("joint_regressor", put((0, 0), 1e30), "joint_regressor contains a value"),
+    "zero weights": ("skinning_weights", np.zeros_like, "skinning_weights of a vertex sum to 0"),
+    "negative weights": ("skinning_weights", lambda a: 2.0 * a - 1.0 / 16, "has a weight of -0.0625"),
+    "zero components": ("pose_components", np.zeros_like, "pose_components has rank below 45"),
+    "huge mean": ("pose_mean", put(3, 1e30), "pose_mean contains a value of magnitude 1e+30"),
+    "zero axes": ("anatomy_basis", np.zeros_like, "anatomy_basis is not orthonormal"),
+    "limits the wrong way round": ("anatomy_upper", lambda a: -a - 3.0, "below anatomy_lower"),
+    "infinite limit": ("anatomy_upper", put((0, 0), 1e30), "anatomy_upper contains a value of magnitude 1e+30"),
+    "zero deviations": ("anatomy_std", np.zeros_like, "anatomy_std contains 0; at least 0.001 rad expected"),
+    "negative deviation": ("anatomy_std", put((3, 2), -0.1), "anatomy_std contains -0.1"),
+    "tip out of range": ("tip_vertices", put(2, 1609), "tip_vertices refers to vertices outside the 1609"),
+    "negative tip": ("tip_vertices", put(2, -1), "tip_vertices refers to vertices outside the 1609"),
+    "fractional tip": ("tip_vertices", lambda a: a + 0.5, "tip_vertices contains fractions"),
+    "equal tips": ("tip_vertices", lambda a: np.full_like(a, a[0]), "names a vertex twice"),
+    "no faces": ("faces", lambda a: a[:0], "has 0 faces"),
+    "face out of range": ("faces", put((7, 1), 1609), "faces refers to vertices outside the 1609"),
+}
+
+
+@pytest.mark.parametrize("fault", EMBEDDED_FAULTS)
+def test_damaged_own_files(tmp_path, fault):
+    name, change, expected = EMBEDDED_FAULTS[fault]
+    np.savez(tmp_path / "my.npz", **changed(name, change))
+    with pytest.raises(HandModelError) as raised:
+        load_hand(tmp_path / "my.npz")
+    assert expected in str(raised.value)
+    assert "; " in str(raised.value), "the remedy"
+    assert "\n" not in str(raised.value)
+
+
+def test_large_files_are_refused_before_they_are_unpacked(tmp_path):
+    path = tmp_path / "MANO_RIGHT.npz"
+    np.savez_compressed(path, template=np.zeros(2**27, np.uint8))
+    assert path.stat().st_size < 2**20
+    assert "its arrays take 134217856 bytes; at most 67108864 expected" in refusal(path)
+    with path.open("wb") as file:
+        file.truncate(2**27)
+    assert "the file has 134217728 bytes; at most 67108864 expected" in refusal(path)

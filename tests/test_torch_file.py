@@ -316,6 +316,60 @@ def test_damaged_files_raise_one_line(tmp_path, torch, monkeypatch, rng, legacy)
             assert all(array.shape == (3, 4) for array in read_state_dict(write(path, bytes(damaged))).values())
 
 
+STORAGE = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x04tQ"
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+SIZES = b"K\x00K\x04\x85K\x01\x85\x89}tR"
+FAR = b"\x8a\x06" + (2**40).to_bytes(6, "little")
+BEYOND = b"(K\x00" + FAR + b"t"
+
+
+def entered(name, value):
+    return b"}U%c" % len(name) + name + value + b"s"
+
+
+@pytest.mark.parametrize("as_slots", [False, True])
+@BOTH
+@pytest.mark.parametrize(
+    ("record", "fields"),
+    [
+        # Fields of the reader's own records, set after the checks, so that the view leaves its storage.
+        (REBUILD + b"(" + STORAGE + b"%s" + SIZES, {b"view": BEYOND, b"first": FAR, b"length": FAR, b"id": b")"}),
+        (
+            REBUILD + b"(" + STORAGE + SIZES + b"%s",
+            {b"offset": FAR, b"strides": FAR + b"\x85", b"shape": FAR + b"\x85"},
+        ),
+        (REBUILD + b"%s(" + STORAGE + SIZES, {b"__defaults__": b"N", b"function": b"N"}),
+        (REBUILD + b"(" + STORAGE.replace(b"FloatStorage\n", b"FloatStorage\n%s") + SIZES, {b"dtype": b"U\x02f8"}),
+    ],
+)
+def test_records_cannot_be_changed_after_their_check(tmp_path, record, fields, legacy, as_slots):
+    for name, value in fields.items():
+        state = b"N" + entered(name, value) + b"\x86b" if as_slots else entered(name, value) + b"b"
+        pickled = b"\x80\x02}U\x01w" + record.replace(b"%s", state) + b"s."
+        numbers = np.arange(4, dtype="<f4").tobytes()
+        if legacy:
+            parts = [pickle.dumps(part, 2) for part in (MAGIC, 1001, {})]
+            raw = b"".join([*parts, pickled, pickle.dumps(["0"], 2), (4).to_bytes(8, "little"), numbers])
+        else:
+            raw = zipped(("m/data.pkl", pickled), ("m/data/0", numbers))
+        # A tensor may have a state, which is ignored; all else is refused.
+        with contextlib.suppress(InputError):
+            got = read_state_dict(write(tmp_path / "model.pt", raw))
+            np.testing.assert_array_equal(got["w"], np.arange(4, dtype=np.float32))
+
+
+@BOTH
+def test_a_dimension_of_one_may_have_any_stride(read, legacy):
+    got = read({"model": {"w": Tensor(Storage(np.arange(4.0)), (1, 4), (2**62, 1))}}, legacy=legacy)
+    np.testing.assert_array_equal(got["w"], np.arange(4.0)[None])
+
+
+def test_a_zip_with_very_many_records(tmp_path):
+    raw = zipped(("a/data.pkl", b"N.")) + b"PK\x01\x02" * 100_001
+    with pytest.raises(InputError, match="more than 100000 records"):
+        read_state_dict(write(tmp_path / "model.pt", raw))
+
+
 @pytest.mark.slow
 @BOTH
 def test_the_whole_official_state_dict(read, shared, legacy):

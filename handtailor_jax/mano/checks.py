@@ -116,6 +116,8 @@ def check_own_arrays(arrays: Arrays) -> None:
     _check_shapes(arrays, OWN_SHAPES)
     _check_body(arrays, {name: name for name in _OWN_NAMES.values()})
     _check_indices(arrays["tip_vertices"], len(arrays["template"]), "tip_vertices")
+    if len(np.unique(arrays["tip_vertices"])) < len(arrays["tip_vertices"]):
+        raise Problem(f"tip_vertices names a vertex twice; one vertex a finger expected; {UNDAMAGED}")
     _check_magnitudes(arrays, {name: name for name in _LARGEST if name.startswith("anatomy")})
     _check_anatomy(arrays)
     rest_joints = _rest_joints(arrays["joint_regressor"], arrays["template"])

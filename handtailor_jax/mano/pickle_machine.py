@@ -33,7 +33,7 @@ def interpret(
 
 
 _MOST_MARKS = 1000
-_MOST_WIDE_KEYS = 10_000
+_MOST_WIDE_KEYS = 3000
 _LONGEST_NAME = 200
 
 

@@ -97,7 +97,10 @@ NUMPY_GLOBALS = frozenset(
         ("numpy._core.numeric", "_frombuffer"),
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
-        ("_codecs", "encode"),  # Python 3 writes bytes as a call of encode in protocols 0 to 2
+        # Python 3 writes bytes as a call of encode, or of bytes if there are none, in protocols 0 to 2.
+        ("_codecs", "encode"),
+        ("__builtin__", "bytes"),
+        ("builtins", "bytes"),
     }
 )
 """Functions and classes that a pickle with numpy arrays names."""
@@ -140,6 +143,8 @@ def array_of(value: Any) -> npt.NDArray[Any]:
 def _raw_bytes(data: Any) -> bytes:
     if type(data) is Call and data.function.name == "encode" and data.arguments:
         data = data.arguments[0]
+    elif type(data) is Call and data.function.name == "bytes" and not data.arguments:
+        data = b""
     if type(data) is str:
         try:
             return data.encode("latin1")
