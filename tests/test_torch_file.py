@@ -319,12 +319,37 @@ def test_damaged_files_raise_one_line(tmp_path, torch, monkeypatch, rng, legacy)
 STORAGE = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x04tQ"
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 SIZES = b"K\x00K\x04\x85K\x01\x85\x89}tR"
-FAR = b"\x8a\x06" + (2**40).to_bytes(6, "little")
+FAR = b"\x8a\x06" + (2**38).to_bytes(6, "little")
+FARTHER = b"\x8a\x06" + (2**45).to_bytes(6, "little")
 BEYOND = b"(K\x00" + FAR + b"t"
 
 
 def entered(name, value):
     return b"}U%c" % len(name) + name + value + b"s"
+
+
+def raw_checkpoint(record, legacy, keys=("0",)):
+    """A checkpoint of one tensor `w` with a hand-made pickle; every storage holds 0, 1, 2, 3."""
+    pickled = b"\x80\x02}U\x01w" + record + b"s."
+    numbers = np.arange(4, dtype="<f4").tobytes()
+    if not legacy:
+        return zipped(("m/data.pkl", pickled), *((f"m/data/{key}", numbers) for key in keys))
+    parts = [pickle.dumps(part, 2) for part in (MAGIC, 1001, {})]
+    runs = [(4).to_bytes(8, "little") + numbers for _ in keys]
+    return b"".join([*parts, pickled, pickle.dumps(list(keys), 2), *runs])
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "fields",
+    [entered(b"view", b"K\x00" + FARTHER + b"\x86"), entered(b"count", FARTHER), entered(b"id", b")")],
+    ids=["view", "count", "id"],
+)
+def test_a_view_cannot_leave_its_storage(tmp_path, fields, legacy):
+    """A file that changed the reader's record of a storage after its check ended the process."""
+    record = REBUILD + b"(" + STORAGE + fields + b"bK\x00K\x02\x85" + FAR + b"\x85\x89}tR"
+    with pytest.raises(InputError, match=r"sets the state of an object that has none"):
+        read_state_dict(write(tmp_path / "model.pt", raw_checkpoint(record, legacy)))
 
 
 @pytest.mark.parametrize("as_slots", [False, True])
@@ -345,13 +370,7 @@ def entered(name, value):
 def test_records_cannot_be_changed_after_their_check(tmp_path, record, fields, legacy, as_slots):
     for name, value in fields.items():
         state = b"N" + entered(name, value) + b"\x86b" if as_slots else entered(name, value) + b"b"
-        pickled = b"\x80\x02}U\x01w" + record.replace(b"%s", state) + b"s."
-        numbers = np.arange(4, dtype="<f4").tobytes()
-        if legacy:
-            parts = [pickle.dumps(part, 2) for part in (MAGIC, 1001, {})]
-            raw = b"".join([*parts, pickled, pickle.dumps(["0"], 2), (4).to_bytes(8, "little"), numbers])
-        else:
-            raw = zipped(("m/data.pkl", pickled), ("m/data/0", numbers))
+        raw = raw_checkpoint(record.replace(b"%s", state), legacy)
         # A tensor may have a state, which is ignored; all else is refused.
         with contextlib.suppress(InputError):
             got = read_state_dict(write(tmp_path / "model.pt", raw))
