@@ -582,6 +582,25 @@ def test_damaged_annotations_of_rhd(rhd, tmp_path, content, message):
         open_dataset("rhd", root, "training")
 
 
+def test_annotations_of_rhd_are_bounded(rhd, tmp_path):
+    root = copied(rhd, tmp_path)
+    path = root / "training" / "anno_training.pickle"
+    for content, message in (
+        (pickle.dumps(dict.fromkeys(range(65_537)), 2), "holds 65537 samples; at most 65536 expected"),
+        (b"\x80\x02Nr\xff\xff\xff\x7f.", "stores a value under number 2147483647; at most 5000000 expected"),
+        (b"\x80\x02)q\x00" + b"0h\x00h\x00\x86q\x00" * 60 + b"}h\x00Ns.", "has a tuple as the key of a dictionary"),
+        (pickle.dumps({0: {"uv_vis": np.zeros((42, 3)), "xyz": "text"}}, 2), "xyz of sample 0 is not stored as"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=message) as caught:
+            open_dataset("rhd", root, "training")
+        assert "\n" not in str(caught.value)
+    with path.open("wb") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(InputError, match="has 268435457 bytes; at most 268435456 expected"):
+        open_dataset("rhd", root, "training")
+
+
 def test_rhd_sample_that_is_no_number(rhd, tmp_path):
     root = copied(rhd, tmp_path)
     path = root / "training" / "anno_training.pickle"
