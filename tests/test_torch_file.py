@@ -92,7 +92,7 @@ def checkpoint(content, torch, monkeypatch, *, legacy=False, big_endian=False, e
     """The bytes of a checkpoint file."""
     storages = {}
     pickled = dump(content, storages, torch, legacy, views or {})
-    monkeypatch.setitem(sys.modules, "torch", None)  # reading must do without it
+    monkeypatch.delitem(sys.modules, "torch")
     order = ">" if big_endian else "<"
     data = {key: s.values.astype(s.values.dtype.newbyteorder(order)) for key, s in storages.values()}
     file = io.BytesIO()
@@ -125,6 +125,7 @@ def read(tmp_path, torch, monkeypatch):
         path = tmp_path / "model.pt"
         with monkeypatch.context() as patch:
             path.write_bytes(checkpoint(content, torch, patch, **options))
+            patch.setitem(sys.modules, "torch", None)  # reading must do without it
             return read_state_dict(path)
 
     return read
