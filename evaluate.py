@@ -1,6 +1,6 @@
-"""Evaluates a hand module and the tailor: python evaluate.py table1 --predictions simulated --out runs/evaluation.
+"""Evaluate a hand module and the tailor: python evaluate.py table1 --predictions simulated --out runs/evaluation.
 
-Prints our figures beside the paper's and writes them as markdown, CSV, JSON and PNG into a folder.
+Prints our numbers beside the paper's and writes them as markdown, CSV, JSON and images into a folder.
 """
 
 import sys
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import tyro
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.paper.evaluate import EvaluationConfig, evaluate
+from handtailor_jax.evaluation.paper.reproduce import EvaluationConfig, evaluate
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line and evaluates."""
+    """Parse the command line and evaluate."""
     config = tyro.cli(
         EvaluationConfig,
         args=arguments,
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    if result.tables or result.claims:
+    if result.findings.tables or result.findings.claims:
         print(result.markdown())
     print(f"written to {config.out}")
 

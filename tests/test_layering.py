@@ -29,7 +29,7 @@ RANKS = (
     {"cli", "__main__"},
 )
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
-WITHIN_A_RANK = {("types", "skeleton")}
+WITHIN_A_RANK = {("types", "skeleton"), ("training", "evaluation")}
 
 
 def modules():

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from handtailor_jax.data.readers.photos import read_labels
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation import predictions
-from handtailor_jax.evaluation.photographs import PhotographBenchmark, measure, read_photographs, run
 from handtailor_jax.geometry.mirror import mirror_pose
 from handtailor_jax.skeleton import KEYPOINTS, MANO_JOINTS
 from handtailor_jax.types import Camera, Hand, HandParameters
+from tools.measure_photos import FitMeasurement, fit_errors, label_detection, measure_fits, read_joint_labels
+from tools.measure_predictions import PredictionMeasurement, measure_predictions
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +27,19 @@ def photos(shared):
 @pytest.mark.slow
 @pytest.mark.parametrize("hint", [False, True], ids=["keypoints alone", "3D joints as a hint"])
 def test_held_out_photographs(photos, hand, hint):
-    report = run(PhotographBenchmark(photos, hint=hint), hand)
-    rows = {row.source: row for row in report.rows}
+    measured = measure_fits(FitMeasurement(photos, hint=hint), hand)
+    rows = {row.source: row for row in measured}
     assert {source: row.photographs for source, row in rows.items()} == {"digits": 127, "webcam": 166}
     distances = {"digits": 7.5, "webcam": 7.5} if hint else {"digits": 9.0, "webcam": 10.5}
     for source, median in {"digits": 0.9, "webcam": 1.8}.items():
         row = rows[source]
-        assert row.reprojection_median_percent <= median, report
-        assert row.reprojection_p97_percent <= 2.5, report
-        assert row.reprojection_max_percent <= 5.0, report
-        assert row.beyond_limits_percent <= 0.2, report
-        assert row.excess_max_degrees <= 10.0, report
-        assert row.distance_median_mm <= distances[source], report
-        assert row.flipped_percent <= (3.0 if hint else 7.0), report
+        assert row.reprojection_median_percent <= median, measured
+        assert row.reprojection_p97_percent <= 2.5, measured
+        assert row.reprojection_max_percent <= 5.0, measured
+        assert row.beyond_limits_percent <= 0.2, measured
+        assert row.excess_max_degrees <= 10.0, measured
+        assert row.distance_median_mm <= distances[source], measured
+        assert row.flipped_percent <= (3.0 if hint else 7.0), measured
 
 
 @pytest.fixture
@@ -59,45 +60,32 @@ def made_up(tmp_path):
     return tmp_path
 
 
-def test_labels(made_up):
+def test_3d_joints_are_a_hint_on_request(made_up):
+    labels = read_joint_labels(made_up, "val")
     for hint in (False, True):
-        found = read_photographs(made_up, "val", hint=hint)
-        assert [(p.name, p.detection.side, p.detection.convention) for p in found] == [
-            ("a/1.jpg", "left", "mediapipe"),
-            ("b/0.jpg", "right", "mediapipe"),
+        found = [label_detection(label, hint=hint) for label in labels]
+        assert [(each.id, each.side, each.convention) for each in found] == [
+            ("1", "left", "mediapipe"),
+            ("0", "right", "mediapipe"),
         ]
-        assert all((p.detection.joints_3d is not None) == hint for p in found)
-        assert found[0].detection.image == made_up / "a/1.jpg"
+        assert all((each.joints_3d is not None) == hint for each in found)
+        assert found[0].image == made_up / "a/1.jpg"
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "cannot be read"),
-        ("{", "is no object of labels"),
-        ("[1]", "is no object of labels"),
-        ('{"a/1.jpg": {}}', "is no object of labels"),
-        ("{}", "no photographs of split 'val'"),
-        ('{"a/1.jpg": {"split": "val"}}', "a/1.jpg lacks 'joints_3d'"),
-        (
-            '{"a/1.jpg": {"split": "val", "side": "right", "joints_3d": [], "keypoints_2d": []}}',
-            "a/1.jpg: keypoints_2d",
-        ),
-    ],
-)
-def test_unusable_labels(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "labels.json").write_text(content)
-    with pytest.raises(InputError, match=r"labels\.json: ") as error:
-        read_photographs(tmp_path, "val")
-    assert message in str(error.value)
+def test_labels_without_3d_joints_are_refused(made_up):
+    path = made_up / "labels.json"
+    labels = json.loads(path.read_text())
+    del labels["b/0.jpg"]["joints_3d"]
+    path.write_text(json.dumps(labels))
+    with pytest.raises(InputError, match=r"labels\.json: b/0\.jpg lacks joints_3d"):
+        read_joint_labels(made_up, "val")
 
 
-def test_measures(made_up, hand):
-    """Errors that are put into a fit by hand are the errors that are measured, on either hand."""
-    for photograph in read_photographs(made_up, "val"):
-        left = photograph.detection.side == "left"
-        given, truth = photograph.detection.keypoints_2d, photograph.joints_3d
+def test_errors_of_a_constructed_fit(made_up, hand):
+    """Errors that are put into a fit are the errors that are measured, on either hand."""
+    for label in read_labels(made_up, "val"):
+        left = label.side == "left"
+        given, truth = label.keypoints_2d, label.joints_3d
         joint = MANO_JOINTS.index("ring_pip") - 1
         angles = np.array(hand.anatomy.mean)
         angles[joint, 0] = float(hand.anatomy.upper[joint, 0]) + np.radians(7.0)
@@ -120,7 +108,7 @@ def test_measures(made_up, hand):
             reprojection_before=np.zeros(()),
             reprojection_after=np.zeros(()),
         )
-        (errors,) = measure([photograph], [fit], hand)
+        (errors,) = fit_errors([label], [fit], hand)
         assert errors.reprojection_percent == pytest.approx(1.0, abs=1e-3)
         assert errors.distance_mm == pytest.approx(0.0, abs=1e-3)
         expected = np.zeros(15)
@@ -131,20 +119,20 @@ def test_measures(made_up, hand):
         landmarks[KEYPOINTS.index("ring_tip"), 2] = (
             2 * landmarks[KEYPOINTS.index("ring_mcp"), 2] - (landmarks[KEYPOINTS.index("ring_tip"), 2])
         )
-        (errors,) = measure([photograph], [dataclasses.replace(fit, landmarks=landmarks)], hand)
+        (errors,) = fit_errors([label], [dataclasses.replace(fit, landmarks=landmarks)], hand)
         assert errors.flipped.tolist() == [False, False, False, True, False]
         assert errors.distance_mm > 0.1
 
 
 @pytest.mark.slow
-def test_what_predict_makes_of_held_out_photographs(photos):
+def test_predictions_of_held_out_photographs(photos):
     """The embedded weights, from a loose and from a tight box around the labels."""
-    report = predictions.run(predictions.PredictionBenchmark(photos))
-    rows = {(row.source, row.margin, row.stage): row for row in report.rows}
+    measured = measure_predictions(PredictionMeasurement(photos))
+    rows = {(row.source, row.margin, row.stage): row for row in measured}
     close = {("digits", 2.0): 98.0, ("digits", 1.2): 98.0, ("webcam", 2.0): 90.0, ("webcam", 1.2): 90.0}
     for (source, margin), percent in close.items():
         before, after = (rows[source, margin, stage] for stage in ("hand module", "tailored"))
-        assert after.close_percent > percent, report
-        assert after.median_percent < {"digits": 2.0, "webcam": 4.0}[source], report
-        assert after.median_percent < before.median_percent, report
-        assert after.close_percent > before.close_percent, report
+        assert after.close_percent > percent, measured
+        assert after.median_percent < {"digits": 2.0, "webcam": 4.0}[source], measured
+        assert after.median_percent < before.median_percent, measured
+        assert after.close_percent > before.close_percent, measured

@@ -1,81 +1,96 @@
-"""Alignments of predicted point sets to the truth, before distances are taken.
+"""Alignments of predicted points to true points: similarity (Procrustes), scale and shift, one fixed point.
 
-Everything is batched over leading axes: points are (..., n, 3), in any one unit.
+Points are (..., n, 3) in any one unit. Every function takes NumPy and JAX arrays, which must not be mixed.
 """
 
 import dataclasses
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from jaxtyping import Float
 
-Points = npt.NDArray[np.floating]
+from handtailor_jax.skeleton import ROOT
+
+Numbers = Any
+"""A NumPy or JAX array."""
 
 _POINT = 1e-8
-"""A set whose spread (Frobenius norm about its centroid) is below this is a single point: its direction and size are
-rounding noise. In metres ten nanometres, far below any hand."""
+"""Spread (Frobenius norm about the centroid) below which a set is taken for a single point, because its direction and
+size are rounding noise. Ten nanometres for points in metres."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Similarity:
-    """Maps of points, ``scale * points @ rotation + shift``, one for each of the leading axes."""
+    """A map of points, ``scale * points @ rotation + shift``, for each of the leading axes."""
 
-    scale: Points
-    """(..., 1, 1)"""
-    rotation: Points
-    """(..., 3, 3), to be applied from the right; its determinant is -1 where it mirrors."""
-    shift: Points
-    """(..., 1, 3)"""
+    scale: Float[Numbers, "*batch 1 1"]
+    rotation: Float[Numbers, "*batch 3 3"]
+    """Rotation, applied from the right; its determinant is -1 where it mirrors."""
+    shift: Float[Numbers, "*batch 1 3"]
 
-    def apply(self, points: Points) -> Points:
-        """`points` (..., m, 3) moved; m is any number of points."""
+    def apply(self, points: Float[Numbers, "*batch m 3"]) -> Float[Numbers, "*batch m 3"]:
+        """Move points; their number need not be that of the points that were aligned."""
         return self.scale * points @ self.rotation + self.shift
 
 
-def best_similarity(predicted: Points, truth: Points, *, mirror: bool = False) -> Similarity:
-    """The similarities that bring `predicted` (..., n, 3) closest to `truth` (..., n, 3) in the least squares sense.
+def best_similarity(
+    predicted: Float[Numbers, "*batch n 3"], truth: Float[Numbers, "*batch n 3"], *, mirror: bool = False
+) -> Similarity:
+    """Return the similarity that brings `predicted` closest to `truth` in the least-squares sense (Procrustes).
 
-    A prediction that is a single point goes to the truth's centroid.
+    A prediction that is a single point goes to the centroid of the truth.
 
     Args:
         predicted: Points to move.
-        truth: Where they should be.
-        mirror: Whether rotations may be reflections (`scipy.linalg.orthogonal_procrustes` allows them).
+        truth: Target positions.
+        mirror: Whether reflections are allowed, as in `scipy.linalg.orthogonal_procrustes`.
     """
-    center_p, center_t = predicted.mean(axis=-2, keepdims=True), truth.mean(axis=-2, keepdims=True)
+    xp = predicted.__array_namespace__()
+    center_p, center_t = xp.mean(predicted, axis=-2, keepdims=True), xp.mean(truth, axis=-2, keepdims=True)
     p, t = predicted - center_p, truth - center_t
-    u, singular, vt = np.linalg.svd(np.swapaxes(p, -1, -2) @ t)
-    sign = np.ones_like(singular)
+    u, singular, vt = xp.linalg.svd(xp.swapaxes(p, -1, -2) @ t)
+    sign = xp.ones_like(singular)
     if not mirror:
-        sign[..., -1] = np.sign(np.linalg.det(u @ vt))
+        sign = xp.concatenate([sign[..., :-1], xp.sign(xp.linalg.det(u @ vt))[..., None]], axis=-1)
     rotation = (u * sign[..., None, :]) @ vt
-    strength = (singular * sign).sum(axis=-1, keepdims=True)[..., None]
-    scale = _ratio(strength, np.square(p).sum(axis=(-1, -2), keepdims=True), _POINT**2)
+    strength = xp.sum(singular * sign, axis=-1)[..., None, None]
+    scale = _ratio(strength, xp.sum(xp.square(p), axis=(-1, -2), keepdims=True), _POINT**2)
     return Similarity(scale, rotation, center_t - scale * center_p @ rotation)
 
 
-def similarity(predicted: Points, truth: Points) -> Points:
-    """`predicted` (..., n, 3) moved, scaled and rotated (never mirrored) to lie closest to `truth`: Procrustes."""
+def similarity(
+    predicted: Float[Numbers, "*batch n 3"], truth: Float[Numbers, "*batch n 3"]
+) -> Float[Numbers, "*batch n 3"]:
+    """Move, scale and rotate (never mirror) `predicted` so that it lies closest to `truth`."""
     return best_similarity(predicted, truth).apply(predicted)
 
 
-def scale_and_shift(predicted: Points, truth: Points) -> Points:
-    """`predicted` (..., n, 3) moved and scaled, not rotated, to lie closest to `truth` (..., n, 3)."""
-    center = truth.mean(axis=-2, keepdims=True)
-    p, t = predicted - predicted.mean(axis=-2, keepdims=True), truth - center
-    total = (p * t).sum(axis=(-1, -2), keepdims=True)
-    return _ratio(total, np.square(p).sum(axis=(-1, -2), keepdims=True), _POINT**2) * p + center
+def scale_and_shift(
+    predicted: Float[Numbers, "*batch n 3"], truth: Float[Numbers, "*batch n 3"]
+) -> Float[Numbers, "*batch n 3"]:
+    """Move and scale (never rotate) `predicted` so that it lies closest to `truth`."""
+    xp = predicted.__array_namespace__()
+    center = xp.mean(truth, axis=-2, keepdims=True)
+    p, t = predicted - xp.mean(predicted, axis=-2, keepdims=True), truth - center
+    total = xp.sum(p * t, axis=(-1, -2), keepdims=True)
+    return _ratio(total, xp.sum(xp.square(p), axis=(-1, -2), keepdims=True), _POINT**2) * p + center
 
 
-def anchor(predicted: Points, truth: Points, point: int, bone: tuple[int, int] | None = None) -> Points:
-    """`predicted` (..., n, 3) moved so that one point coincides with the truth's, and scaled about it by a true bone.
+def anchor(
+    predicted: Float[Numbers, "*batch n 3"],
+    truth: Float[Numbers, "*batch n 3"],
+    point: int = ROOT,
+    bone: tuple[int, int] | None = None,
+) -> Float[Numbers, "*batch n 3"]:
+    """Move `predicted` so that one point coincides with the truth's, and scale it about that point by a true bone.
 
     A prediction whose bone has no length collapses into the point.
 
     Args:
         predicted: Points to move.
-        truth: Where they should be.
-        point: The point that is made to coincide.
-        bone: The two points whose distance is made the true one; None leaves the scale as it is.
+        truth: Target positions.
+        point: Index of the point that is made to coincide.
+        bone: Indices of the two points whose distance is made the true one; None keeps the
+            scale.
     """
     about = predicted - predicted[..., point, None, :]
     if bone is not None:
@@ -83,13 +98,15 @@ def anchor(predicted: Points, truth: Points, point: int, bone: tuple[int, int] |
     return about + truth[..., point, None, :]
 
 
-def _length(points: Points, bone: tuple[int, int]) -> Points:
-    """Length of a bone, (..., 1, 1)."""
+def _length(points: Any, bone: tuple[int, int]) -> Any:
+    """Return the length of a bone, (..., 1, 1)."""
+    xp = points.__array_namespace__()
     start, end = (points[..., joint, None, :] for joint in bone)
-    return np.linalg.norm(end - start, axis=-1, keepdims=True)
+    return xp.linalg.norm(end - start, axis=-1, keepdims=True)
 
 
-def _ratio(numerator: Points, denominator: Points, least: float) -> Points:
-    """The quotient, 0 where the denominator is below `least`."""
+def _ratio(numerator: Any, denominator: Any, least: float) -> Any:
+    """Return the quotient, 0 where the denominator is below `least`."""
+    xp = numerator.__array_namespace__()
     large = denominator >= least
-    return np.where(large, numerator, 0.0) / np.where(large, denominator, 1.0)
+    return xp.where(large, numerator, 0.0) / xp.where(large, denominator, 1.0)

@@ -1,17 +1,14 @@
-"""Distances between predicted and true hands, and the figures that the literature makes of them.
+"""Distances between predicted and true hands, and the metrics that the literature computes from them.
 
-Points are (n, 21, 3) in metres, n samples; distances come out in millimetres as (n, 21) float64. The routine is that of
-datasets 2.1: every figure is taken per joint over the samples, then averaged over the joints. Masks `counted` (n, 21)
-say which distances take part (datasets 2.2, `zb`: visible joints only); a joint that no sample counts is left out of
-the average. Nothing here aligns anything, see `protocols`.
+Points are (n, k, 3) in metres for n hands; distances are (n, k) in millimetres, float64. Every metric is computed per
+joint over the hands, then averaged over the joints (docs/protocols.md). Masks `counted` (n, k) select the distances
+that take part; a joint that no hand counts is left out of the average. `protocols` aligns points beforehand.
 """
 
 import dataclasses
 
 import numpy as np
 import numpy.typing as npt
-
-from handtailor_jax.skeleton import REFERENCE_BONE, ROOT
 
 FloatArray = npt.NDArray[np.float64]
 Points = npt.NDArray[np.floating]
@@ -23,15 +20,15 @@ MILLIMETRES = 1e3
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Thresholds of a PCK curve. They are part of the metric (datasets 2.1): never mix grids in one column."""
+    """Thresholds of a PCK curve. The grid is part of the metric: AUCs on different grids cannot be compared."""
 
     name: str
     thresholds: tuple[float, ...]
-    """Millimetres, increasing, at least two."""
+    """Thresholds in millimetres, increasing, at least two."""
 
     def __post_init__(self) -> None:
         if len(self.thresholds) < 2 or any(b <= a for a, b in zip(self.thresholds, self.thresholds[1:], strict=False)):
-            raise ValueError(f"grid {self.name!r} needs at least two thresholds, each larger than the one before")
+            raise ValueError(f"grid {self.name!r} has thresholds {self.thresholds}: give at least two, increasing")
 
 
 def _even(low: float, high: float, points: int) -> tuple[float, ...]:
@@ -39,82 +36,38 @@ def _even(low: float, high: float, points: int) -> tuple[float, ...]:
 
 
 GRID_20_50 = Grid("20-50", _even(20.0, 50.0, 20))
-"""BiHand's and HandTailor's (Table 1), the default."""
+"""Grid of BiHand and of HandTailor's Table 1; the default."""
 GRID_20_50_ZB = Grid("20-50/zb", _even(0.0, 50.0, 20)[8:])
-"""Zimmermann and Brox: the upper 12 points of `0-50`, so that it begins at 21.05 mm."""
+"""Grid of Zimmermann and Brox: the upper 12 thresholds of `0-50`, which begin at 21.05 mm."""
 GRID_20_50_ZHOU = Grid("20-50/zhou", _even(20.0, 50.0, 16))
-"""Zhou et al.: every 2 mm."""
+"""Grid of Zhou et al.: every 2 mm."""
 GRID_0_50 = Grid("0-50", _even(0.0, 50.0, 20))
 GRID_0_50_FREIHAND = Grid("0-50/freihand", _even(0.0, 50.0, 100))
 GRID_5_20 = Grid("5-20", _even(5.0, 20.0, 20))
-"""HandTailor's Tables 2 to 4. Nobody published its number of points; the same routine with other bounds is assumed."""
+"""Grid of HandTailor's Tables 2 to 4. Its number of thresholds is not published; 20, as in `20-50`, is assumed."""
 GRID_FIGURE_3A = Grid("5-50", _even(5.0, 50.0, 46))
-"""The curve of HandTailor's Figure 3a, every millimetre."""
-
-GRIDS = {
-    grid.name: grid
-    for grid in (
-        GRID_20_50,
-        GRID_20_50_ZB,
-        GRID_20_50_ZHOU,
-        GRID_0_50,
-        GRID_0_50_FREIHAND,
-        GRID_5_20,
-        GRID_FIGURE_3A,
-    )
-}
-"""The grids above by name."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EndPointError:
-    """Mean and median distance, millimetres: each per joint, then averaged over joints (datasets 2.1)."""
-
-    mean_mm: float
-    median_mm: float
-
-
-@dataclasses.dataclass(frozen=True)
-class CameraSpaceError:
-    """How far hands are from their true places in the camera frame, without any alignment (`abs`)."""
-
-    joints: EndPointError
-    """Of all joints."""
-    root: EndPointError
-    """Of joint 9 alone: where the hand is."""
-    scale_percent: float
-    """Median over samples of by how much the reference bone 0-9 is too long or too short, percent of its length."""
+"""Grid of HandTailor's Figure 3a: every millimetre."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-    """A figure before and after the tailor on the same samples, and how sure the difference is."""
+    """Change of a metric between two sets of errors of the same hands, with its 95 % confidence interval."""
 
     before: float
     after: float
     low: float
-    """Lower end of the 95 % interval of `difference`, paired bootstrap over samples."""
+    """Lower end of the interval of `difference`."""
     high: float
-    """Upper end of it."""
+    """Upper end of the interval of `difference`."""
 
     @property
     def difference(self) -> float:
-        """`after` minus `before`: an improvement is positive for an AUC, negative for an error."""
+        """The metric after minus the metric before."""
         return self.after - self.before
 
 
-@dataclasses.dataclass(frozen=True)
-class TailorGain:
-    """What the tailor changes (HandTailor, Table 2)."""
-
-    grid: Grid
-    auc: Gain
-    epe_mm: Gain
-    """Mean end point error, millimetres."""
-
-
 def distances_mm(predicted: Points, truth: Points) -> FloatArray:
-    """Distances (n, k) in millimetres between points (n, k, 3) in metres of one frame.
+    """Return the distances (n, k) in millimetres between points (n, k, 3) in metres of one frame.
 
     Raises:
         ValueError: if shapes differ, are not (n, k, 3), or a coordinate is not finite.
@@ -123,243 +76,165 @@ def distances_mm(predicted: Points, truth: Points) -> FloatArray:
     return MILLIMETRES * np.linalg.norm(predicted - truth, axis=-1)
 
 
-def epe(errors_mm: Points, counted: Mask | None = None) -> EndPointError:
-    """Mean and median end point error of distances (n, k) in millimetres (datasets 2.1).
+def mean_error(errors_mm: Points, counted: Mask | None = None) -> float:
+    """Return the end point error (EPE): the mean distance per joint, averaged over joints, in millimetres.
 
     Raises:
         ValueError: on wrong shapes, or if nothing is counted.
     """
-    columns = _columns(*_errors_and_mask(errors_mm, counted))
-    return EndPointError(
-        mean_mm=float(np.mean([column.mean() for column in columns])),
-        median_mm=float(np.mean([np.median(column) for column in columns])),
-    )
-
-
-def joint_pck(errors_mm: Points, thresholds: tuple[float, ...], counted: Mask | None = None) -> FloatArray:
-    """For each joint that is counted anywhere the share of samples with distance <= threshold, (joints, thresholds).
-
-    Args:
-        errors_mm: (n, k) distances, millimetres.
-        thresholds: Millimetres.
-        counted: (n, k) which of the distances take part; all when None.
-
-    Raises:
-        ValueError: on wrong shapes, or if nothing is counted.
-    """
-    columns = _columns(*_errors_and_mask(errors_mm, counted))
-    return np.stack([_share_within(column, thresholds) for column in columns])
+    return float(np.mean([column.mean() for column in _columns(errors_mm, counted)]))
 
 
 def pck(errors_mm: Points, thresholds: tuple[float, ...], counted: Mask | None = None) -> FloatArray:
-    """The PCK curve, (thresholds,): `joint_pck` averaged over joints (datasets 2.1).
+    """Return the PCK curve (thresholds,): the share of hands with distance <= threshold, averaged over joints.
+
+    Args:
+        errors_mm: (n, k) distances, millimetres.
+        thresholds: Thresholds, millimetres.
+        counted: (n, k) mask of the distances that take part; all if None.
 
     Raises:
         ValueError: on wrong shapes, or if nothing is counted.
     """
-    return joint_pck(errors_mm, thresholds, counted).mean(axis=0)
+    shares = [
+        np.searchsorted(np.sort(column), np.asarray(thresholds), side="right") / len(column)
+        for column in _columns(errors_mm, counted)
+    ]
+    return np.mean(shares, axis=0)
 
 
 def auc(errors_mm: Points, grid: Grid = GRID_20_50, counted: Mask | None = None) -> float:
-    """Area under the PCK curve of distances (n, k) in millimetres, 1 at best (datasets 2.1).
+    """Return the area under the PCK curve of distances (n, k) in millimetres, between 0 and 1.
 
     Raises:
         ValueError: on wrong shapes, or if nothing is counted.
     """
-    curves = joint_pck(errors_mm, grid.thresholds, counted)
-    return float(np.mean([curve_auc(curve, grid) for curve in curves]))
+    return curve_auc(pck(errors_mm, grid.thresholds, counted), grid)
 
 
 def curve_auc(curve: Points, grid: Grid = GRID_20_50) -> float:
-    """Area under a ready PCK curve (thresholds,), whose values lie in 0 ... 1, by the trapezoidal rule.
+    """Return the area under a PCK curve (thresholds,) by the trapezoidal rule, between 0 and 1.
 
     Raises:
-        ValueError: if the curve does not have a value for each of the grid's thresholds.
+        ValueError: if the curve does not have one value for each threshold of the grid.
     """
     x = np.asarray(grid.thresholds)
     y = np.asarray(curve, np.float64)
     if y.shape != x.shape:
-        raise ValueError(f"a curve on grid {grid.name!r} has shape {x.shape}, not {y.shape}")
+        raise ValueError(f"the curve has shape {y.shape}: grid {grid.name!r} needs {x.shape}")
     return float(np.trapezoid(y, x) / np.trapezoid(np.ones_like(x), x))
 
 
-def reprojection_error(points: Points, intrinsics: Points, keypoints_2d: Points) -> FloatArray:
-    """Distances (n, k) in pixels between projected points and observed keypoints (HandTailor, Eq. 2; Figure 3b).
+def auc_gain(
+    before_mm: Points, after_mm: Points, grid: Grid = GRID_5_20, *, resamples: int = 1000, seed: int = 0
+) -> Gain:
+    """Return the AUC before and after the tailor with a 95 % interval of the difference, by paired bootstrap.
 
-    A point that is not in front of the camera has no image: its error is infinite.
-
-    Args:
-        points: (n, k, 3) metres, camera frame (x right, y down, z forward).
-        intrinsics: K (3, 3) or (n, 3, 3), pixels, of the image that `keypoints_2d` refers to.
-        keypoints_2d: (n, k, 2) pixels (u, v).
-
-    Raises:
-        ValueError: on wrong shapes or values that are not finite.
-    """
-    points = _points("points", points)
-    k, observed = np.asarray(intrinsics, np.float64), np.asarray(keypoints_2d, np.float64)
-    if k.shape not in ((3, 3), (len(points), 3, 3)):
-        raise ValueError(f"intrinsics must be (3, 3) or ({len(points)}, 3, 3), not {k.shape}")
-    if observed.shape != (*points.shape[:2], 2):
-        raise ValueError(f"keypoints_2d must be {(*points.shape[:2], 2)} to go with the points, not {observed.shape}")
-    image = points @ np.swapaxes(k, -1, -2)
-    in_front = points[..., 2] > 0.0
-    pixels = image[..., :2] / np.where(in_front, image[..., 2], 1.0)[..., None]
-    return np.where(in_front, np.linalg.norm(pixels - observed, axis=-1), np.inf)
-
-
-def camera_space_error(predicted: Points, truth: Points) -> CameraSpaceError:
-    """Errors of unaligned joints (n, 21, 3) in metres, camera frame.
-
-    Raises:
-        ValueError: on wrong shapes or values that are not finite.
-    """
-    predicted, truth = paired_points(predicted, truth, joints=21)
-    errors = distances_mm(predicted, truth)
-    wrist, root = REFERENCE_BONE
-    found, true = (np.linalg.norm(points[:, wrist] - points[:, root], axis=-1) for points in (predicted, truth))
-    if not np.all(true > 0.0):
-        raise ValueError("the reference bone 0-9 of some true hand has no length")
-    return CameraSpaceError(
-        joints=epe(errors),
-        root=epe(errors[:, ROOT, None]),
-        scale_percent=100.0 * float(np.median(np.abs(found / true - 1.0))),
-    )
-
-
-def tailor_gain(
-    before_mm: Points,
-    after_mm: Points,
-    grid: Grid = GRID_5_20,
-    counted: Mask | None = None,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> TailorGain:
-    """AUC and mean error before and after the tailor, with 95 % intervals of the differences (HandTailor, Table 2).
-
-    The bootstrap draws samples, not joints, with replacement, and the same ones for before and after: the joints of one
-    hand are not independent, and its errors before and after still less.
+    The bootstrap draws hands, not joints, and the same hands before and after, because the joints of one hand are not
+    independent of each other and its errors before and after are not either.
 
     Args:
-        before_mm: (n, k) distances of the hand module, millimetres.
-        after_mm: (n, k) distances after the tailor, of the same samples.
+        before_mm: (n, k) distances before the tailor, millimetres.
+        after_mm: (n, k) distances of the same hands after the tailor.
         grid: Thresholds of the AUC.
-        counted: (n, k) which distances take part; all when None.
-        resamples: How many times samples are drawn.
-        seed: Of the draws: the same seed gives the same interval.
+        resamples: Number of bootstrap samples, at least 1.
+        seed: Seed of the bootstrap.
 
     Raises:
-        ValueError: on wrong shapes, if nothing is counted, or without resamples.
+        ValueError: on wrong shapes.
     """
-    before, mask = _errors_and_mask(before_mm, counted)
-    after, _ = _errors_and_mask(after_mm, counted)
-    if before.shape != after.shape:
-        raise ValueError(f"before {before.shape} and after {after.shape} must be errors of the same samples and joints")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, not {resamples}")
-    rng = np.random.default_rng(seed)
-    n = len(before)
-    counts = mask.astype(np.float64)
-    differences = np.stack([_credit(after, grid) - _credit(before, grid), after - before])
-    gains = np.where(mask, differences, 0.0)
-    found = []
-    for _ in range(resamples):
-        weights = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
-        total = weights @ counts
-        drawn = total > 0.0
-        # A draw may miss every sample in which anything is counted; it then says nothing.
-        if drawn.any():
-            found.append(((weights @ gains)[:, drawn] / total[drawn]).mean(axis=-1))
-    low, high = np.percentile(found, (2.5, 97.5), axis=0)
-    return TailorGain(
-        grid=grid,
-        auc=Gain(auc(before, grid, mask), auc(after, grid, mask), float(low[0]), float(high[0])),
-        epe_mm=Gain(epe(before, mask).mean_mm, epe(after, mask).mean_mm, float(low[1]), float(high[1])),
-    )
+    before, after = _paired_errors(before_mm, after_mm)
+    # Integration is linear, so the AUC is a mean over hands and joints of what each error contributes.
+    differences = (_contribution(after, grid) - _contribution(before, grid)).mean(axis=-1)
+    random, n = np.random.default_rng(seed), len(differences)
+    drawn = [differences[random.integers(n, size=n)].mean() for _ in range(resamples)]
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return Gain(auc(before, grid), auc(after, grid), float(low), float(high))
 
 
-def reduction_ratio(before_mm: Points, after_mm: Points, counted: Mask | None = None) -> FloatArray:
-    """Share of each sample's 3D error that the tailor removes, (n,): 1 all of it, negative where it adds some.
+def reduction_ratio(before_mm: Points, after_mm: Points) -> FloatArray:
+    """Return the share (n,) of each hand's error that the tailor removes: 1 at best, negative if the error grows.
 
-    The ordinate of HandTailor's Figure 3b. A sample without any error before has 0 if there is none after either,
-    else minus infinity; one in which nothing is counted has NaN.
+    This is the vertical axis of HandTailor's Figure 3b. A hand without error before has 0 if it has none after either,
+    else minus infinity.
 
     Args:
-        before_mm: (n, k) distances, millimetres.
-        after_mm: (n, k) distances of the same samples after the tailor.
-        counted: (n, k) which distances take part; all when None.
+        before_mm: (n, k) distances before the tailor, millimetres.
+        after_mm: (n, k) distances of the same hands after the tailor.
 
     Raises:
-        ValueError: on wrong shapes, or if nothing is counted.
+        ValueError: on wrong shapes.
     """
-    before, mask = _errors_and_mask(before_mm, counted)
-    after, _ = _errors_and_mask(after_mm, counted)
-    if before.shape != after.shape:
-        raise ValueError(f"before {before.shape} and after {after.shape} must be errors of the same samples and joints")
-    # Both means are over the same joints, so their quotient is that of the sums.
-    old, new = (np.where(mask, errors, 0.0).sum(axis=-1) for errors in (before, after))
-    share = 1.0 - new / np.where(old > 0.0, old, 1.0)
-    share = np.where(old > 0.0, share, np.where(new > 0.0, -np.inf, 0.0))
-    return np.where(mask.any(axis=-1), share, np.nan)
+    before, after = (errors.sum(axis=-1) for errors in _paired_errors(before_mm, after_mm))
+    share = 1.0 - after / np.where(before > 0.0, before, 1.0)
+    return np.where(before > 0.0, share, np.where(after > 0.0, -np.inf, 0.0))
 
 
 def paired_points(predicted: Points, truth: Points, joints: int | None = None) -> tuple[FloatArray, FloatArray]:
-    """Both point sets (n, k, 3) as float64.
+    """Return both point sets (n, k, 3) as float64.
+
+    Args:
+        predicted: Predicted points.
+        truth: True points.
+        joints: Required number of points k; any number if None.
 
     Raises:
-        ValueError: if shapes differ, are not (n, k, 3) with k = `joints` where that is given, there is no sample, or a
-            coordinate is not finite.
+        ValueError: if shapes differ, are not (n, k, 3), or a coordinate is not finite.
     """
-    p, t = _points("predicted", predicted), _points("truth", truth)
+    p, t = as_points("predicted", predicted), as_points("truth", truth)
     if p.shape != t.shape:
-        raise ValueError(f"predicted {p.shape} and truth {t.shape} must have the same shape")
+        raise ValueError(f"predicted has shape {p.shape} and truth {t.shape}: both must have the same shape")
     if joints is not None and p.shape[1] != joints:
-        raise ValueError(f"points must be (n, {joints}, 3), not {p.shape}")
+        raise ValueError(f"points have shape {p.shape}: they must be (n, {joints}, 3)")
     return p, t
 
 
-def _points(name: str, points: Points) -> FloatArray:
+def as_points(name: str, points: Points) -> FloatArray:
+    """Return points (n, k, 3) as float64.
+
+    Raises:
+        ValueError: if they are not (n, k, 3) with n and k at least 1, or a coordinate is not finite.
+    """
     array = np.asarray(points, np.float64)
     if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise ValueError(f"{name} must be (n, points, 3) with n and points at least 1, not {array.shape}")
+        raise ValueError(f"{name} has shape {array.shape}: it must be (n, points, 3) with n and points at least 1")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} has coordinates that are not finite")
+        raise ValueError(f"{name} has coordinates that are not finite: remove those hands")
     return array
 
 
-def _errors_and_mask(errors_mm: Points, counted: Mask | None) -> tuple[FloatArray, Mask]:
+def _paired_errors(before_mm: Points, after_mm: Points) -> tuple[FloatArray, FloatArray]:
+    before, after = _errors(before_mm), _errors(after_mm)
+    if before.shape != after.shape:
+        raise ValueError(f"errors before {before.shape} and after {after.shape} must be of the same hands and joints")
+    return before, after
+
+
+def _errors(errors_mm: Points) -> FloatArray:
     errors = np.asarray(errors_mm, np.float64)
     if errors.ndim != 2 or 0 in errors.shape:
-        raise ValueError(f"errors must be (n, joints) with n and joints at least 1, not {errors.shape}")
+        raise ValueError(f"errors have shape {errors.shape}: they must be (n, joints) with n and joints at least 1")
+    return errors
+
+
+def _columns(errors_mm: Points, counted: Mask | None) -> list[FloatArray]:
+    """Return the counted errors of each joint that has any."""
+    errors = _errors(errors_mm)
     mask = np.ones(errors.shape, np.bool_) if counted is None else counted
     if mask.shape != errors.shape:
-        raise ValueError(f"the mask {mask.shape} must have the shape of the errors {errors.shape}")
+        raise ValueError(f"the mask has shape {mask.shape}: it must be that of the errors, {errors.shape}")
     if np.isnan(errors[mask]).any():
-        raise ValueError("errors have values that are not numbers")
+        raise ValueError("errors contain NaN: mask those joints or remove those hands")
     if not mask.any():
-        raise ValueError("no error is counted")
-    return errors, mask
-
-
-def _columns(errors: FloatArray, mask: Mask) -> list[FloatArray]:
-    """The counted errors of each joint that has any."""
+        raise ValueError("the mask counts no error: at least one must take part")
     return [column[chosen] for column, chosen in zip(errors.T, mask.T, strict=True) if chosen.any()]
 
 
-def _share_within(errors: FloatArray, thresholds: tuple[float, ...]) -> FloatArray:
-    """Share of errors (n,) that are <= each threshold."""
-    return np.searchsorted(np.sort(errors), np.asarray(thresholds), side="right") / len(errors)
-
-
-def _credit(errors: FloatArray, grid: Grid) -> FloatArray:
-    """What each single error contributes to the AUC: that of a curve which steps from 0 to 1 at this error.
-
-    The AUC of a joint is the mean of its samples' credits, since integration is linear.
-    """
+def _contribution(errors: FloatArray, grid: Grid) -> FloatArray:
+    """Return the AUC of each single error: the area under a curve that steps from 0 to 1 at this error."""
     x = np.asarray(grid.thresholds)
     gaps = np.diff(x)
     share = np.concatenate([gaps, [0.0]]) + np.concatenate([[0.0], gaps])
-    # At position i: all that thresholds i and above carry; past the last one, nothing.
+    # At position i: the weight of thresholds i and above; 0 past the last one.
     from_here = np.concatenate([np.cumsum(share[::-1])[::-1], [0.0]]) / share.sum()
     return from_here[np.searchsorted(x, errors, side="left")]

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.data.augmentation import center_crop, without_intrinsics
 from handtailor_jax.data.sample import Batch
+from handtailor_jax.evaluation.alignment import similarity
 from handtailor_jax.geometry.rotations import angle_between, matrix_from_axis_angle
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.iknet import normalise_joints
@@ -84,21 +85,11 @@ def errors_of(module: HandModule, hand: HandModel, batch: Batch) -> Errors:
     return Errors(
         keypoints=distance / size[:, None],
         joints=1e3 * _mean_distance(lifted, truth),
-        joints_aligned=1e3 * _mean_distance(jax.vmap(aligned)(lifted, truth), truth),
-        model_aligned=1e3 * _mean_distance(jax.vmap(aligned)(model, truth), truth),
+        joints_aligned=1e3 * _mean_distance(similarity(lifted, truth), truth),
+        model_aligned=1e3 * _mean_distance(similarity(model, truth), truth),
         angle=jnp.degrees(jnp.mean(angle, axis=-1)),
         predicted=estimate.keypoints_2d,
     )
-
-
-def aligned(points: Float[Array, "n 3"], target: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
-    """`points` moved, turned and scaled (never mirrored) to lie closest to `target` (Procrustes)."""
-    p, t = points - jnp.mean(points, axis=0)[None], target - jnp.mean(target, axis=0)[None]
-    u, singular, vt = jnp.linalg.svd(p.T @ t)
-    ones = jnp.ones_like(singular)
-    sign = ones.at[-1].set(jnp.where(jnp.linalg.det(u @ vt) < 0.0, -1.0, 1.0))
-    scale = jnp.sum(singular * sign) / jnp.maximum(jnp.sum(p * p), 1e-12)
-    return scale * p @ ((u * sign[None]) @ vt) + jnp.mean(target, axis=0)[None]
 
 
 class Evaluator:
@@ -211,4 +202,4 @@ def _drawn(batch: Batch, predicted: npt.NDArray[np.floating], index: int) -> npt
 
 _FINGER_COLORS = ((255, 80, 60), (255, 200, 40), (80, 220, 80), (60, 170, 255), (200, 100, 255))
 
-__all__ = ["Errors", "Evaluator", "PoseEvaluator", "TestSet", "aligned", "crops_of", "errors_of"]
+__all__ = ["Errors", "Evaluator", "PoseEvaluator", "TestSet", "crops_of", "errors_of"]

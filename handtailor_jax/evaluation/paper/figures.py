@@ -1,4 +1,4 @@
-"""The paper's figures as PNG files."""
+"""The paper's Figures 2, 3a, 3b and 4 as image files."""
 
 import dataclasses
 from pathlib import Path
@@ -9,143 +9,183 @@ import numpy as np
 import numpy.typing as npt
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.metrics import GRID_20_50, GRID_FIGURE_3A, auc, pck
-from handtailor_jax.evaluation.paper.refinement import CROP, Hands, meshes, refined
-from handtailor_jax.evaluation.paper.tables import Before, Setting, errors_mm, figure3b_points
-from handtailor_jax.images import crop_square
+from handtailor_jax.evaluation.metrics import GRID_20_50, GRID_FIGURE_3A, FloatArray, auc, pck, reduction_ratio
+from handtailor_jax.evaluation.paper.subjects import CROP, Hands, Numbers, Subject, meshes, propose, rows, tailored
+from handtailor_jax.evaluation.paper.table4 import without_identity, without_twist
+from handtailor_jax.evaluation.report import Claim, Findings
+from handtailor_jax.images import Picture, crop_square
 from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, second_view
 from handtailor_jax.render.shading import render_mesh
 from handtailor_jax.results import write_atomically, write_image
+from handtailor_jax.skeleton import ROOT, WRIST
 from handtailor_jax.tailor import energy as terms
 from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.presets import TailorConfig
-from handtailor_jax.tailor.solve import Adam
 from handtailor_jax.types import Camera
 
-_CANDIDATES = 200
-_MIDDLE = slice(CROP // 8, CROP - CROP // 8)  # the crops are twice as large as the hands
+FIGURE_4_ITERATIONS = 100
+"""Iterations of the meshes of Figure 4."""
+
+_CANDIDATES = 200  # hands among which Figure 4 chooses
+_MIDDLE = slice(CROP // 8, CROP - CROP // 8)  # crops are twice as large as the hands
 _SIDE = _MIDDLE.stop - _MIDDLE.start
+_WHITE = (255, 255, 255)
 _INK = "#2b4c7e"
 
-FIGURE_4_ITERATIONS = 100
-"""Steps of the meshes of Figure 4."""
 
+def figure2(subject: Subject, folder: Path, count: int) -> Findings:
+    """Draw detected keypoints, the hand module's mesh and the tailored mesh, from the front and from the side.
 
-def figure2(setting: Setting, known: Before, path: Path, count: int) -> None:
-    """Input with the detected keypoints, the hand module's mesh, the tailored mesh, and both from the side.
+    Args:
+        subject: Method under evaluation, on hands with images.
+        folder: Folder for figure2.jpg.
+        count: Number of hands.
 
     Raises:
-        InputError: without pictures.
+        InputError: if there are no images.
     """
-    truth = setting.truth
-    if truth.picture is None:
-        raise InputError(f"{truth.dataset} has no pictures: figure 2 needs some")
-    rows = np.linspace(0, len(truth) - 1, min(count, len(truth))).astype(int)
-    truth_boxes, panels, captions = truth.boxes(), [], []
-    before, after = (_vertices(setting, hands, rows) for hands in (known.proposed, known.refined))
-    errors = [errors_mm(setting, hands).mean(axis=-1) for hands in (known.proposed, known.refined)]
-    for place, i in enumerate(rows):
-        crop, _, _ = crop_square(truth.picture(int(i)), truth_boxes[i], CROP)
-        seen = jax.tree.map(lambda leaf, i=i: leaf[i], known.problem.observation)
-        panels.append(draw_skeleton(crop, np.asarray(seen.keypoints_2d, np.float64))[_MIDDLE, _MIDDLE])
+    truth = subject.truth
+    shown = np.linspace(0, len(truth) - 1, min(count, len(truth))).astype(int)
+    boxes = truth.boxes
+    crops = [crop_square(truth.image(int(i)), boxes[i], CROP)[0] for i in shown]
+    observations = subject.with_k.proposals.observation
+    stages = [
+        (name, subject.errors_mm(hands).mean(axis=-1), _vertices(subject, hands, shown))
+        for name, hands in (("hand module", subject.with_k.before), ("HandTailor", subject.with_k.after))
+    ]
+    panels, captions = [], []
+    for place, i in enumerate(shown):
+        seen = rows(observations, int(i))
+        panels.append(draw_skeleton(crops[place], np.asarray(seen.keypoints_2d, np.float64))[_MIDDLE, _MIDDLE])
         captions.append(f"{i}: keypoints")
-        for name, vertices, error in zip(("hand module", "HandTailor"), (before, after), errors, strict=True):
-            panels.append(_over(setting, vertices[place], seen.camera, crop))
-            captions.append(f"{name}, {error[i]:.1f} mm")
-        for name, vertices in (("hand module", before), ("HandTailor", after)):
-            panels.append(second_view(vertices[place], setting.hand.faces, _SIDE, _SIDE))
+        for name, errors, vertices in stages:
+            panels.append(_over(subject, vertices[place], seen.camera, crops[place]))
+            captions.append(f"{name}, {errors[i]:.1f} mm")
+        for name, _, vertices in stages:
+            panels.append(second_view(vertices[place], subject.hand.faces, _SIDE, _SIDE))
             captions.append(f"{name}, from the side")
-    write_image(path, contact_sheet(panels, 5, captions))
+    write_image(folder / "figure2.jpg", contact_sheet(panels, 5, captions))
+    return Findings(images=("figure2.jpg",))
 
 
-def figure3a(setting: Setting, known: Before, unknown: Before, path: Path) -> None:
-    """PCK curves from 5 to 50 mm, aligned as the protocol says."""
-    figure, axis = _axes()
+def figure3(subject: Subject, folder: Path) -> Findings:
+    """Draw PCK curves (3a), and the share of 3D error that the tailor removes by 2D error (3b); check the latter."""
+    _figure3a(subject, folder / "figure3a.png")
+    observed, true = (
+        np.asarray(propose(subject.truth, predictions).observation.keypoints_2d, np.float64)
+        for predictions in (
+            subject.predictions,
+            dataclasses.replace(subject.predictions, keypoints_2d=subject.truth.keypoints_2d),
+        )
+    )
+    errors_2d = np.linalg.norm(observed - true, axis=-1).mean(axis=-1)
+    removed = reduction_ratio(subject.errors_mm(subject.with_k.before), subject.errors_mm(subject.with_k.after))
+    _figure3b(subject, errors_2d, removed, folder / "figure3b.png")
+    return Findings(claims=(figure3b_claim(errors_2d, removed),), images=("figure3a.png", "figure3b.png"))
+
+
+def figure3b_claim(errors_2d: FloatArray, removed: FloatArray) -> Claim:
+    """Check that the tailor removes more of the 3D error where the 2D error is small.
+
+    Args:
+        errors_2d: (n,) mean 2D keypoint error, pixels of the crop.
+        removed: (n,) share of the 3D error that the tailor removes.
+    """
+    from scipy.stats import spearmanr
+
+    rank = spearmanr(errors_2d, removed).statistic
+    half = np.median(errors_2d)
+    low, high = np.median(removed[errors_2d <= half]), np.median(removed[errors_2d > half])
+    return Claim(
+        "the tailor removes more of the 3D error where 2D error is small (Figure 3b)",
+        f"rank correlation {rank:+.2f}; median share removed {100 * low:.0f} % in the better half, {100 * high:.0f} % "
+        "in the worse",
+        bool(rank < -0.05),
+    )
+
+
+def figure4(subject: Subject, folder: Path, count: int) -> Findings:
+    """Draw meshes under the full energy, without E_g and without E_id, of the hands that E_g changes most.
+
+    The preset is `official`, because its steps are large enough to leave the start, with `FIGURE_4_ITERATIONS`.
+
+    Args:
+        subject: Method under evaluation.
+        folder: Folder for figure4.jpg.
+        count: Number of hands.
+    """
+    config = TailorConfig.official()
+    assert isinstance(config.energy, PaperEnergy)
+    proposals = rows(subject.with_k.proposals, np.arange(min(_CANDIDATES, len(subject.truth))))
+    solver = dataclasses.replace(config.solver, iterations=FIGURE_4_ITERATIONS)
+    full, no_twist, no_identity = (
+        tailored(subject.hand, proposals, dataclasses.replace(config, energy=energy, solver=solver))
+        for energy in (config.energy, without_twist(config.energy), without_identity(config.energy))
+    )
+    shown = np.argsort(_non_planarity(full) - _non_planarity(no_twist))[:count]
+    variants = [
+        (name, _vertices(subject, hands, shown))
+        for name, hands in (("full energy", full), ("without E_g", no_twist), ("without E_id", no_identity))
+    ]
+    panels, captions = [], []
+    for place, i in enumerate(shown):
+        camera = rows(proposals.observation.camera, int(i))
+        for name, vertices in variants:
+            panels.append(_over(subject, vertices[place], camera, _WHITE))
+            panels.append(second_view(vertices[place], subject.hand.faces, _SIDE, _SIDE))
+            captions += [f"{i}: {name}", "from the side"]
+    write_image(folder / "figure4.jpg", contact_sheet(panels, 6, captions))
+    return Findings(images=("figure4.jpg",))
+
+
+def _figure3a(subject: Subject, path: Path) -> None:
+    figure, axis = _axes(subject)
     for name, hands, style in (
-        ("hand module", known.proposed, "--"),
-        ("HandTailor", known.refined, "-"),
-        ("HandTailor, no K", unknown.refined, ":"),
+        ("hand module", subject.with_k.before, "--"),
+        ("HandTailor", subject.with_k.after, "-"),
+        ("HandTailor, no K", subject.without_k.after, ":"),
     ):
-        errors = errors_mm(setting, hands)
-        curve = pck(errors, GRID_FIGURE_3A.thresholds)
+        errors = subject.errors_mm(hands)
         label = f"{name}: AUC 20-50 {auc(errors, GRID_20_50):.3f}"
-        axis.plot(GRID_FIGURE_3A.thresholds, curve, style, label=label, color=_INK, linewidth=1.8)
+        thresholds = GRID_FIGURE_3A.thresholds
+        axis.plot(thresholds, pck(errors, thresholds), style, label=label, color=_INK, linewidth=1.8)
     axis.set_xlabel("error threshold, mm")
     axis.set_ylabel("share of joints below it (PCK)")
     axis.set_ylim(0.0, 1.01)
-    _finish(setting, figure, axis, path)
+    _write(figure, axis, path)
 
 
-def figure3b(setting: Setting, known: Before, path: Path) -> None:
-    """Each hand: 2D keypoint error against the share of its 3D error that the tailor removes."""
-    errors_2d, removed = figure3b_points(setting, known)
-    figure, axis = _axes()
+def _figure3b(subject: Subject, errors_2d: FloatArray, removed: FloatArray, path: Path) -> None:
+    figure, axis = _axes(subject)
     axis.scatter(errors_2d, 100.0 * removed, s=5, alpha=0.35, color=_INK, linewidths=0)
-    # Medians of groups of equal size show what a cloud hides.
-    order = np.argsort(errors_2d)
-    groups = np.array_split(order, min(12, max(1, len(order) // 10)))
-    middle = [(float(np.median(errors_2d[g])), 100.0 * float(np.median(removed[g]))) for g in groups]
-    axis.plot(*zip(*middle, strict=True), "o-", color="#c8553d", label="median of groups of equal size")
+    groups = np.array_split(np.argsort(errors_2d), min(12, max(1, len(errors_2d) // 10)))
+    medians = [(float(np.median(errors_2d[group])), 100.0 * float(np.median(removed[group]))) for group in groups]
+    axis.plot(*zip(*medians, strict=True), "o-", color="#c8553d", label="median of groups of equal size")
     axis.axhline(0.0, color="grey", linewidth=0.8)
     axis.set_xlim(0.0, float(np.percentile(errors_2d, 99.0)) * 1.1 + 1e-6)
     axis.set_ylim(max(-150.0, 100.0 * float(np.percentile(removed, 0.5))), 105.0)
     axis.set_xlabel(f"2D keypoint error, pixels of {CROP}")
     axis.set_ylabel("3D error removed by the tailor, %")
-    _finish(setting, figure, axis, path)
+    _write(figure, axis, path)
 
 
-def figure4(setting: Setting, known: Before, path: Path, count: int) -> None:
-    """Meshes under the full energy, without E_g and without E_id, where they differ most.
-
-    The preset is `official`, whose steps are large enough to leave the start, with `FIGURE_4_ITERATIONS` of them.
-    """
-    official = TailorConfig.official()
-    assert isinstance(official.energy, PaperEnergy)
-    assert isinstance(official.solver, Adam)
-    energies = {
-        "full energy": official.energy,
-        "without E_g": dataclasses.replace(official.energy, non_planarity=0.0, backward_bend=0.0),
-        "without E_id": dataclasses.replace(official.energy, identity_pose=0.0, identity_betas=0.0),
-    }
-    candidates = np.arange(min(_CANDIDATES, len(setting.truth)))
-    problem = known.problem.some(candidates)
-    config = dataclasses.replace(official, solver=dataclasses.replace(official.solver, iterations=FIGURE_4_ITERATIONS))
-    hands = {
-        name: refined(setting.hand, problem, dataclasses.replace(config, energy=e)) for name, e in energies.items()
-    }
-    bent = _non_planarity(hands["without E_g"]) - _non_planarity(hands["full energy"])
-    rows = np.argsort(-bent)[:count]
-    vertices = {name: _vertices(setting, found, rows) for name, found in hands.items()}
-    panels, captions = [], []
-    for place, i in enumerate(rows):
-        for name in energies:
-            panels.append(_over(setting, vertices[name][place], _camera(problem.observation.camera, int(i)), None))
-            panels.append(second_view(vertices[name][place], setting.hand.faces, _SIDE, _SIDE))
-            captions += [f"{i}: {name}", "from the side"]
-    write_image(path, contact_sheet(panels, 6, captions))
+def _non_planarity(hands: Hands) -> FloatArray:
+    """Return the first part of E_g (Eq. 10), summed over fingers, in reference bones, (n,)."""
+    bones = np.linalg.norm(hands.joints[:, ROOT] - hands.joints[:, WRIST], axis=-1)
+    non_planarity, _ = jax.vmap(terms.twist)(hands.joints / bones[:, None, None])
+    return np.asarray(non_planarity, np.float64).sum(axis=-1)
 
 
-def _non_planarity(hands: Hands) -> npt.NDArray[np.float64]:
-    """(n,) the first part of E_g, summed over fingers, in reference bones."""
-    joints = hands.joints / np.linalg.norm(hands.joints[:, 9] - hands.joints[:, 0], axis=-1)[:, None, None]
-    return np.asarray(jax.vmap(terms.twist)(joints)[0], np.float64).sum(axis=-1)
-
-
-def _vertices(setting: Setting, hands: Hands, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
+def _vertices(subject: Subject, hands: Hands, shown: npt.NDArray[np.integer]) -> Numbers:
     assert hands.parameters is not None
-    return meshes(setting.hand, jax.tree.map(lambda leaf: leaf[rows], hands.parameters))
+    return meshes(subject.hand, rows(hands.parameters, shown))
 
 
-def _over(setting: Setting, vertices: npt.NDArray[np.float32], camera: Camera, crop: Any) -> npt.NDArray[np.uint8]:
-    background = (255, 255, 255) if crop is None else crop
-    return render_mesh(vertices, setting.hand.faces, camera, CROP, CROP, background)[_MIDDLE, _MIDDLE]
+def _over(subject: Subject, vertices: Numbers, camera: Camera, background: Picture | tuple[int, int, int]) -> Picture:
+    return render_mesh(vertices, subject.hand.faces, camera, CROP, CROP, background)[_MIDDLE, _MIDDLE]
 
 
-def _camera(cameras: Camera, i: int) -> Camera:
-    return jax.tree.map(lambda leaf: leaf[i], cameras)
-
-
-def _axes() -> tuple[Any, Any]:
+def _axes(subject: Subject) -> tuple[Any, Any]:
     try:
         import matplotlib
     except ImportError as error:
@@ -154,11 +194,13 @@ def _axes() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    return figure, figure.subplots()
+    axis = figure.subplots()
+    title = f"{subject.truth.dataset}, {subject.predictions.method}, {subject.protocol.alignment}"
+    axis.set_title(title, fontsize=9)
+    return figure, axis
 
 
-def _finish(setting: Setting, figure: Any, axis: Any, path: Path) -> None:
+def _write(figure: Any, axis: Any, path: Path) -> None:
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    axis.set_title(f"{setting.truth.dataset}, {setting.estimates.method}, {setting.protocol.alignment}", fontsize=9)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))

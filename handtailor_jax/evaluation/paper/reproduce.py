@@ -1,0 +1,266 @@
+"""Reproduce the paper's tables and figures on any data with ground truth; see `evaluate.py --help`."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from handtailor_jax.data import open_dataset, readable
+from handtailor_jax.errors import InputError
+from handtailor_jax.evaluation.freihand import freihand_joints, write_predictions
+from handtailor_jax.evaluation.paper import figures
+from handtailor_jax.evaluation.paper.sources import (
+    network_predictions,
+    read_predictions,
+    reader_truth,
+    simulated_predictions,
+    synthetic_truth,
+)
+from handtailor_jax.evaluation.paper.subjects import GroundTruth, Subject, meshes
+from handtailor_jax.evaluation.paper.table1 import table1
+from handtailor_jax.evaluation.paper.table2 import table2
+from handtailor_jax.evaluation.paper.table3 import table3
+from handtailor_jax.evaluation.paper.table4 import table4
+from handtailor_jax.evaluation.protocols import GivenTruth, Protocol, WristRecipe
+from handtailor_jax.evaluation.report import Cell, Findings, environment
+from handtailor_jax.hand_module.weights import load_weights
+from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.mano.loading import MANO_VERTICES, load_hand
+from handtailor_jax.results import prepare_folder, write_atomically, write_json
+from handtailor_jax.tailor.presets import PresetName
+
+Part = Literal["table1", "table2", "table3", "table4", "figure2", "figure3", "figure4"]
+Dataset = Literal["synthetic", "rhd", "stb", "freihand"]
+
+_TEST_SPLITS: Mapping[Dataset, str] = {
+    "synthetic": "test",
+    "rhd": "evaluation",
+    "stb": "test",
+    "freihand": "evaluation",
+}
+_SHAPE_LOSSES = ("L_beta", "L_beta + depth", "L_beta + silhouette")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Method and data to evaluate, and the folder of the results."""
+
+    what: Part | Literal["freihand-submission", "all"]
+    """Table or figure to compute; all: every one that the data allows."""
+    out: Path = Path("evaluation")
+    """Folder for report.md, one CSV file a table, results.json and the figures."""
+    dataset: Dataset = "synthetic"
+    """Dataset to evaluate on. synthetic: this project's own test split, rendered here, without download."""
+    root: Path | None = None
+    """Folder of the dataset, as published."""
+    split: str | None = None
+    """Split of the dataset; its test split if not given."""
+    count: int | None = None
+    """Number of samples, from the first on; all if not given."""
+    predictions: str | None = None
+    """Predictions to evaluate: `simulated`, a noise model in place of a network, or an npz of another method."""
+    weights: Path | None = None
+    """Weights of the hand module to evaluate (.safetensors)."""
+    others: tuple[Path, ...] = ()
+    """Predictions of other methods (npz) for Table 2."""
+    shape_weights: tuple[Path, ...] = ()
+    """Weights for the left half of Table 4, one file a shape loss, in the order L_beta, + depth, + silhouette."""
+    hand: Path | None = None
+    """Hand model (MANO pickle or npz); the embedded hand if not given."""
+    preset: PresetName | None = None
+    """Preset of the tailor under evaluation; if not given, "network" with --weights and "default" without."""
+    wrist: WristRecipe = "bihand"
+    """Recipe by which STB's wrist is derived from the palm point."""
+    stb_camera: Literal["SK", "BB_left", "BB_right"] = "SK"
+    """Camera whose images of STB are used."""
+    seed: int = 0
+    """Seed of the noise model, of confidence intervals and of the order of timing."""
+    rounds: int = 20
+    """Number of timing rounds of Table 3; Table 4 has at most 3."""
+    iterations: tuple[int, ...] = (10, 20, 50, 100)
+    """Iterations of Adam in Table 3."""
+    damped_iterations: tuple[int, ...] = (1, 2, 3, 5)
+    """Iterations of Levenberg-Marquardt in Table 3."""
+    shown: int = 8
+    """Number of hands on Figures 2 and 4."""
+    rendered: int = 64
+    """Number of hands of the right half of Table 4, whose energies render the hand."""
+    skip_unreadable: bool = False
+    """Leave out samples that cannot be decoded and report them, instead of stopping."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Results of a run."""
+
+    findings: Findings
+    left_out: tuple[str, ...] = ()
+    """Parts of `all` that this data does not allow, each with the reason."""
+
+    def markdown(self) -> str:
+        """Return the report."""
+        lines = ["# Evaluation", ""]
+        lines += [", ".join(f"{key} {value}" for key, value in environment().items()), ""]
+        lines += [table.markdown() for table in self.findings.tables]
+        if self.findings.claims:
+            lines += ["## The paper's statements on this data", "", "| statement | measured | holds |", "|---|---|---|"]
+            for claim in self.findings.claims:
+                lines.append(f"| {claim.statement} | {claim.measured} | {'yes' if claim.holds else '**no**'} |")
+            lines.append("")
+        lines += [f"![{name}]({name})" for name in self.findings.images]
+        lines += [f"Left out: {reason}" for reason in self.left_out]
+        return "\n".join(lines) + "\n"
+
+
+def evaluate(config: EvaluationConfig) -> Evaluation:
+    """Compute what the configuration asks for and write it to its folder.
+
+    Raises:
+        InputError: if an input cannot be used. Nothing has been written then.
+    """
+    hand = load_hand(config.hand)
+    hand = hand if hand.side == "right" else hand.mirrored()
+    _check(config)
+    # All files are read first, because an unreadable file is an error even where missing data is not.
+    shape_modules = [load_weights(path) for path in config.shape_weights]
+    prepare_folder(config.out)
+    truth = read_truth(config)
+    others = [read_predictions(path, len(truth)) for path in config.others]
+    subject = _subject(config, truth, hand)
+    if config.what == "freihand-submission":
+        _write_submission(config, subject)
+        return Evaluation(Findings())
+
+    def left_half() -> list:
+        named = zip(_SHAPE_LOSSES, shape_modules, strict=False)
+        return [(name, network_predictions(truth, module, hand)[0]) for name, module in named]
+
+    parts: Mapping[Part, Callable[[], Findings]] = {
+        "table1": lambda: table1(subject),
+        "table2": lambda: table2(subject, others),
+        "table3": lambda: table3(subject, config.rounds, config.iterations, config.damped_iterations),
+        "table4": lambda: table4(subject, config.rendered, min(config.rounds, 3), left_half()),
+        "figure2": lambda: figures.figure2(subject, config.out, config.shown),
+        "figure3": lambda: figures.figure3(subject, config.out),
+        "figure4": lambda: figures.figure4(subject, config.out, config.shown),
+    }
+    result = _everything(parts) if config.what == "all" else Evaluation(parts[config.what]())
+    _write(config, result)
+    return result
+
+
+def _check(config: EvaluationConfig) -> None:
+    if config.predictions is None and config.weights is None:
+        raise InputError("nothing to evaluate: give --weights FILE, or --predictions simulated or an npz")
+    if config.predictions is not None and config.weights is not None:
+        raise InputError("--predictions and --weights are both given: choose one")
+    if len(config.shape_weights) > len(_SHAPE_LOSSES):
+        raise InputError(
+            f"--shape-weights has {len(config.shape_weights)} files: it takes at most {len(_SHAPE_LOSSES)} files, of "
+            f"{', '.join(_SHAPE_LOSSES)}"
+        )
+
+
+def _everything(parts: Mapping[Part, Callable[[], Findings]]) -> Evaluation:
+    findings, left_out = Findings(), []
+    for name, compute in parts.items():
+        try:
+            findings += compute()
+        except InputError as error:
+            left_out.append(f"{name}: {error}")
+    return Evaluation(findings, tuple(left_out))
+
+
+def read_truth(config: EvaluationConfig) -> GroundTruth:
+    """Read the ground truth of the hands under evaluation.
+
+    Raises:
+        InputError: if the data cannot be read.
+    """
+    if config.dataset == "synthetic" and config.root is None:
+        return synthetic_truth(4000 if config.count is None else config.count)
+    if config.root is None:
+        raise InputError(f"--root is missing: give the folder of {config.dataset} as published")
+    split = config.split or _TEST_SPLITS[config.dataset]
+    if config.dataset == "stb":
+        reader = open_dataset("stb", config.root, split, wrist=config.wrist, camera=config.stb_camera)
+    else:
+        reader = open_dataset(config.dataset, config.root, split)
+    count = len(reader) if config.count is None else min(config.count, len(reader))
+    if config.skip_unreadable:
+        samples = readable(reader, lambda index, error: print(f"skipped sample {index}: {error}"))
+    else:
+        samples = ((index, reader[index]) for index in range(count))
+    labelled = config.what != "freihand-submission"
+    return reader_truth(f"{config.dataset}, split {split}", samples, reader, count, labelled=labelled)
+
+
+def _subject(config: EvaluationConfig, truth: GroundTruth, hand: HandModel) -> Subject:
+    given: tuple[GivenTruth, ...] = ("intrinsics",)
+    if config.weights is not None:
+        predictions, without_k = network_predictions(truth, load_weights(config.weights), hand)
+        given = ("box", "intrinsics")
+    elif config.predictions == "simulated":
+        predictions = without_k = simulated_predictions(truth, config.seed)
+    else:
+        predictions = without_k = read_predictions(Path(str(config.predictions)), len(truth))
+        if predictions.pose is None:
+            raise InputError(
+                f"{config.predictions}: has joints_3d without pose and betas: give it as --others, for Table 2"
+            )
+    mano = hand.skin.template.shape[0] == MANO_VERTICES
+    protocol = Protocol(
+        joint_definition="freihand" if truth.joint_definition == "freihand" and mano else "model",
+        wrist=config.wrist,
+        stb_camera="SK" if config.stb_camera == "SK" else "BB",
+        given_truth=given,
+    )
+    preset: PresetName = config.preset or ("default" if config.weights is None else "network")
+    return Subject(hand, truth, predictions, without_k, protocol, preset, config.seed)
+
+
+def _write_submission(config: EvaluationConfig, subject: Subject) -> None:
+    """Write pred.json for FreiHAND's server. No label is used, because the evaluation split had none for years."""
+    hands = subject.with_k.after
+    assert hands.parameters is not None
+    vertices = meshes(subject.hand, hands.parameters)
+    path = config.out / "pred.json"
+    if vertices.shape[1] == MANO_VERTICES:
+        joints, definition = freihand_joints(subject.hand, vertices), "FreiHAND's joints"
+    else:
+        joints, definition = hands.joints, "the model's joints, since FreiHAND's are defined on MANO's mesh (--hand)"
+    write_predictions(path, joints, vertices)
+    print(f"written to {path}: {len(vertices)} hands of {vertices.shape[1]} vertices, {definition}")
+
+
+def _write(config: EvaluationConfig, result: Evaluation) -> None:
+    _write_text(config.out / "report.md", result.markdown())
+    for table in result.findings.tables:
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(table.header)
+        writer.writerows(table.rows)
+        _write_text(config.out / f"{table.name}.csv", text.getvalue())
+    content = {
+        "config": {key: str(value) for key, value in dataclasses.asdict(config).items()},
+        "environment": environment(),
+        "tables": [
+            {**dataclasses.asdict(table), "rows": [[_plain(cell) for cell in row] for row in table.rows]}
+            for table in result.findings.tables
+        ],
+        "claims": [dataclasses.asdict(claim) for claim in result.findings.claims],
+        "left_out": list(result.left_out),
+    }
+    write_json(config.out / "results.json", content)
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _plain(cell: Cell) -> Cell | None:
+    return None if isinstance(cell, float) and not np.isfinite(cell) else cell
