@@ -107,7 +107,6 @@ class Predictions:
     pose: Numbers | None = None
     """(n, 16, 3) axis-angle, radians, flat hand = 0; None if the method predicts joints only."""
     betas: Numbers | None = None
-    """(n, 10) shape coefficients."""
     joints: Numbers | None = None
     """(n, 21, 3) 3D joints in any unit; None if they follow from pose and betas."""
     root_depth: Numbers | None = None
@@ -121,7 +120,6 @@ class Proposals:
     """Predictions with pose and betas as the tailor takes them, in pixels of a square crop around each hand."""
 
     observation: Observation
-    """Keypoints, confidences and cameras."""
     pose: Float[Array, "*n 16 3"]
     """Axis-angle rotations, radians."""
     betas: Float[Array, "*n betas"]
@@ -132,8 +130,9 @@ class Proposals:
 
     def start(self, hand: HandModel, scale: StartScale) -> HandParameters:
         """Return the hand from which the tailor starts, for a single proposal (no leading axis)."""
-        known = {"root_depth": self.root_depth, "bone": self.bone}
-        return initialize(hand, self.pose, self.betas, self.observation, scale=scale, **known)
+        return initialize(
+            hand, self.pose, self.betas, self.observation, root_depth=self.root_depth, bone=self.bone, scale=scale
+        )
 
 
 @pytree
@@ -282,7 +281,8 @@ def _starts(hand: HandModel, proposals: Proposals, scale: StartScale) -> HandPar
 
 
 def _scored(hand: HandModel, parameters: HandParameters, camera: Camera) -> Hands:
-    return Hands(*map(np.asarray, _keypoints(hand, parameters, camera)), parameters)
+    joints, keypoints_2d = map(np.asarray, _keypoints(hand, parameters, camera))
+    return Hands(joints, keypoints_2d, parameters)
 
 
 @jax.jit
