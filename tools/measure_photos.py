@@ -203,9 +203,7 @@ def _summary(source: str, errors: Sequence[FitErrors], seconds: float) -> Collec
     )
 
 
-def _write_sheet(
-    path: Path, labels: Sequence[PhotoLabel], fits: Sequence[Hand], errors: Sequence[FitErrors]
-) -> None:
+def _write_sheet(path: Path, labels: Sequence[PhotoLabel], fits: Sequence[Hand], errors: Sequence[FitErrors]) -> None:
     overlays, captions = [], []
     for i in np.unique(np.linspace(0, len(fits) - 1, _ON_SHEET).round().astype(int)).tolist():
         error = errors[i]

@@ -173,8 +173,7 @@ def _landmarks(
 def _write_sheet(path: Path, labels: Sequence[PhotoLabel], hands: Sequence[Hand]) -> None:
     shown = np.linspace(0, len(labels) - 1, _ON_SHEET).round().astype(int).tolist()
     overlays = [
-        results.overlay(hands[i], read_picture(labels[i].path))
-        for i in tqdm(shown, desc="sheet", unit="overlay")
+        results.overlay(hands[i], read_picture(labels[i].path)) for i in tqdm(shown, desc="sheet", unit="overlay")
     ]
     captions = [f"{labels[i].name}  confidence {hands[i].confidence.mean():.2f}" for i in shown]
     results.write_image(path, results.sheet(overlays, captions))
