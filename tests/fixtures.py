@@ -1,7 +1,7 @@
-"""Miniature copies of the datasets' archives, in the layouts as published (datasets, section 1.6), for tests.
+"""Miniature archives of the datasets, in the published layouts (docs/datasets.md).
 
-Every writer returns what it has written as the truth: hands as they are, before any reader mirrors them. Pictures are
-dots on a plain background. Readers are not told that they read a fixture.
+Every writer returns the ground truth of what it wrote: hands before any reader mirrors them. Images show dots on a
+plain background. Nothing in an archive tells a reader that it is a fixture.
 """
 
 import dataclasses
@@ -33,33 +33,34 @@ DoubleArray = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WrittenHand:
-    """The truth about one hand of a fixture: canonical keypoint order, the written picture's camera."""
+    """Ground truth of one hand: canonical keypoint order, camera of the written image."""
 
     joints: DoubleArray
-    """(21, 3) camera frame, metres."""
+    """(21, 3) joints in the camera frame, metres."""
     keypoints_2d: DoubleArray
-    """(21, 2) pixels."""
+    """(21, 2) keypoints in pixels; they may lie outside the image."""
     intrinsics: DoubleArray
-    """K (3, 3), pixels."""
+    """(3, 3) intrinsic matrix K, pixels."""
     left: bool
+    """Whether the image shows a left hand."""
     visible: npt.NDArray[np.bool_]
-    """(21,)."""
+    """(21,) visibility of each keypoint."""
     picture: Picture
-    """(height, width, 3) RGB, before any compression."""
+    """(height, width, 3) RGB image before compression."""
     pose: DoubleArray | None = None
-    """(16, 3) axis-angle relative to the flat hand, radians."""
+    """(16, 3) axis-angle rotations relative to the flat hand, radians."""
     betas: DoubleArray | None = None
-    """(10,)."""
+    """(10,) shape coefficients."""
     vertices: DoubleArray | None = None
-    """(vertices, 3) camera frame, metres."""
+    """(vertices, 3) mesh vertices in the camera frame, metres."""
     depth: DoubleArray | None = None
-    """(height, width) metres."""
+    """(height, width) camera z, metres."""
     mask: npt.NDArray[np.bool_] | None = None
-    """(height, width) this hand's pixels."""
+    """(height, width) pixels that this hand covers."""
 
 
 def random_hands(count: int, seed: int = 0) -> DoubleArray:
-    """Joints of right hands with bent fingers, (count, 21, 3): metres, any orientation, middle MCP in the origin."""
+    """Return joints (count, 21, 3), metres, of right hands with bent fingers in any orientation, root at the origin."""
     random = np.random.default_rng(seed)
     arrays = embedded_arrays()
     template = arrays["template"].astype(np.float64)
@@ -84,7 +85,7 @@ def random_hands(count: int, seed: int = 0) -> DoubleArray:
 
 
 def mirrored_hands(hands: DoubleArray) -> DoubleArray:
-    """Left hands from right ones and back, x' = -x."""
+    """Turn right hands into left hands and back, x' = -x."""
     return hands * np.asarray([-1.0, 1.0, 1.0])
 
 
@@ -97,24 +98,24 @@ def _rotation(axis: DoubleArray, angle: float) -> DoubleArray:
 # RHD
 
 RHD_CASES = ("left", "right", "tie", "behind", "one more")
-"""The samples of each split: left hand larger; right hand larger, one joint outside of the picture; as many pixels
-each; left hand larger, a joint of the right one behind the camera; left hand larger by a single pixel."""
+"""Samples of each split: left hand larger; right hand larger, with a joint outside the image; equal numbers of pixels;
+left hand larger, with a joint of the right hand behind the camera; left hand larger by a single pixel."""
 
 _RHD_SIZE = 320
 _LEFT_IDS, _RIGHT_IDS, _PERSON = range(2, 18), range(18, 34), 1
-_RHD_FAR = 3.2  # metres; its code has a first byte of 163
+_RHD_FAR = 3.2  # metres; the first byte of its code is 163
 _RHD_RAW = list(permutation(KEYPOINTS, KEYPOINT_ORDERS["rhd"]))
 
 
 def write_rhd(root: Path, hands: DoubleArray | None = None) -> dict[str, list[WrittenHand]]:
-    """RHD_published_v2 in small: in both splits a picture for each of `RHD_CASES`.
+    """Write RHD_published_v2 with an image for each of `RHD_CASES` in both splits.
 
     Args:
         root: folder to write.
-        hands: (20, 21, 3) right hands as `random_hands` makes them: two a picture.
+        hands: (20, 21, 3) right hands from `random_hands`, two per image.
 
     Returns:
-        The hand of each picture that the mask rule chooses, by split.
+        The hand of each image that the mask rule chooses, by split.
     """
     hands = random_hands(4 * len(RHD_CASES), 1) if hands is None else hands
     truth: dict[str, list[WrittenHand]] = {}
@@ -124,7 +125,7 @@ def write_rhd(root: Path, hands: DoubleArray | None = None) -> dict[str, list[Wr
             (folder / name).mkdir(parents=True)
         annotation: dict[int, dict[str, npt.NDArray[Any]]] = {}
         truth[split] = []
-        # Readers must take either.
+        # Readers must accept both types.
         dtype = np.float32 if split == "training" else np.float64
         for number, case in enumerate(RHD_CASES):
             pair = hands[2 * (part * len(RHD_CASES) + number) :][:2]
@@ -140,13 +141,13 @@ def write_rhd(root: Path, hands: DoubleArray | None = None) -> dict[str, list[Wr
 def _rhd_sample(
     case: str, focal: float, pair: DoubleArray
 ) -> tuple[dict[str, DoubleArray], dict[str, npt.NDArray[np.uint8]], WrittenHand]:
-    """The annotation, the pictures by folder, and the truth of the chosen hand."""
+    """Return the annotation, the images by folder, and the ground truth of the chosen hand."""
     left_chosen = case not in ("right", "tie")
     k = np.asarray([[focal, 0.0, 160.0], [0.0, focal, 160.0], [0.0, 0.0, 1.0]])
     both = np.stack([mirrored_hands(pair[0]), pair[1]])
     both += np.asarray([[-0.12, 0.02, 0.55], [0.12, -0.02, 0.6]])[:, None]
     if case == "right":
-        # The outermost joint leaves the picture through its right side.
+        # The outermost joint leaves the image through its right border.
         outermost = both[1, np.argmax(both[1, :, 0] / both[1, :, 2])]
         both[1, :, 0] += (325.0 - 160.0) / focal * outermost[2] - outermost[0]
     if case == "behind":
@@ -160,7 +161,7 @@ def _rhd_sample(
 
     part_ids = np.zeros((_RHD_SIZE, _RHD_SIZE), np.uint8)
     part_ids[100:310, 60:260] = _PERSON
-    for side in (int(left_chosen), 1 - int(left_chosen)):  # the chosen one lies over the other
+    for side in (int(left_chosen), 1 - int(left_chosen)):  # the chosen hand is drawn last
         _draw_parts(part_ids, uv[side], (_LEFT_IDS, _RIGHT_IDS)[side][0])
     counts = [int(np.isin(part_ids, list(ids)).sum()) for ids in (_LEFT_IDS, _RIGHT_IDS)]
     wanted = {
@@ -178,7 +179,7 @@ def _rhd_sample(
     mask = np.isin(part_ids, list((_LEFT_IDS, _RIGHT_IDS)[chosen]))
     metres = np.where(mask, both[chosen, ROOT, 2], _RHD_FAR)
     code = np.round(metres / 5.0 * 65535.0).astype(np.int64)
-    # The third byte means nothing: anything but 0 shows who takes it for the first one.
+    # The third byte is unused; a value other than 0 reveals a reader that takes it for the first byte.
     depth = np.stack([code // 256, code % 256, np.full_like(code, 77)], axis=-1).astype(np.uint8)
     picture = _dots((_RHD_SIZE, _RHD_SIZE), (70, 90, 60), uv)
     uv_vis = np.concatenate([uv, seen[..., None]], axis=-1)
@@ -197,7 +198,7 @@ def _rhd_sample(
 
 
 def _draw_parts(part_ids: npt.NDArray[np.uint8], uv: DoubleArray, first: int) -> None:
-    """Draws a hand's 16 parts into a mask: three ids a finger from tip to base, then the palm's."""
+    """Draw a hand's 16 parts into a mask: three numbers per finger from tip to base, then the palm."""
     cv2 = opencv()
     points = np.round(uv).astype(np.int32)
     palm = [WRIST, *(finger[0] for finger in FINGER_KEYPOINTS)]
@@ -208,7 +209,7 @@ def _draw_parts(part_ids: npt.NDArray[np.uint8], uv: DoubleArray, first: int) ->
 
 
 def _significant(values: DoubleArray, digits: int) -> DoubleArray:
-    """Numbers rounded to so many significant digits, as RHD's are."""
+    """Round to significant digits, as RHD's annotation is."""
     exponent = np.floor(np.log10(np.maximum(np.abs(values), 1e-12)))
     unit = 10.0 ** (exponent - digits + 1)
     return np.round(values / unit) * unit
@@ -218,7 +219,7 @@ def _significant(values: DoubleArray, digits: int) -> DoubleArray:
 # STB
 
 STB_SEQUENCES = tuple(f"B{number}{kind}" for number in range(1, 7) for kind in ("Counting", "Random"))
-"""The twelve sequences."""
+"""Names of the twelve sequences."""
 
 _STB_SHAPE = (480, 640)
 _BB_K = np.asarray([[822.79041, 0.0, 318.47345], [0.0, 822.79041, 250.31296], [0.0, 0.0, 1.0]])
@@ -238,18 +239,18 @@ def write_stb(
     palm: Literal["bihand", "ge"] = "bihand",
     images: bool = True,
 ) -> dict[str, dict[str, list[WrittenHand]]]:
-    """STB in small, with BiHand's segmented depth maps.
+    """Write STB with BiHand's segmented depth maps.
 
     Args:
         root: folder to write.
-        sequences: which of the twelve.
-        frames: how many each; from 11 on, frame 10 comes before frame 2 in a sorted listing.
-        hands: (sequences x frames, 21, 3) right hands as `random_hands` makes them; left ones are written.
-        palm: the recipe that finds the wrist again; the labels have a palm point instead of it.
+        sequences: sequences to write.
+        frames: number of frames per sequence; with 11 or more, frame 10 sorts before frame 2 as text.
+        hands: (sequences x frames, 21, 3) right hands from `random_hands`; their mirror images are written.
+        palm: recipe that turns the labels' palm point back into the wrist.
         images: whether the sequences are in a folder `images`.
 
     Returns:
-        The truth of each frame by camera (SK, BB_left or BB_right) and sequence.
+        The ground truth of each frame by camera (SK, BB_left or BB_right) and sequence.
 
     Raises:
         InputError: if scipy is missing.
@@ -287,7 +288,7 @@ def write_stb(
 
 
 def _stb_palm(joints: DoubleArray, recipe: str) -> DoubleArray:
-    """Joints (n, 21, 3) with the palm point that the recipe turns into the wrist."""
+    """Replace the wrist of joints (n, 21, 3) by the palm point that the recipe turns into it."""
     joints = joints.copy()
     anchor, factor = (ROOT, 2.2) if recipe == "bihand" else (KEYPOINTS.index("ring_mcp"), 2.0)
     joints[:, WRIST] = joints[:, anchor] + (joints[:, WRIST] - joints[:, anchor]) / factor
@@ -302,7 +303,7 @@ def _stb_hand(joints: DoubleArray, k: DoubleArray) -> WrittenHand:
 
 
 def _blobs(points: DoubleArray, k: DoubleArray) -> npt.NDArray[np.int64]:
-    """Millimetres (480, 640): a disc at each point's own depth, the nearest on top; 0 elsewhere."""
+    """Return a depth map (480, 640) in millimetres: a disc at each point's depth, the nearest on top; 0 elsewhere."""
     result = np.zeros(_STB_SHAPE, np.int32)
     pixels = points @ k.T
     for joint in np.argsort(-points[:, 2]):
@@ -319,7 +320,7 @@ def _stb_code(millimetres: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
 # FreiHAND
 
 FREIHAND_BACKGROUNDS = ((40, 160, 60), (90, 90, 160), (150, 90, 60), (60, 60, 60))
-"""The colours behind the hands of the four versions of each training sample."""
+"""Background colours of the four versions of each training sample."""
 
 _FREIHAND_SIZE = 224
 
@@ -333,20 +334,20 @@ def write_freihand_fixture(
     truth: Literal["none", "root", "sibling"] = "none",
     hands_mean: npt.NDArray[Any] | None = None,
 ) -> dict[str, list[WrittenHand]]:
-    """FreiHAND_pub_v2 in small.
+    """Write FreiHAND_pub_v2.
 
     Args:
         root: folder to write.
-        annotations: of the training, each with four pictures and one mask.
-        tests: samples of the evaluation.
-        hands: (annotations + tests, 21, 3) right hands as `random_hands` makes them.
-        truth: where to write the truth of the evaluation: nowhere, beside its K and scale, or into
-            FreiHAND_pub_v2_eval next to `root`.
-        hands_mean: (45,) the mean pose that annotated poses are relative to; by default the embedded hand's.
+        annotations: number of training annotations, each with four images and one mask.
+        tests: number of evaluation samples.
+        hands: (annotations + tests, 21, 3) right hands from `random_hands`.
+        truth: place of the evaluation's ground truth: nowhere, beside its K and scale, or in FreiHAND_pub_v2_eval
+            beside `root`.
+        hands_mean: (45,) mean pose to which annotated poses are relative; the embedded hand's if None.
 
     Returns:
-        The truth of each annotation by split; pictures are those of the first version. Meshes are points around the
-        bones, and poses any angles: they have nothing to do with the joints.
+        The ground truth of each annotation by split, with the image of the first version. Meshes are points around the
+        bones and poses are random angles: both are unrelated to the joints.
     """
     hands = random_hands(annotations + tests, 3) if hands is None else hands
     mean = np.asarray(embedded_arrays()["pose_mean"] if hands_mean is None else hands_mean, np.float64)
@@ -383,7 +384,7 @@ def write_freihand_fixture(
 def _freihand_hand(
     points: DoubleArray, number: int, mean: DoubleArray, random: np.random.Generator
 ) -> tuple[WrittenHand, dict[str, Any]]:
-    """The truth of one sample and its entry of each list."""
+    """Return the ground truth of one sample and its entry in each list."""
     k = np.asarray([[480.0 + number, 0.0, 109.3], [0.0, 484.5, 115.8 - number], [0.0, 0.0, 1.0]])
     joints = points + np.asarray([0.01, -0.005, 0.75])
     pixels = joints @ k.T
@@ -422,14 +423,14 @@ def _freihand_hand(
 
 
 def write_photos(root: Path, hands: DoubleArray | None = None) -> dict[str, list[WrittenHand]]:
-    """A folder of pictures with labels.json: a left and a right hand in each of the splits train and val.
+    """Write images with a labels.json: a left and a right hand in each of the splits train and val.
 
     Args:
         root: folder to write.
-        hands: (4, 21, 3) right hands as `random_hands` makes them.
+        hands: (4, 21, 3) right hands from `random_hands`.
 
     Returns:
-        The truth by split, sorted by name. The labels say neither its joints, as metres, nor its intrinsics.
+        The ground truth by split, sorted by name. The labels contain neither joints in metres nor intrinsics.
     """
     hands = random_hands(4, 5) if hands is None else hands
     k = np.asarray([[300.0, 0.0, 80.0], [0.0, 300.0, 60.0], [0.0, 0.0, 1.0]])
@@ -453,7 +454,7 @@ def write_photos(root: Path, hands: DoubleArray | None = None) -> dict[str, list
 
 
 def _dots(shape: tuple[int, int], background: tuple[int, int, int], uv: DoubleArray, radius: int = 3) -> Picture:
-    """A picture with a dot for each keypoint of each hand, uv (hands, 21, 2); every finger has its own colour."""
+    """Draw a dot for each keypoint of each hand, uv (hands, 21, 2), in a colour per finger."""
     picture = np.empty((*shape, 3), np.uint8)
     picture[:] = background
     colours = ((255, 255, 255), (255, 60, 60), (255, 200, 0), (0, 255, 120), (0, 160, 255), (255, 0, 255))
@@ -464,7 +465,7 @@ def _dots(shape: tuple[int, int], background: tuple[int, int, int], uv: DoubleAr
 
 
 def _write(path: Path, picture: npt.NDArray[np.uint8]) -> None:
-    """Writes RGB (height, width, 3) or grey (height, width), as PNG or JPEG."""
+    """Write an RGB image (height, width, 3) or a grey one (height, width) as PNG or JPEG."""
     cv2 = opencv()
     how = [cv2.IMWRITE_PNG_COMPRESSION, 1] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
     data = picture if picture.ndim == 2 else np.ascontiguousarray(picture[..., ::-1])

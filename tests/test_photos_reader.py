@@ -1,4 +1,4 @@
-"""The reader of labelled photographs: squares, masks, mirrored hands, and labels that are no labels."""
+"""Labelled photographs: labels, crops, masks, and fits to mirrored hands."""
 
 import json
 
@@ -66,7 +66,7 @@ def test_no_labels(tmp_path):
         read_labels(tmp_path, "train")
 
 
-def test_square_moves_pixels_as_its_map_says():
+def test_the_crop_moves_pixels_by_its_map():
     at = np.arange(120)
     spot = np.asarray([33.0, 70.0])
     blob = np.exp(-0.5 * ((at[None, :80] - spot[0]) ** 2 + (at[:, None] - spot[1]) ** 2) / 16.0)
@@ -81,12 +81,12 @@ def test_square_moves_pixels_as_its_map_says():
     np.testing.assert_allclose(found, affine[:, :2] @ spot + affine[:, 2], atol=0.05)
     moved = keypoints @ affine[:, :2].T + affine[:, 2]
     np.testing.assert_allclose(moved.mean(axis=0), 31.5, atol=0.5)
-    assert inside[:, 0].max() == 0, "the square begins left of the picture"
+    assert inside[:, 0].max() == 0, "the square begins left of the image"
     assert inside[32, 32] == 255
 
 
 def drawn_hand(size=100):
-    """A flat drawing of a hand on a plain wall, and its keypoints."""
+    """Draw a flat hand on a plain background; return the image, its keypoints and its mask."""
     points = [(50, 88)]
     for angle, length in ((-60, 30), (-25, 48), (0, 52), (20, 47), (42, 38)):
         direction = np.asarray([np.sin(np.radians(angle)), -np.cos(np.radians(angle))])
@@ -102,7 +102,7 @@ def drawn_hand(size=100):
     return np.clip(picture, 0, 255).astype(np.uint8), keypoints, truth > 0
 
 
-def test_hand_is_cut_out_of_a_plain_background():
+def test_the_mask_on_a_plain_background():
     picture, keypoints, truth = drawn_hand()
     mask = hand_mask(picture, keypoints)
     assert mask is not None
@@ -110,7 +110,7 @@ def test_hand_is_cut_out_of_a_plain_background():
     assert overlap.sum() / ((mask > 127) | truth).sum() > 0.85
 
 
-def test_pasting_follows_from_the_random_numbers_alone():
+def test_pasting_depends_on_the_random_numbers_only():
     picture, keypoints, truth = drawn_hand()
     one = np.newaxis
     photographs = PhotoSet(
@@ -133,6 +133,7 @@ def test_pasting_follows_from_the_random_numbers_alone():
     np.testing.assert_array_equal(untouched, picture)
 
 
+@pytest.mark.slow
 def test_real_photographs_are_fitted_once_and_left_hands_mirrored(shared, tmp_path):
     folder = shared / "data" / "photos" if (shared / "data").is_dir() else shared.parent / "data" / "photos"
     labels = json.loads((folder / "labels.json").read_text())
@@ -144,7 +145,7 @@ def test_real_photographs_are_fitted_once_and_left_hands_mirrored(shared, tmp_pa
     write(tmp_path, {name: labels[name] for name in (left, right)})
     found = prepare_photographs(tmp_path, "train", 64, tmp_path / "cache")
     assert sorted(found.name) == sorted((left, right))
-    # A right hand's pseudo-truth explains the mirrored labels.
+    # The fit of a right hand explains the mirrored labels.
     error = np.linalg.norm(found.keypoints_2d - found.labelled_2d, axis=-1).mean(axis=1)
     assert (error < 0.08 * np.ptp(found.labelled_2d, axis=1).max(axis=-1)).all()
     given = np.asarray(labels[left]["keypoints_2d"])

@@ -1,4 +1,4 @@
-"""Readers of datasets on miniature copies of their archives: exact truth, traps, and archives that are none."""
+"""Readers of datasets on miniature archives: exact ground truth, known traps, and damaged archives."""
 
 import dataclasses
 import json
@@ -19,8 +19,10 @@ from handtailor_jax.data import open_dataset, readable
 from handtailor_jax.data.readers import json_lists
 from handtailor_jax.data.readers.rhd import rhd_depth
 from handtailor_jax.data.readers.stb import SK_COLOUR_CAMERA, depth_to_colour, stb_depth
+from handtailor_jax.data.sample import mirrored_sample
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import crop_affine, project, transform_camera, transform_pixels
+from handtailor_jax.geometry.mirror import mirror_camera
 from handtailor_jax.mano.loading import embedded_arrays
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, KEYPOINTS_FROM_MANO, permutation
 from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
@@ -72,7 +74,7 @@ def copied(fixture, tmp_path):
 
 
 def assert_is(sample, written, *, lossless=True):
-    """A sample is the written hand, mirrored where that one is left, by formulas that the readers do not share."""
+    """Assert that a sample is the written hand, mirrored if it is left, by formulas that the readers do not share."""
     flip = written.left
     width = written.picture.shape[1]
 
@@ -107,7 +109,7 @@ def reprojection(sample):
 
 
 def is_right(joints):
-    """Fingers bend to the side that the palm faces."""
+    """Whether the fingers bend to the side that the palm of a right hand faces."""
     wrist, index, middle, little = (
         joints[KEYPOINTS.index(n)] for n in ("wrist", "index_mcp", "middle_mcp", "little_mcp")
     )
@@ -124,7 +126,7 @@ def every_reader(rhd, stb, freihand):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is written is what is read
+# Samples equal what was written
 
 
 @pytest.mark.parametrize("split", ["training", "evaluation"])
@@ -152,7 +154,7 @@ def test_stb(stb, camera, split):
     for index in (0, 1, 2, 9, 10, 11, 13, 21):
         assert_is(reader[index], written[index])
         assert reader[index].mirrored
-    # Frame 10 sorts before frame 2 as text.
+    # As text, frame 10 sorts before frame 2.
     assert reader[2].name.endswith("_2")
     assert reader[10].name.endswith("_10")
 
@@ -181,7 +183,7 @@ def test_stb_depth_is_brought_to_the_colour_camera(stb):
     hits = 0
     for (u, v), z in zip(np.round(sample.keypoints_2d).astype(int), sample.joints[:, 2], strict=True):
         around = sample.depth[v - 4 : v + 5, u - 4 : u + 5]
-        # Other joints may lie in front.
+        # Other joints may be in front.
         assert around[around > 0].min() < z + 0.002
         hits += np.abs(around[around > 0] - z).min() < 0.002
     assert hits > 15
@@ -244,7 +246,7 @@ def test_photos(photos):
 
 
 @pytest.mark.slow
-def test_what_synth_writes(tmp_path):
+def test_rendered_hands(tmp_path):
     dataset = SyntheticDataset(SyntheticConfig(size=64, images_at_once=2), "train")
     write_freihand(dataset, 2, tmp_path / "set", progress=False)
     reader = open_dataset("synthetic", tmp_path / "set", "train", mask=True)
@@ -274,10 +276,10 @@ def test_any_number_of_vertices_in_the_synthetic_layout(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Properties of every set
+# Properties of every dataset
 
 
-def test_projection_fits_to_the_keypoints(rhd, stb, freihand):
+def test_joints_project_to_the_keypoints(rhd, stb, freihand):
     for reader in every_reader(rhd, stb, freihand):
         for _, sample in readable(reader):
             assert reprojection(sample) < (0.5 if len(reader) == len(RHD_CASES) else 1e-3)
@@ -289,7 +291,7 @@ def test_camera_follows_the_crop(rhd, stb, freihand, x64):
             sample = reader[index]
             camera = Camera.from_matrix(np.asarray(sample.intrinsics, np.float64))
             joints = jnp.asarray(sample.joints, jnp.float64)
-            # RHD's keypoints are rounded to four digits: its projections take their place.
+            # RHD's keypoints are rounded to four digits, so its projections are used instead.
             uv = (
                 project(camera, joints)
                 if len(reader) == len(RHD_CASES)
@@ -301,7 +303,7 @@ def test_camera_follows_the_crop(rhd, stb, freihand, x64):
             assert np.abs(residual).max() < 1e-3
 
 
-def test_every_hand_is_a_right_one(rhd, stb, freihand, photos):
+def test_every_hand_is_a_right_hand(rhd, stb, freihand, photos):
     assert all(is_right(hand) for hand in random_hands(50, 7))
     assert not any(is_right(hand) for hand in mirrored_hands(random_hands(5, 7)))
     for reader in every_reader(rhd, stb, freihand):
@@ -309,14 +311,14 @@ def test_every_hand_is_a_right_one(rhd, stb, freihand, photos):
             assert is_right(sample.joints), f"{sample.name} at {index}"
 
 
-def test_reference_bones_are_as_long_as_those_of_hands(stb, freihand):
+def test_reference_bones_have_the_length_of_hands(stb, freihand):
     for reader in (open_dataset("stb", stb[0], "test"), open_dataset("freihand", freihand[0], "training")):
         for _, sample in readable(reader):
             assert 0.05 < np.linalg.norm(sample.joints[0] - sample.joints[9]) < 0.16
 
 
 def test_permutations():
-    # As the archives' descriptions list them.
+    # As the datasets' descriptions list them.
     assert permutation(KEYPOINT_ORDERS["rhd"], KEYPOINTS) == (
         0, 4, 3, 2, 1, 8, 7, 6, 5, 12, 11, 10, 9, 16, 15, 14, 13, 20, 19, 18, 17,
     )  # fmt: skip
@@ -328,18 +330,33 @@ def test_permutations():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Traps
+# Known traps
 
 
 def test_principal_point_is_mirrored_too(stb):
     sample = open_dataset("stb", stb[0], "test")[0]
     np.testing.assert_allclose(sample.intrinsics[0, 2], 639.0 - 314.78337, rtol=1e-6)
-    # Joints and keypoints mirrored as is common, W - u and the camera as it was, are 10.4 px apart.
+    # The common formula W - u with an unmirrored camera puts joints and keypoints 10.4 px apart.
     unmirrored = sample.joints.astype(np.float64) * [-1.0, 1.0, 1.0] @ SK_COLOUR_CAMERA.T
     common = 640.0 - unmirrored[:, 0] / unmirrored[:, 2]
     kept = sample.joints.astype(np.float64) @ SK_COLOUR_CAMERA.T
     np.testing.assert_allclose(common - kept[:, 0] / kept[:, 2], 640.0 - 2.0 * 314.78337, atol=1e-3)
     assert reprojection(sample) < 1e-3
+
+
+def test_mirroring_twice_returns_the_sample(freihand):
+    sample = open_dataset("freihand", freihand[0], "training", hands_mean=MEAN, mask=True)[1]
+    skewed = sample.intrinsics + np.asarray([[0, 3, 0], [0, 0, 0], [0, 0, 0]], np.float32)
+    sample = dataclasses.replace(sample, intrinsics=skewed)
+    mirrored = mirrored_sample(sample)
+    # `mirror_camera` is independent of the formula for K.
+    camera = mirror_camera(Camera.from_matrix(skewed), sample.image.shape[1])
+    np.testing.assert_allclose(mirrored.intrinsics, camera.matrix, rtol=1e-6)
+    for field in dataclasses.fields(sample):
+        again, original = getattr(mirrored_sample(mirrored), field.name), getattr(sample, field.name)
+        if isinstance(original, np.ndarray):
+            assert again.dtype == original.dtype
+            np.testing.assert_allclose(again, original, atol=2e-5, err_msg=field.name)
 
 
 def test_depth_frame_of_stb():
@@ -361,7 +378,7 @@ def test_rhd_depth_beyond_a_byte(rhd):
 
 
 @pytest.mark.parametrize("split", ["training", "evaluation"])
-def test_fixture_of_rhd_has_every_case(rhd, split):
+def test_the_rhd_fixture_has_every_case(rhd, split):
     root, truth = rhd
     ids = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted((root / split / "mask").iterdir())]
     assert {value for picture in ids for value in picture.ravel().tolist()} == set(range(34))
@@ -375,7 +392,7 @@ def test_fixture_of_rhd_has_every_case(rhd, split):
         assert (written.joints[:, 2] > 0).all()
 
 
-def test_rule_of_the_mask(rhd):
+def test_the_mask_rule_chooses_the_hand(rhd):
     root, _ = rhd
     counts = {}
     for index, case in enumerate(RHD_CASES):
@@ -388,7 +405,7 @@ def test_rule_of_the_mask(rhd):
     assert left == [counts[case] > 0 for case in RHD_CASES]
 
 
-def test_rule_of_visible_keypoints(rhd):
+def test_the_visibility_rule_chooses_the_hand(rhd):
     root, truth = rhd
     left = [sample.mirrored for _, sample in readable(open_dataset("rhd", root, "training", hand="visible"))]
     assert left == [written.left for written in truth["training"]]
@@ -407,7 +424,7 @@ def test_palm_variant(rhd):
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes bytes as Python 2 writes its strings, and numpy's names as they were then."""
+    """Pickler that writes bytes as strings of Python 2, and the module names of old numpy."""
 
     dispatch = dict(pickle._Pickler.dispatch)
 
@@ -424,7 +441,7 @@ class Python2Pickler(pickle._Pickler):
     dispatch[type] = dispatch[type(len)] = dispatch[type(write_rhd)] = save_global
 
 
-def test_annotation_from_python_2(rhd, tmp_path):
+def test_an_annotation_written_by_python_2(rhd, tmp_path):
     root = copied(rhd, tmp_path)
     path = root / "training" / "anno_training.pickle"
     content = pickle.loads(path.read_bytes())
@@ -438,7 +455,7 @@ def test_annotation_from_python_2(rhd, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Lists converted once
+# Lists are converted once
 
 
 def test_lists_are_converted_once(freihand, tmp_path, monkeypatch):
@@ -453,7 +470,7 @@ def test_lists_are_converted_once(freihand, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(json_lists, "_convert", never)
         np.testing.assert_array_equal(open_dataset("freihand", root, "training")[1].joints, first)
-    # A list of the same length with another time is another list.
+    # A list of the same size with another time is another list.
     path = root / "training_xyz.json"
     content = json.loads(path.read_text())
     content[1], content[2] = content[2], content[1]
@@ -489,7 +506,7 @@ def test_entries_across_pieces_of_text(tmp_path, monkeypatch, size):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Archives that are none
+# Damaged archives and wrong arguments
 
 
 def test_names_splits_and_options(rhd, stb, freihand, tmp_path):
@@ -521,7 +538,7 @@ def test_names_splits_and_options(rhd, stb, freihand, tmp_path):
         open_dataset("stb", stb[0], "test", camera="BB_left", depth=True)
 
 
-def test_indices_outside(rhd, stb, freihand, photos):
+def test_indices_out_of_range(rhd, stb, freihand, photos):
     readers = [*every_reader(rhd, stb, freihand), open_dataset("photos", photos[0], "train")]
     for reader in readers:
         for index in (-1, len(reader)):
@@ -601,11 +618,11 @@ def test_annotations_of_rhd_are_bounded(rhd, tmp_path):
         open_dataset("rhd", root, "training")
 
 
-def test_rhd_sample_that_is_no_number(rhd, tmp_path):
+def test_an_rhd_sample_with_a_value_that_is_not_a_number(rhd, tmp_path):
     root = copied(rhd, tmp_path)
     path = root / "training" / "anno_training.pickle"
     content = pickle.loads(path.read_bytes())
-    # The hand that is not selected may hold anything.
+    # The hand that is not chosen may have any values.
     content[0]["xyz"][30] = np.nan
     content[1]["xyz"][30] = np.nan
     path.write_bytes(pickle.dumps(content, 2))
@@ -687,7 +704,7 @@ def test_garbage_is_not_read_to_its_end(tmp_path, monkeypatch):
         list(json_lists.list_entries(path))
 
 
-def test_pictures_that_cannot_be_decoded(rhd, freihand, photos, tmp_path):
+def test_images_that_cannot_be_decoded(rhd, freihand, photos, tmp_path):
     root = copied(rhd, tmp_path)
     color, mask = (root / "training" / name / "00002.png" for name in ("color", "mask"))
     color.write_bytes(color.read_bytes()[:500])
@@ -702,7 +719,7 @@ def test_pictures_that_cannot_be_decoded(rhd, freihand, photos, tmp_path):
     assert len(list(readable(reader))) == 4
     shutil.copy(rhd[0] / "training" / "color" / "00002.png", color)
     cv2.imwrite(str(mask), np.zeros((10, 10), np.uint8))
-    with pytest.raises(InputError, match=r"mask/00002.png: has another size"):
+    with pytest.raises(InputError, match=r"mask/00002.png: is 10 x 10 pixels, but its image is 320 x 320"):
         reader[2]
 
     root = copied(freihand, tmp_path)
