@@ -580,12 +580,12 @@ def test_a_pickle_is_not_executed(rhd, tmp_path, monkeypatch):
     [
         (lambda whole: whole[: len(whole) // 2], "is cut short: unpack RHD_published_v2 again"),
         (lambda whole: b"", "is cut short"),
-        (lambda whole: b"no pickle", "is no pickle of numbers"),
+        (lambda whole: b"no pickle", "is not a pickle of numbers"),
         (lambda whole: pickle.dumps([1, 2], 2), "holds no samples by number"),
         (lambda whole: pickle.dumps({}, 2), "holds no samples by number"),
         (lambda whole: pickle.dumps({0: {"xyz": np.zeros((42, 3))}}, 2), "sample 0 has no uv_vis of shape"),
         (lambda whole: pickle.dumps({0: {"uv_vis": np.zeros((21, 3))}}, 2), "sample 0 has no uv_vis of shape"),
-        (lambda whole: pickle.dumps({0: {"uv_vis": np.zeros((42, 3), object)}}, 2), "is no pickle of numbers"),
+        (lambda whole: pickle.dumps({0: {"uv_vis": np.zeros((42, 3), object)}}, 2), "is not a pickle of numbers"),
     ],
 )
 def test_damaged_annotations_of_rhd(rhd, tmp_path, content, message):
@@ -628,7 +628,7 @@ def test_an_rhd_sample_with_a_value_that_is_not_a_number(rhd, tmp_path):
     path.write_bytes(pickle.dumps(content, 2))
     reader = open_dataset("rhd", root, "training")
     assert reader[0].mirrored
-    with pytest.raises(InputError, match=r"anno_training.pickle: sample 1 holds something that is no number"):
+    with pytest.raises(InputError, match=r"anno_training.pickle: sample 1 has a value that is not a number"):
         reader[1]
 
 

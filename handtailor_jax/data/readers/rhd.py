@@ -1,10 +1,9 @@
-"""Read the Rendered Handpose Dataset, RHD_published_v2.
+"""RHD, the Rendered Handpose Dataset (docs/datasets.md, "RHD").
 
     ROOT/training/    anno_training.pickle    color/00000.png ...  depth/00000.png ...  mask/00000.png ...
     ROOT/evaluation/  anno_evaluation.pickle  color/ ...           depth/ ...           mask/ ...
 
-The splits have 41,258 and 2,728 images. The annotation is read by `handtailor_jax.mano.safe_pickle`, so that nothing
-in it is executed.
+The splits have 41,258 and 2,728 images. `mano.safe_pickle` reads the annotation, so nothing in it is executed.
 """
 
 import dataclasses
@@ -14,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.data.sample import Sample, mirrored_sample
+from handtailor_jax.data.sample import FloatArray, Sample, mirrored_sample, read_aligned
 from handtailor_jax.errors import InputError
-from handtailor_jax.images import read_picture
+from handtailor_jax.images import Picture, read_picture
 from handtailor_jax.mano.safe_pickle import (
     NUMPY_GLOBALS,
     ForeignGlobal,
@@ -29,16 +28,14 @@ from handtailor_jax.mano.safe_pickle import (
 )
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_KEYPOINTS, ROOT, WRIST, permutation
 
-FloatArray = npt.NDArray[np.float32]
-
 HAND_RULES = ("mask", "visible")
 """Rules that choose one of the two hands of an image; see `RhdOptions.hand`."""
 
 _SPLITS = ("training", "evaluation")
 _ORDER = list(permutation(KEYPOINT_ORDERS["rhd"], KEYPOINTS))
 _LEFT_IDS, _RIGHT_IDS = (2, 17), (18, 33)
-_FARTHEST = 5.0  # metres, of the largest code
-_AGAIN = "unpack RHD_published_v2 again"
+_FARTHEST = 5.0  # metres of the largest depth code
+_REMEDY = "unpack RHD_published_v2 again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +50,9 @@ class RhdOptions:
     """Rule that chooses the hand. "mask": the left hand if it covers strictly more pixels of the mask. "visible": the
     left hand if it has strictly more visible keypoints. The right hand otherwise."""
     palm: str | None = None
-    """"zb": joint 0 is the midpoint of wrist and middle MCP, in 2D and 3D, and visible if either of them is."""
+    """Palm variant. "zb": joint 0 is the midpoint of wrist and middle MCP, in 2D and 3D, and visible if either is."""
     depth: bool = False
-    """Whether the depth map is decoded."""
+    """Whether samples have a depth map."""
     mask: bool = False
     """Whether samples have a mask."""
 
@@ -107,7 +104,7 @@ class Rhd:
         options = self._options
         part_ids: npt.NDArray[np.uint8] | None = None
         if options.mask or options.hand == "mask":
-            part_ids = self._read_like("mask", file, image)[..., 0]
+            part_ids = read_aligned(self._folder / "mask" / file, image, _REMEDY)[..., 0]
         if options.hand == "mask":
             assert part_ids is not None
             left = _count(part_ids, _LEFT_IDS) > _count(part_ids, _RIGHT_IDS)
@@ -118,13 +115,15 @@ class Rhd:
         rows = slice(0, NUM_KEYPOINTS) if left else slice(NUM_KEYPOINTS, 2 * NUM_KEYPOINTS)
         uv_vis, xyz = self._uv_vis[index, rows][_ORDER], self._xyz[index, rows][_ORDER]
         if not (np.isfinite(uv_vis).all() and np.isfinite(xyz).all() and np.isfinite(self._k[index]).all()):
-            raise InputError(f"{self._path}: sample {self._ids[index]} holds something that is no number: {_AGAIN}")
+            raise InputError(f"{self._path}: sample {self._ids[index]} has a value that is not a number: {_REMEDY}")
         uv, visible = uv_vis[:, :2], uv_vis[:, 2] == 1
         if options.palm == "zb":
             for points in (uv, xyz):
                 points[WRIST] = 0.5 * (points[WRIST] + points[ROOT])
             visible[WRIST] |= visible[ROOT]
-        mask = None
+        mask = depth = None
+        if options.depth:
+            depth = rhd_depth(read_aligned(self._folder / "depth" / file, image, _REMEDY))
         if options.mask:
             assert part_ids is not None
             first, last = _LEFT_IDS if left else _RIGHT_IDS
@@ -137,23 +136,16 @@ class Rhd:
             joints=xyz.astype(np.float32),
             intrinsics=self._k[index].astype(np.float32),
             mirrored=False,
-            depth=rhd_depth(self._read_like("depth", file, image)) if options.depth else None,
+            depth=depth,
             mask=mask,
         )
         return mirrored_sample(sample) if left else sample
 
-    def _read_like(self, folder: str, file: str, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        path = self._folder / folder / file
-        picture = read_picture(path)
-        if picture.shape != image.shape:
-            raise InputError(f"{path}: has another size than its colour picture: {_AGAIN}")
-        return picture
 
-
-def rhd_depth(picture: npt.NDArray[np.uint8]) -> FloatArray:
+def rhd_depth(encoded: Picture) -> FloatArray:
     """Decode a depth map (height, width, RGB) to metres (height, width): 5 m (256 R + G) / 65535; B is unused."""
-    # 256 times a byte overflows a byte.
-    code = picture[..., 0].astype(np.int32) * 256 + picture[..., 1]
+    # Wider integers first, because 256 times a byte overflows.
+    code = encoded[..., 0].astype(np.int32) * 256 + encoded[..., 1]
     return (code / 65535.0 * _FARTHEST).astype(np.float32)
 
 
@@ -176,9 +168,9 @@ def _annotation(path: Path) -> _Annotation:
     """Read sample ids in order, uv_vis (n, 42, 3), xyz (n, 42, 3) and K (n, 3, 3)."""
     content = _content(path)
     if not isinstance(content, dict) or not content or not all(type(key) is int and key >= 0 for key in content):
-        raise InputError(f"{path}: holds no samples by number, as RHD v1.1 does: {_AGAIN}")
+        raise InputError(f"{path}: holds no samples by number, as RHD v1.1 does: {_REMEDY}")
     if len(content) > _MOST_SAMPLES:
-        raise InputError(f"{path}: holds {len(content)} samples; at most {_MOST_SAMPLES} expected: {_AGAIN}")
+        raise InputError(f"{path}: holds {len(content)} samples; at most {_MOST_SAMPLES} expected: {_REMEDY}")
     ids = sorted(content)
     shapes = {"uv_vis": (2 * NUM_KEYPOINTS, 3), "xyz": (2 * NUM_KEYPOINTS, 3), "K": (3, 3)}
     arrays = {name: np.zeros((len(ids), *shape), np.float64) for name, shape in shapes.items()}
@@ -189,10 +181,10 @@ def _annotation(path: Path) -> _Annotation:
                 values = None if entry is None else array_of(entry)
             except UnreadableArray as error:
                 raise InputError(
-                    f"{path}: is no pickle of numbers: {name} of sample {number} is {error}: {_AGAIN}"
+                    f"{path}: is not a pickle of numbers: {name} of sample {number} is {error}: {_REMEDY}"
                 ) from None
             if values is None or values.shape != shape:
-                raise InputError(f"{path}: sample {number} has no {name} of shape {shape}, as RHD v1.1 does: {_AGAIN}")
+                raise InputError(f"{path}: sample {number} has no {name} of shape {shape}, as RHD v1.1 does: {_REMEDY}")
             arrays[name][row] = values
     return ids, arrays["uv_vis"], arrays["xyz"], arrays["K"]
 
@@ -202,18 +194,18 @@ def _content(path: Path) -> Any:
     try:
         size = path.stat().st_size
         if size > _MOST_BYTES:
-            raise InputError(f"{path}: has {size} bytes; at most {_MOST_BYTES} expected: {_AGAIN}")
+            raise InputError(f"{path}: has {size} bytes; at most {_MOST_BYTES} expected: {_REMEDY}")
         return unpickle(path.read_bytes(), lambda module, name: (module, name) in NUMPY_GLOBALS, _LIMITS).value
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}): {_AGAIN}") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}): {_REMEDY}") from None
     except ForeignGlobal as error:
         raise InputError(
             f"{path}: refers to {str(error)[:80]!r}, which no annotation of RHD does; nothing was executed: "
             "get the file from its official source"
         ) from None
     except PickleCutShort:
-        raise InputError(f"{path}: is cut short: {_AGAIN}") from None
+        raise InputError(f"{path}: is cut short: {_REMEDY}") from None
     except UnreadablePickle as error:
-        raise InputError(f"{path}: is no pickle of numbers ({error}): {_AGAIN}") from None
+        raise InputError(f"{path}: is not a pickle of numbers ({error}): {_REMEDY}") from None
     except (MemoryError, RecursionError):
-        raise InputError(f"{path}: asks for more memory than an annotation of RHD needs: {_AGAIN}") from None
+        raise InputError(f"{path}: asks for more memory than an annotation of RHD needs: {_REMEDY}") from None
