@@ -3,15 +3,15 @@
 Prints our numbers beside the paper's and writes them as markdown, CSV, JSON and images into a folder.
 """
 
-import sys
 from collections.abc import Sequence
 
 import tyro
 
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import command
 from handtailor_jax.evaluation.paper.reproduce import EvaluationConfig, evaluate
 
 
+@command("evaluate.py")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and evaluate."""
     config = tyro.cli(
@@ -21,13 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="evaluate.py",
         config=(tyro.conf.PositionalRequiredArgs,),
     )
-    try:
-        result = evaluate(config)
-    except InputError as error:
-        print(f"evaluate.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    result = evaluate(config)
     if result.findings.tables or result.findings.claims:
         print(result.markdown())
     print(f"written to {config.out}")

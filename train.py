@@ -6,16 +6,16 @@ On several machines, each with its number: --coordinator HOST:PORT --processes N
 
 import argparse
 import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, command
 from handtailor_jax.training.config import TrainingConfig
 
 
+@command("train.py")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and trains."""
     parser = argparse.ArgumentParser(description=__doc__, add_help=False, allow_abbrev=False)
@@ -28,19 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--process", type=int, default=0)
     known, overrides = parser.parse_known_args(arguments)
-    try:
-        if known.config is None:
-            raise InputError("--config is missing: give one of the files in configs/")
-        default = read_config(known.config)
-        config = tyro.cli(TrainingConfig, default=default, args=overrides, description=__doc__, prog="train.py")
-        if known.out is None:
-            raise InputError("--out is missing: give a folder for the run")
-        run(config, known)
-    except InputError as error:
-        print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    if known.config is None:
+        raise InputError("--config is missing: give one of the files in configs/")
+    default = read_config(known.config)
+    config = tyro.cli(TrainingConfig, default=default, args=overrides, description=__doc__, prog="train.py")
+    if known.out is None:
+        raise InputError("--out is missing: give a folder for the run")
+    run(config, known)
 
 
 def run(config: TrainingConfig, known: argparse.Namespace) -> None:

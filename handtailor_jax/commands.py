@@ -1,17 +1,93 @@
-"""Commands of `handtailor` that write other files than hands: rendered hands, converted weights, exported programs."""
+"""The commands of `handtailor` and their options. The first line of a command and the text under a field are its help.
+
+Nothing heavy is imported here, so that --help is fast.
+"""
 
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, subcommand
+from tyro.conf import Positional, arg, subcommand
 
-from handtailor_jax.errors import InputError
-from handtailor_jax.tailor.presets import PRESETS, PresetName
+from handtailor_jax.tailor.presets import PresetName
+from handtailor_jax.types import Side
 
-# Everything else is imported by the command that needs it, so that --help does not import the networks.
+Out = Annotated[Path, arg(aliases=["-o"])]
+MeshFormat = Literal["obj", "ply", "glb"]
 
-Platforms = tuple[Literal["cpu", "cuda", "tpu"], ...]
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Recover hand meshes from images and videos.
+
+    An image gives <id>.json, <id>_overlay.png and, with --mesh, a mesh; several images also give sheet.png. A video
+    gives <id>.jsonl with a line for each frame, <id>_overlay.mp4 and, with --mesh glb, a moving mesh. Inputs that
+    cannot be read are reported and skipped; the exit status is then 2.
+    """
+
+    inputs: Positional[tuple[str, ...]]
+    """Images, folders, patterns such as "photos/*.jpg", videos, or the number of a webcam."""
+    weights: Path | None = None
+    """Weights of the hand module (.safetensors), from training or `handtailor convert-official`; the embedded weights
+    if not given."""
+    out: Out = Path("hands")
+    """Folder for the results."""
+    camera: tuple[float, float, float, float] | None = None
+    """Intrinsics FX FY CX CY of the images, pixels; weak perspective if not given."""
+    side: Side = "right"
+    """Side of the hands."""
+    box: tuple[float, float, float, float] | None = None
+    """Box X Y W H around the hand with a margin, pixels, in videos of the first frame; the hand is looked for if not
+    given."""
+    hand: Path | None = None
+    """Hand model (MANO_RIGHT.pkl, MANO_LEFT.pkl or npz) for which --weights were trained; the embedded hand if not
+    given."""
+    mesh: MeshFormat | None = None
+    """Format of the meshes, glb for videos; no meshes if not given."""
+    preset: PresetName = "network"
+    """Energy and solver of the tailor: for detected keypoints (network), for precise keypoints (default), the paper's
+    (paper) or the released program's (official)."""
+    tailor: bool = True
+    """Fit the network's hand to the detected keypoints."""
+    looks: int = 2
+    """Number of forward passes an image: the first crops the box, each further one the square around the keypoints."""
+    batch: int = 1
+    """Number of images in one forward pass."""
+    overlay: bool = True
+    """Write overlays: images or videos with the mesh drawn over them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Recover hand meshes from the images that come with the package.
+
+    The images are renderings of the embedded hand that the network was not trained on. The results are those of
+    `handtailor predict`: <id>.json, <id>_overlay.png, <id>.glb and sheet.png.
+    """
+
+    out: Out = Path("demo")
+    """Folder for the results."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Fit hand meshes to 2D keypoints, and to whatever else is known, from a JSON file.
+
+    Each hand gives <id>.json, <id>_overlay.png and, with --mesh, a mesh; several hands also give sheet.png.
+    """
+
+    file: Positional[Path | None] = None
+    """JSON file: an object or a list of objects with keypoints_2d (21 [u, v] pairs, pixels) and optionally id, image,
+    convention, order, confidence, joints_3d, pose, betas, camera {fx, fy, cx, cy}, side; the packaged examples if not
+    given."""
+    out: Out = Path("fits")
+    """Folder for the results."""
+    mesh: MeshFormat | None = None
+    """Format of the meshes; no meshes if not given."""
+    hand: Path | None = None
+    """Hand model: MANO_RIGHT.pkl, MANO_LEFT.pkl or npz; the embedded hand if not given."""
+    overlay: bool = True
+    """Write overlays: the keypoints, the mesh over the image, and the mesh from the side."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +107,6 @@ class Synth:
     backgrounds: Path | None = None
     """Folder of images to put behind half of the hands; generated backgrounds only if not given."""
 
-    def run(self) -> None:
-        """Render the samples and write them."""
-        from handtailor_jax.synthetic.backgrounds import read_photographs
-        from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
-        from handtailor_jax.synthetic.freihand_layout import write_freihand
-
-        images = None if self.backgrounds is None else read_photographs(self.backgrounds)
-        dataset = SyntheticDataset(SyntheticConfig(size=self.size), self.split, self.seed, images)
-        write_freihand(dataset, self.count, self.out)
-        print(f"written to {self.out}")
-
 
 @dataclasses.dataclass(frozen=True)
 class ConvertOfficial:
@@ -52,117 +117,35 @@ class ConvertOfficial:
     weights: Positional[Path]
     """Weight file to write, ending in .safetensors."""
 
-    def run(self) -> None:
-        """Convert the checkpoint."""
-        from handtailor_jax.hand_module.official import load_official
-        from handtailor_jax.hand_module.torch_file import read_state_dict
-        from handtailor_jax.hand_module.weights import save_weights
-        from handtailor_jax.results import prepare_folder
-
-        module = load_official(read_state_dict(self.checkpoint))
-        prepare_folder(self.weights.absolute().parent, [self.weights.name])
-        save_weights(self.weights, module, {"source": f"released checkpoint {self.checkpoint.name}, converted"})
-        print(f"written to {self.weights}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportTailor:
-    """Export the tailor: keypoints and a proposed pose in, placed mesh out."""
-
-    out: Positional[Path]
-    """File to write."""
-    hand: Path | None = None
-    """Hand model that becomes part of the file; the embedded hand if not given."""
-    preset: PresetName = "default"
-    """Energy and solver of the tailor."""
-    perspective: bool = True
-    """Export for images with intrinsics; otherwise for images without."""
-    platforms: Platforms = ("cpu", "cuda", "tpu")
-    """Platforms on which the file can run."""
-
-    def write(self) -> None:
-        """Write the file."""
-        from handtailor_jax.export import export_tailor
-        from handtailor_jax.mano.loading import load_hand
-
-        hand = load_hand(self.hand)
-        prepare_export(self.out)
-        config = PRESETS[self.preset]()
-        export_tailor(self.out, hand, config, perspective=self.perspective, platforms=self.platforms)
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportHandModule:
-    """Export the hand module: crop and camera in; keypoints, joints, pose and shape out."""
-
-    out: Positional[Path]
-    """File to write."""
-    weights: Path | None = None
-    """Weights of the hand module (.safetensors) that become part of the file; the embedded weights if not given."""
-    platforms: Platforms = ("cpu", "cuda", "tpu")
-    """Platforms on which the file can run."""
-
-    def write(self) -> None:
-        """Write the file."""
-        from handtailor_jax.export import export_hand_module
-        from handtailor_jax.hand_module.weights import load_module
-
-        module = load_module(self.weights, None)
-        prepare_export(self.out)
-        export_hand_module(self.out, module, platforms=self.platforms)
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportPipeline:
-    """Export the whole method: crop and camera in, placed mesh out."""
-
-    out: Positional[Path]
-    """File to write."""
-    weights: Path | None = None
-    """Weights of the hand module (.safetensors) that become part of the file; the embedded weights if not given."""
-    hand: Path | None = None
-    """Hand model that becomes part of the file; the embedded hand if not given."""
-    preset: PresetName = "network"
-    """Energy and solver of the tailor."""
-    tailor: bool = True
-    """Fit the network's hand to the detected keypoints."""
-    platforms: Platforms = ("cpu", "cuda", "tpu")
-    """Platforms on which the file can run."""
-
-    def write(self) -> None:
-        """Write the file."""
-        from handtailor_jax.export import export_pipeline
-        from handtailor_jax.hand_module.weights import load_module
-        from handtailor_jax.mano.loading import load_hand
-
-        hand = load_hand(self.hand)
-        module = load_module(self.weights, None if self.hand is None else hand)
-        prepare_export(self.out)
-        config = PRESETS[self.preset]() if self.tailor else None
-        export_pipeline(self.out, module, hand, config, platforms=self.platforms)
-
 
 @dataclasses.dataclass(frozen=True)
 class Export:
     """Write a part of the method as a jax.export file, which runs without this package."""
 
-    what: (
-        Annotated[ExportTailor, subcommand("tailor")]
-        | Annotated[ExportHandModule, subcommand("hand-module")]
-        | Annotated[ExportPipeline, subcommand("pipeline")]
-    )
+    part: Positional[Literal["tailor", "hand-module", "pipeline"]]
+    """tailor: keypoints and a proposed pose in, placed mesh out. hand-module: crop and camera in; keypoints, joints,
+    pose and shape out. pipeline: crop and camera in, placed mesh out."""
+    out: Positional[Path]
+    """File to write."""
+    weights: Path | None = None
+    """Weights of the hand module (.safetensors) that become part of the file; the embedded weights if not given."""
+    hand: Path | None = None
+    """Hand model that becomes part of the file; the embedded hand if not given."""
+    preset: PresetName | None = None
+    """Energy and solver of the tailor; if not given, `default` for the tailor and `network` for the pipeline."""
+    tailor: bool = True
+    """Fit the network's hand to the detected keypoints, in the pipeline."""
+    perspective: bool = True
+    """Export the tailor for images with intrinsics; otherwise for images without."""
+    platforms: tuple[Literal["cpu", "cuda", "tpu"], ...] = ("cpu", "cuda", "tpu")
+    """Platforms on which the file can run."""
 
-    def run(self) -> None:
-        """Write the file and its description."""
-        if not self.what.platforms:
-            raise InputError("--platforms names no platform: give at least one of cpu, cuda, tpu")
-        self.what.write()
-        out = self.what.out
-        print(f"written to {out} ({out.stat().st_size / 1e6:.1f} MB) and {out.name}.json")
 
-
-def prepare_export(out: Path) -> None:
-    """Create the folder of an exported file, after everything that can be wrong with its inputs."""
-    from handtailor_jax.results import prepare_folder
-
-    prepare_folder(out.absolute().parent, [out.name, f"{out.name}.json"])
+Command = (
+    Annotated[Predict, subcommand("predict")]
+    | Annotated[Demo, subcommand("demo")]
+    | Annotated[Fit, subcommand("fit")]
+    | Annotated[Synth, subcommand("synth")]
+    | Annotated[ConvertOfficial, subcommand("convert-official")]
+    | Annotated[Export, subcommand("export")]
+)

@@ -2,12 +2,12 @@
 
 For one hand, the graph is:
 
->>> estimate = one(module(crops, crop_cameras))                                   # HandEstimate
->>> seen = Observation(estimate.keypoints_2d, estimate.confidence, one(crop_cameras))
+>>> estimate = hand_module(crop, camera)                                      # HandEstimate
+>>> seen = Observation(estimate.keypoints_2d, estimate.confidence, camera)
 >>> depth, bone = estimate.root_depth, estimate.bone
->>> start = initialize(hand, estimate.pose, estimate.betas, seen, root_depth=depth, bone=bone)   # Eq. 12, 17
->>> fitted = tailor(hand, start, seen, TailorConfig.network())                    # Eq. 13
->>> mesh = hand.shape(fitted.betas).pose(fitted.pose).skin()
+>>> start = initialize(hand, estimate.pose, estimate.betas, seen, root_depth=depth, bone=bone)  # Eq. 12, 17
+>>> fitted = tailor(hand, start, seen)                                        # Eq. 13
+>>> mesh = hand.shape(fitted.betas).pose(fitted.pose).skin()                  # Eq. 1
 >>> mesh.vertices.shape
 (1609, 3)
 
@@ -29,9 +29,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from handtailor_jax.detections import as_camera
-from handtailor_jax.detector.scan import HandTrack, Stage, TrackingConfig
+from handtailor_jax.detector.scan import HandTrack, Stage, closer_box
 from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.boxes import Box, hand_size, square_around
+from handtailor_jax.geometry.boxes import Box
 from handtailor_jax.geometry.cameras import inverse_affine, transform_camera, transform_pixels
 from handtailor_jax.geometry.mirror import choose, mirror_camera, mirror_hand, mirror_pose
 from handtailor_jax.geometry.rotations import rotate_towards
@@ -52,10 +52,6 @@ _NETWORK = TailorConfig.network()
 
 _PAPER_CROP = 256
 """Side of the crops of the paper's network, pixels."""
-
-_CLOSER_LOOK = 1.45
-"""Side of the square of a further forward pass, in hand sizes. It is the best, by a little, of 1.3, 1.45 and 1.6 on the
-photographs of the embedded weights' training split."""
 
 
 def recover(
@@ -216,23 +212,22 @@ class HandTailor:
     ) -> list[Hand]:
         """Recover one hand in each image with one program, which is compiled once for each number of images.
 
-        Each argument is a list of what `__call__` takes. A hand that is not finite raises no error here.
+        A hand that is not finite raises no error here.
 
         Args:
-            images: Images (H, W, 3).
-            cameras: Cameras of the images.
-            boxes: Boxes around the hands.
-            sides: Sides of the hands.
+            images: Images as `__call__` takes them; so are `cameras`, `boxes` and `sides`.
+            cameras: Cameras of the images; None if all are unknown.
+            boxes: Boxes around the hands; None looks for all hands.
+            sides: Sides of the hands; None for right hands.
             looks: Number of forward passes. The first crop is the box; each further crop is the square around the
                 keypoints of the pass before, which corrects a tight or loose box and costs one more forward pass.
         """
         if looks < 1:
             raise InputError(f"looks is {looks}: give at least 1")
         count = len(images)
-        cameras, boxes, sides = (
-            [default] * count if given is None else list(given)
-            for given, default in ((cameras, None), (boxes, None), (sides, "right"))
-        )
+        cameras = [None] * count if cameras is None else list(cameras)
+        boxes = [None] * count if boxes is None else list(boxes)
+        sides = ["right"] * count if sides is None else list(sides)
         if not len(cameras) == len(boxes) == len(sides) == count:
             raise InputError(f"{count} images with {len(cameras)} cameras, {len(boxes)} boxes and {len(sides)} sides")
         if not count:
@@ -298,10 +293,4 @@ def check_finite(hand: Hand) -> None:
 
 
 def _closer(hand: Hand) -> Box:
-    """Return the square for a further forward pass: around the keypoints, or unchanged where no hand was recognised."""
-    keypoints, enough = np.asarray(hand.detected_keypoints_2d, np.float64), TrackingConfig()
-    assert hand.box is not None
-    x, y, w, h = map(float, hand.box)
-    if not hand.confidence.mean() >= enough.keep or not hand_size(keypoints) >= enough.min_share * w:
-        return x, y, w, h
-    return square_around(keypoints, _CLOSER_LOOK)
+    return closer_box(hand.box, hand.detected_keypoints_2d, hand.confidence)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from handtailor_jax import results
+from handtailor_jax.commands import Predict
 from handtailor_jax.errors import InputError
 from handtailor_jax.images import Picture, read_picture
 from handtailor_jax.pipeline import HandTailor, check_finite
@@ -45,33 +46,6 @@ class Source:
     """Intrinsic matrix of this image, where it is not the one of the options."""
     side: Side | None = None
     """Side of the hand in this image, where it is not the one of the options."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Options that apply to every source."""
-
-    out: Path
-    """Folder for the results."""
-    camera: Any = None
-    """Intrinsic matrix (3, 3), pixels; None if unknown."""
-    side: Side = "right"
-    """Side of the hands."""
-    box: tuple[float, float, float, float] | None = None
-    """Box around the hand, in videos of the first frame; the hand is looked for if None."""
-    mesh: Literal["obj", "ply", "glb"] | None = None
-    """Format of the meshes; None writes no meshes."""
-    batch: int = 1
-    """Number of images in one forward pass."""
-    looks: int = 2
-    """Number of forward passes an image; see `HandTailor.batch`."""
-    overlay: bool = True
-    """Whether overlays are written."""
-
-    def arguments(self, source: Source) -> tuple[Any, Any, Side]:
-        """Return camera, box and side of a source."""
-        camera = self.camera if source.camera is None else source.camera
-        return camera, self.box, self.side if source.side is None else source.side
 
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:
@@ -119,7 +93,7 @@ def _paths(given: str) -> list[Path | int]:
     return list(files)
 
 
-def predict(sources: Sequence[Source], tailor: HandTailor, options: Options) -> int:
+def predict(sources: Sequence[Source], tailor: HandTailor, options: Predict) -> int:
     """Recover the hands of all sources and write the results; report sources that cannot be read, and skip them.
 
     Returns:
@@ -157,7 +131,7 @@ def _skipping(source: Source) -> Iterator[Callable[[], bool]]:
         tqdm.write(f"handtailor: skipped: {named}", file=sys.stderr)
 
 
-def _predict_images(sources: Sequence[Source], tailor: HandTailor, options: Options, files: results.HandFiles) -> int:
+def _predict_images(sources: Sequence[Source], tailor: HandTailor, options: Predict, files: results.HandFiles) -> int:
     """Write the hands of images; return the number of images that were skipped."""
     skipped = 0
     with tqdm(total=len(sources), desc="predict", unit="image", disable=len(sources) == 1) as progress:
@@ -168,7 +142,7 @@ def _predict_images(sources: Sequence[Source], tailor: HandTailor, options: Opti
                 with _skipping(source) as was_skipped:
                     image = read_picture(source.path)
                     # Checked here, so that one image that the box misses does not stop the other images of the batch.
-                    tailor.check(image, *options.arguments(source))
+                    tailor.check(image, *_arguments(source, options))
                     batch.append((source, image))
                 skipped += was_skipped()
             for source, image, hand in _recover(batch, tailor, options):
@@ -184,15 +158,21 @@ def _predict_images(sources: Sequence[Source], tailor: HandTailor, options: Opti
 
 
 def _recover(
-    batch: Sequence[tuple[Source, Picture]], tailor: HandTailor, options: Options
+    batch: Sequence[tuple[Source, Picture]], tailor: HandTailor, options: Predict
 ) -> list[tuple[Source, Picture, Hand]]:
     """Recover the hands of one batch. A last batch is filled up, so that no program of another size is compiled."""
     if not batch:
         return []
     filled = [*batch, *[batch[-1]] * (options.batch - len(batch))]
-    cameras, boxes, sides = zip(*(options.arguments(source) for source, _ in filled), strict=True)
+    cameras, boxes, sides = zip(*(_arguments(source, options) for source, _ in filled), strict=True)
     hands = tailor.batch([image for _, image in filled], cameras, boxes, sides, looks=options.looks)
     return [(*pair, hand) for pair, hand in zip(batch, hands, strict=False)]
+
+
+def _arguments(source: Source, options: Predict) -> tuple[Any, Any, Side]:
+    """Return camera, box and side of a source."""
+    camera = options.camera if source.camera is None else source.camera
+    return camera, options.box, options.side if source.side is None else source.side
 
 
 def _summary(source: Source, hand: Hand) -> str:
@@ -200,7 +180,7 @@ def _summary(source: Source, hand: Hand) -> str:
     return f"{source.id}: {before:.1f} > {after:.1f} px from the keypoints, confidence {hand.confidence.mean():.2f}"
 
 
-def _predict_video(source: Source, tailor: HandTailor, options: Options) -> None:
+def _predict_video(source: Source, tailor: HandTailor, options: Predict) -> None:
     """Write <id>.jsonl with a line for each frame, and <id>_overlay.mp4; with --mesh glb also the moving mesh."""
     out = options.out
     meshes: list[np.ndarray | None] = []
@@ -210,7 +190,7 @@ def _predict_video(source: Source, tailor: HandTailor, options: Options) -> None
     last: Picture | None = None
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(Video(source.path))
-        follow = HandVideo(tailor, video.rate or 30.0, *options.arguments(source))
+        follow = HandVideo(tailor, video.rate or 30.0, *_arguments(source, options))
         write_line = stack.enter_context(json_lines(out / f"{source.id}.jsonl"))
         write_frame: Any = None
         if options.overlay:

@@ -14,7 +14,7 @@ import pytest
 import trimesh
 from flax import nnx
 
-from handtailor_jax import cli, results
+from handtailor_jax import cli, errors, results
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.simulation import tailor_problems
 from handtailor_jax.hand_module.config import HandModuleConfig
@@ -406,6 +406,8 @@ def test_unusable_hand_model(refused, tmp_path, entry):
         (["pipeline", "--weights", "missing.safetensors"], "missing.safetensors: no such file"),
         (["hand-module", "--weights", "."], "is a folder"),
         (["tailor", "--platforms"], "names no platform"),
+        (["hand-module", "--preset", "paper"], "--preset does not apply to `handtailor export hand-module`"),
+        (["tailor", "--weights", "w.safetensors"], "--weights does not apply to `handtailor export tailor`"),
     ],
 )
 def test_export_of_unusable_things_makes_no_folder(tmp_path, capsys, arguments, reason):
@@ -435,6 +437,34 @@ def test_a_failing_writer_leaves_nothing(tmp_path, error):
         results.write_atomically(tmp_path / "a.json", write_half)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "old"
+
+
+def test_temporary_names_differ_and_folders_appear_too(tmp_path):
+    with results.appearing(tmp_path / "a.json") as one, results.appearing(tmp_path / "a.json") as other:
+        assert one != other
+        assert one.suffix == other.suffix == ".json"
+    with results.appearing(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "file").write_text("whole")
+    assert (tmp_path / "folder" / "file").read_text() == "whole"
+    with pytest.raises(FileExistsError), results.appearing(tmp_path / "other") as temporary:
+        [temporary.mkdir() for _ in range(2)]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [(InputError("a: is\nwrong"), 2, "prog: error: a: is wrong\n"), (KeyboardInterrupt(), 130, "")],
+)
+def test_expected_errors_of_a_program(error, status, line, capsys):
+    @errors.command("prog")
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == status
+    assert capsys.readouterr().err == line
 
 
 def test_a_full_disk_is_bad_input(tmp_path):

@@ -1,6 +1,8 @@
-"""The order of the package's parts, read from the imports, and what importing it costs."""
+"""Order of the package's parts, limits of its size, and cost of importing it."""
 
 import ast
+import functools
+import importlib
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -24,8 +26,8 @@ RANKS = (
     {"data"},
     {"synthetic"},
     {"training", "evaluation"},
-    {"export", "predict"},
-    {"commands"},
+    {"export", "commands"},
+    {"predict"},
     {"cli", "__main__"},
 )
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
@@ -73,14 +75,64 @@ def test_imports_point_one_way(module):
             assert allowed, f"{module} ({part}) imports {name}"
 
 
-def test_no_cycles():
-    graph = {
+@functools.cache
+def import_graph():
+    """For each module the modules that it imports; the names that the package itself collects are left out."""
+    return {
         module: {owner(name) for name in imports(path, module) if name.startswith(f"{PACKAGE}.")} - {module, PACKAGE}
         for module, path in MODULES.items()
         if module != PACKAGE
     }
-    assert sum(map(len, graph.values())) > 10
-    list(TopologicalSorter(graph).static_order())
+
+
+def test_no_cycles():
+    assert sum(map(len, import_graph().values())) > 10
+    list(TopologicalSorter(import_graph()).static_order())
+
+
+LIMITS = pytest.mark.skip(reason="other parts are still above the limits; enable when they are below")
+
+
+def lines(path):
+    return len(path.read_text().splitlines())
+
+
+@LIMITS
+def test_size_of_the_package():
+    count = sum(path.name != "__init__.py" for path in MODULES.values())
+    assert count <= 80
+    assert sum(map(lines, MODULES.values())) <= 14_500
+
+
+@LIMITS
+def test_size_of_modules():
+    assert {name: lines(path) for name, path in MODULES.items() if lines(path) > 300} == {}
+
+
+@LIMITS
+def test_size_of_functions():
+    long = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                length = node.end_lineno - node.lineno + 1
+                if length > 60:
+                    long[f"{module}.{node.name}"] = length
+    assert long == {}
+
+
+@LIMITS
+def test_depth_of_imports():
+    """The longest chain of modules that import each other has ten links."""
+    depth = {}
+    for module in TopologicalSorter(import_graph()).static_order():
+        depth[module] = 1 + max((depth[other] for other in import_graph()[module]), default=-1)
+    deepest = max(depth, key=depth.get)
+    assert depth[deepest] <= 10, deepest
+
+
+def test_number_of_public_names():
+    assert len(importlib.import_module(PACKAGE).__all__) <= 50
 
 
 def test_no_drawer_for_odds_and_ends_and_no_import_of_tools():

@@ -1,6 +1,7 @@
 """The whole graph, from image to placed hand. A module that reads painted keypoints stands in for a trained one."""
 
 import dataclasses
+import doctest
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from handtailor_jax import pipeline
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import inverse_linear, project
 from handtailor_jax.geometry.lifting import lift, lift_scale, root_depth_in_bones
@@ -215,6 +217,33 @@ def test_a_batch_is_its_pictures(reader, scene):
         np.testing.assert_allclose(found.joints, alone.joints, atol=2e-5)
         np.testing.assert_array_equal(found.box, alone.box)
     assert reader.batch([]) == []
+
+
+def test_a_batch_of_both_sides_is_one_program(reader, scene):
+    """The side is a value of the graph: a batch holds left and right hands, and results come back as NumPy arrays."""
+    image, box = scene[2], (120, 40, 380, 400)
+    mirrored, mirrored_box = np.ascontiguousarray(image[:, ::-1]), (640 - 500, 40, 380, 400)
+    left, right = reader.batch([mirrored, image], None, [mirrored_box, box], ["left", "right"])
+    assert (left.side, right.side, left.proposed.side) == ("left", "right", "left")
+    np.testing.assert_allclose(left.joints, right.joints * [-1, 1, 1], atol=2e-5)
+    np.testing.assert_allclose(left.detected_keypoints_2d, right.detected_keypoints_2d * [-1, 1] + [639, 0], atol=1e-3)
+    assert reader._run._cache_size() <= 2  # batches of one and of two hands
+    assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(left))
+
+
+def test_the_graph_runs_as_printed(hand, scene):
+    """The module's docstring, with a hand module of one hand."""
+    module = Reader(hand, scene[0])
+    crop = jnp.asarray(scene[2][:256, 200:456] / 255.0, jnp.float32)
+    camera = Camera.perspective(620.0, 600.0, 310.0 - 200.0, 250.0)
+
+    def hand_module(crop, camera):
+        batch = module(crop[None], jax.tree.map(lambda leaf: leaf[None], camera))
+        return jax.tree.map(lambda leaf: leaf[0], batch)
+
+    compiled = {"initialize": jax.jit(pipeline.initialize), "tailor": jax.jit(pipeline.tailor)}
+    names = {"hand_module": jax.jit(hand_module), "hand": hand, "crop": crop, "camera": camera, **compiled}
+    assert doctest.testmod(pipeline, extraglobs=names) == (0, 7)
 
 
 def test_without_the_tailor_the_proposal_is_the_result(hand, scene):

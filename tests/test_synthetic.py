@@ -20,7 +20,7 @@ from handtailor_jax.synthetic.dataset import (
     sample_hand,
     sample_key,
 )
-from handtailor_jax.synthetic.freihand_layout import Synth, synth, write_freihand
+from handtailor_jax.synthetic.freihand_layout import write_freihand
 from handtailor_jax.synthetic.imaging import jpeg
 from handtailor_jax.synthetic.scene import SceneConfig, scene_topology
 from handtailor_jax.synthetic.skin import CHANNELS, skin_chart
@@ -268,7 +268,7 @@ def test_files_in_freihands_layout(hand, dataset, samples, tmp_path):
     with pytest.raises(InputError, match="exists already"):
         write_freihand(dataset, count, out, progress=False)
     with pytest.raises(InputError, match="count"):
-        synth(Synth(out=tmp_path / "none", split="test", count=TEST_SAMPLES + 1), progress=False)
+        write_freihand(SyntheticDataset(CONFIG, "test"), TEST_SAMPLES + 1, tmp_path / "none", progress=False)
 
 
 def test_nothing_is_left_of_files_that_could_not_be_finished(dataset, tmp_path, monkeypatch):

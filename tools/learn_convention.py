@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from handtailor_jax.mano.landmarks import KEYPOINT_JOINT, LandmarkConvention
 from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.results import write_json
 from handtailor_jax.skeleton import JOINT_PARENTS, REFERENCE_BONE
 from handtailor_jax.tailor.initialize import relative_depth
 from handtailor_jax.tailor.placement import ROOT_JOINT, place, posed_hand
@@ -112,9 +113,7 @@ def main() -> None:
         "photographs": len(keypoints),
         "offsets": np.round(offsets, 5).tolist(),
     }
-    temporary = options.out.with_name(options.out.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(options.out)
+    write_json(options.out, content)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,7 @@
 The test split is written as `evaluation`. The mesh is the embedded hand's (1609 vertices, not 778).
 """
 
-import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,42 +18,12 @@ from handtailor_jax.data.readers.freihand import RENDERED_PARTS
 from handtailor_jax.errors import InputError
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.render.overlay import contact_sheet
+from handtailor_jax.results import appearing
 from handtailor_jax.skeleton import ROOT
-from handtailor_jax.synthetic.backgrounds import read_photographs
-from handtailor_jax.synthetic.dataset import Split, SyntheticConfig, SyntheticDataset, SyntheticSample
+from handtailor_jax.synthetic.dataset import SyntheticDataset, SyntheticSample
 
 _FIELDS = ("K", "mano", "scale", "verts", "xyz")
 _SHEET = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Synth:
-    """Renders hands with exact labels and writes them as files in FreiHAND's layout."""
-
-    out: Path
-    """Folder to write; it must not exist yet, or be empty."""
-    split: Split = "train"
-    """train: endless, by seed. test: the 4,000 samples of this project's tables."""
-    count: int = 1000
-    """How many samples, from the first one on."""
-    size: int = 224
-    """Side of the pictures in pixels; a multiple of 16."""
-    seed: int = 0
-    """Seed of the training split."""
-    backgrounds: Path | None = None
-    """Folder of pictures to use behind half of the hands; made-up backgrounds only by default."""
-
-
-def synth(config: Synth, progress: bool = True) -> Path:
-    """Writes what `config` asks for and returns its folder.
-
-    Raises:
-        InputError: if the folder is in use, the disk refuses, or an option makes no sense.
-    """
-    photographs = None if config.backgrounds is None else read_photographs(config.backgrounds)
-    dataset = SyntheticDataset(SyntheticConfig(size=config.size), config.split, config.seed, photographs)
-    write_freihand(dataset, config.count, config.out, progress)
-    return config.out
 
 
 def write_freihand(dataset: SyntheticDataset, count: int, out: Path, progress: bool = True) -> None:
@@ -80,27 +47,24 @@ def write_freihand(dataset: SyntheticDataset, count: int, out: Path, progress: b
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already: choose another --out or remove it")
     part = RENDERED_PARTS[dataset.split]
-    work = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        for name in ("rgb", "mask"):
-            (work / part / name).mkdir(parents=True)
-        with _Lists(work, part) as lists:
-            pictures = []
-            for index, sample in enumerate(_samples(dataset, count, progress)):
-                _write_picture(work / part / "rgb" / f"{index:08d}.jpg", sample.image)
-                mask = np.repeat(255 * np.asarray(sample.mask, np.uint8)[..., None], 3, axis=-1)
-                _write_picture(work / part / "mask" / f"{index:08d}.jpg", mask)
-                lists.append(_annotation(sample, dataset.assets.hand))
-                if index < _SHEET:
-                    pictures.append(np.asarray(sample.image))
-        _write_picture(work / "contact_sheet.jpg", contact_sheet(pictures, 8))
-        if out.exists():
-            out.rmdir()
-        work.replace(out)
+        with appearing(out) as work:
+            for name in ("rgb", "mask"):
+                (work / part / name).mkdir(parents=True)
+            with _Lists(work, part) as lists:
+                pictures = []
+                for index, sample in enumerate(_samples(dataset, count, progress)):
+                    _write_picture(work / part / "rgb" / f"{index:08d}.jpg", sample.image)
+                    mask = np.repeat(255 * np.asarray(sample.mask, np.uint8)[..., None], 3, axis=-1)
+                    _write_picture(work / part / "mask" / f"{index:08d}.jpg", mask)
+                    lists.append(_annotation(sample, dataset.assets.hand))
+                    if index < _SHEET:
+                        pictures.append(np.asarray(sample.image))
+            _write_picture(work / "contact_sheet.jpg", contact_sheet(pictures, 8))
+            if out.exists():
+                out.rmdir()
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}): choose another --out") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _samples(dataset: SyntheticDataset, count: int, progress: bool) -> Iterator[SyntheticSample]:

@@ -8,8 +8,6 @@ import bisect
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 
 import jax
@@ -109,18 +107,15 @@ class SamplePool:
                 self._write(self._shard(number), {k: np.concatenate([p[k] for p in parts]) for k in _FIELDS})
 
     def _write(self, shard: Path, arrays: dict[str, np.ndarray]) -> None:
-        temporary = shard.with_name(f".{shard.name}.{os.getpid()}.tmp")
         try:
-            temporary.mkdir()
-            for name, array in arrays.items():
-                np.save(temporary / f"{name}.npy", array)
-            temporary.rename(shard)
-        except OSError:
+            with appearing(shard) as temporary:
+                temporary.mkdir()
+                for name, array in arrays.items():
+                    np.save(temporary / f"{name}.npy", array)
+        except (OSError, InputError):
             # Another process may have rendered the same shard meanwhile, with the same content.
             if not shard.is_dir():
                 raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _name(config: SyntheticConfig, split: Split, seed: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.transform import Rotation
 
 from handtailor_jax.types import HandParameters
 
@@ -95,37 +96,20 @@ def _weight(cutoff: Any, step: float) -> Any:
 
 
 def rotation_filter(config: OneEuroConfig) -> OneEuroFilter:
-    """Return a filter of unit quaternions (..., 4) in the order (w, x, y, z), with speeds in rad/s.
+    """Return a filter of rotations as axis-angle vectors (n, 3) in radians, with speeds in rad/s.
 
-    A quaternion and its negative are the same rotation and may alternate.
+    Vectors of the same rotation may alternate: only the turns between rotations are filtered.
     """
     return OneEuroFilter(config, _turn, _turned)
 
 
 def _turn(start: FloatArray, end: FloatArray) -> FloatArray:
-    """Return the axis-angle vectors (radians, at most pi) from the first rotations to the second."""
-    relative = _product(start * np.asarray([1.0, -1.0, -1.0, -1.0]), end)
-    relative = np.where(relative[..., :1] < 0.0, -relative, relative)
-    sine = np.linalg.norm(relative[..., 1:], axis=-1, keepdims=True)
-    angle = 2.0 * np.arctan2(sine, relative[..., :1])
-    return np.where(sine > 1e-12, angle / np.maximum(sine, 1e-12), 2.0) * relative[..., 1:]
+    """Return the turns (radians, at most pi) from the first rotations to the second."""
+    return (Rotation.from_rotvec(start).inv() * Rotation.from_rotvec(end)).as_rotvec()
 
 
-def _turned(start: FloatArray, step: FloatArray) -> FloatArray:
-    turned = _product(start, quaternions(step))
-    return turned / np.linalg.norm(turned, axis=-1, keepdims=True)
-
-
-def quaternions(axis_angle: FloatArray) -> FloatArray:
-    """Convert axis-angle vectors (..., 3) in radians to unit quaternions (..., 4); in NumPy, for single frames."""
-    angle = np.linalg.norm(axis_angle, axis=-1, keepdims=True)
-    return np.concatenate([np.cos(0.5 * angle), 0.5 * np.sinc(0.5 * angle / math.pi) * axis_angle], axis=-1)
-
-
-def _product(a: FloatArray, b: FloatArray) -> FloatArray:
-    vector = a[..., :1] * b[..., 1:] + b[..., :1] * a[..., 1:] + np.cross(a[..., 1:], b[..., 1:])
-    scalar = a[..., :1] * b[..., :1] - np.sum(a[..., 1:] * b[..., 1:], axis=-1, keepdims=True)
-    return np.concatenate([scalar, vector], axis=-1)
+def _turned(start: FloatArray, turn: FloatArray) -> FloatArray:
+    return (Rotation.from_rotvec(start) * Rotation.from_rotvec(turn)).as_rotvec()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +166,7 @@ class HandSmoother:
         rotations = np.asarray(parameters.pose, np.float64)
         if not np.isfinite([scale, x, y, z, *rotations.ravel()]).all():
             return parameters
-        pose = self._pose(quaternions(rotations), time)
+        pose = self._pose(rotations, time)
         smooth_scale = _magnitude(self._scale, scale, time)
         if self._perspective:
             # Noise along the viewing ray is by far the largest, so it must not count in the speed across the ray.
@@ -193,11 +177,10 @@ class HandSmoother:
         else:
             u, v = self._position(np.asarray([x, y]), time, unit=abs(scale) or 1.0)
             translation = np.asarray([u, v, z])
-        identity = np.asarray([1.0, 0.0, 0.0, 0.0])
         dtype = parameters.pose.dtype
         return dataclasses.replace(
             parameters,
-            pose=np.asarray(_turn(np.broadcast_to(identity, pose.shape), pose), dtype),
+            pose=np.asarray(pose, dtype),
             scale=np.asarray(smooth_scale, dtype),
             translation=np.asarray(translation, dtype),
         )

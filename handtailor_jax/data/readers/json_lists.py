@@ -1,8 +1,6 @@
 """JSON lists of numbers as arrays on disk: FreiHAND's lists are over a gigabyte of text, so each is converted once."""
 
-import contextlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from handtailor_jax.errors import InputError
+from handtailor_jax.results import appearing
 
 _CHUNK = 1 << 22  # characters; an entry with all vertices of a hand has about 60,000
 _SPACE = re.compile(r"\s*")
@@ -80,17 +79,11 @@ def _convert(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike, file: Pat
     if not rows:
         raise DamagedListError("has no entries")
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            np.save(stream, np.stack(rows))
+    with appearing(file) as temporary:
+        np.save(temporary, np.stack(rows))
         for outdated in file.parent.iterdir():
             if outdated.name.startswith(prefix) and outdated.suffix == ".npy":
                 outdated.unlink(missing_ok=True)
-        temporary.replace(file)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _matches(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
