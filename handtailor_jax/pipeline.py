@@ -293,4 +293,5 @@ def check_finite(hand: Hand) -> None:
 
 
 def _closer(hand: Hand) -> Box:
+    assert hand.box is not None
     return closer_box(hand.box, hand.detected_keypoints_2d, hand.confidence)

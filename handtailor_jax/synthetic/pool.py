@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
+from handtailor_jax.results import appearing
 from handtailor_jax.synthetic.dataset import Split, SyntheticConfig, SyntheticDataset
 
 SHARD = 128
