@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from handtailor_jax.evaluation.simulation import TailorProblems
+from handtailor_jax.geometry.lifting import reference_bone_length
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.skeleton import JOINT_PARENTS, KEYPOINTS_FROM_MANO, ROOT
@@ -128,4 +129,4 @@ def _textbook_layer(hand: HandModel, params: dict[str, Array]) -> tuple[Array, A
 def _in_bones(keypoints: Float[Array, "21 3"], points: Float[Array, "n 3"] | None = None) -> Float[Array, "n 3"]:
     """Return points (the keypoints if None) relative to the root, in units of the reference bone."""
     points = keypoints if points is None else points
-    return (points - keypoints[ROOT][None]) / terms.reference_bone_length(keypoints)
+    return (points - keypoints[ROOT][None]) / reference_bone_length(keypoints)

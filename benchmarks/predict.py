@@ -26,8 +26,7 @@ from handtailor_jax.evaluation.report import environment, markdown_table, usable
 from handtailor_jax.evaluation.simulation import TailorProblems, tailor_problems
 from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hand_module import HandModule
-from handtailor_jax.hand_module.inference import inference_form
+from handtailor_jax.hand_module.hand_module import HandModule, inference_form
 from handtailor_jax.hand_module.official import load_official
 from handtailor_jax.images import Box, Picture, crop_square
 from handtailor_jax.mano.hand_model import HandModel

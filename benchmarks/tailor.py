@@ -22,10 +22,10 @@ from handtailor_jax.evaluation.report import environment, markdown_table
 from handtailor_jax.evaluation.simulation import Noise, TailorProblems, tailor_problems
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import project
+from handtailor_jax.geometry.lifting import reference_bone_length
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.skeleton import ROOT
-from handtailor_jax.tailor.energy import reference_bone_length
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.tailor.solve import Adam, LevenbergMarquardt

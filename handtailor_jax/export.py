@@ -28,8 +28,7 @@ import numpy.typing as npt
 from jaxtyping import Array, Float, UInt8
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.hand_module.hand_module import HandModule
-from handtailor_jax.hand_module.inference import inference_form
+from handtailor_jax.hand_module.hand_module import HandModule, inference_form
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import recover

@@ -35,8 +35,7 @@ from handtailor_jax.geometry.boxes import Box
 from handtailor_jax.geometry.cameras import inverse_affine, transform_camera, transform_pixels
 from handtailor_jax.geometry.mirror import choose, mirror_camera, mirror_hand, mirror_pose
 from handtailor_jax.geometry.rotations import rotate_towards
-from handtailor_jax.hand_module.hand_module import HandModule
-from handtailor_jax.hand_module.inference import inference_form
+from handtailor_jax.hand_module.hand_module import HandModule, inference_form
 from handtailor_jax.hand_module.weights import load_module
 from handtailor_jax.images import Picture, as_rgb, check_box, crop_square, whole
 from handtailor_jax.mano.hand_model import HandModel

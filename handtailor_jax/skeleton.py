@@ -2,11 +2,10 @@
 
 Two joint sets are used throughout:
 
-* the 21 *keypoints* (also called joints where no confusion can arise): wrist, then thumb, index, middle, ring and
-  little finger, each from base to tip;
-* MANO's 16 *articulated joints*, which carry a rotation each: wrist, then index, middle, little, ring and thumb.
+* the 21 *keypoints*: wrist, then thumb, index, middle, ring and little finger, each from base to tip;
+* MANO's 16 *joints*, each of which has a rotation: wrist, then index, middle, little, ring finger and thumb.
 
-Every permutation between joint orders is computed from names, never typed as an index list.
+Permutations between joint orders are computed from names; no index list is typed by hand.
 """
 
 from collections.abc import Sequence
@@ -36,7 +35,7 @@ KEYPOINTS = (
     "little_dip",
     "little_tip",
 )
-"""The canonical order of the 21 keypoints (that of RHD after reordering, FreiHAND, OpenPose and MediaPipe)."""
+"""Canonical order of the 21 keypoints; FreiHAND, OpenPose and MediaPipe use it too."""
 
 MANO_JOINTS = (
     "wrist",
@@ -56,39 +55,42 @@ MANO_JOINTS = (
     "thumb_mcp",
     "thumb_ip",
 )
-"""MANO's order of the 16 joints that carry a rotation. Note that the little finger comes before the ring finger."""
+"""MANO's order of the 16 joints that have a rotation. The little finger comes before the ring finger."""
 
 NUM_KEYPOINTS = len(KEYPOINTS)
 NUM_JOINTS = len(MANO_JOINTS)
 NUM_BETAS = 10
 
 FINGER_TIPS = tuple(f"{finger}_tip" for finger in FINGERS)
-"""The keypoints that are mesh vertices, in the order in which models list their tip vertices."""
+"""Names of the keypoints that are mesh vertices, from thumb to little finger."""
 
 ROOT = KEYPOINTS.index("middle_mcp")
-"""Keypoint 9, the root of root-relative quantities and the joint that placement refers to."""
+"""The root, keypoint 9 (middle MCP): relative depths and a hand's translation refer to it."""
+
+ROOT_JOINT = MANO_JOINTS.index("middle_mcp")
+"""The root among MANO's 16 joints."""
 
 WRIST = KEYPOINTS.index("wrist")
 
 REFERENCE_BONE = (WRIST, ROOT)
-"""The bone whose length is the unit of root-relative depth (method, Conventions)."""
+"""The reference bone, from the wrist to the root; its length is the unit of relative depths."""
 
 
 def permutation(source: Sequence[str], target: Sequence[str]) -> tuple[int, ...]:
-    """Indices that reorder an array laid out as `source` into `target`: ``array[permutation(source, target)]``.
+    """Return indices that reorder an array from order `source` to order `target`: ``array[list(indices)]``.
 
     Raises:
-        ValueError: if a name of `target` does not occur exactly once in `source`.
+        ValueError: If a name of `target` does not occur exactly once in `source`.
     """
     for name in target:
         count = list(source).count(name)
         if count != 1:
-            raise ValueError(f"joint name {name!r} occurs {count} times in the source order, not once")
+            raise ValueError(f"joint name {name!r} occurs {count} times in the source order: it must occur once")
     return tuple(list(source).index(name) for name in target)
 
 
 def _fingers(*fingers: str, reverse: bool = False) -> tuple[str, ...]:
-    """Keypoints of the named fingers in turn, base to tip or reversed."""
+    """Return the keypoints of the named fingers one after the other, from base to tip or reversed."""
     each = [[k for k in KEYPOINTS if k.split("_")[0] == finger] for finger in fingers]
     return tuple(name for joints in each for name in (joints[::-1] if reverse else joints))
 
@@ -100,17 +102,15 @@ KEYPOINT_ORDERS = {
     "stb": ("wrist", *_fingers(*FINGERS[::-1])),
     "interhand": (*_fingers(*FINGERS, reverse=True), "wrist"),
 }
-"""Orders in which others list the 21 keypoints. Canonical: MediaPipe, OpenPose, FreiHAND, HandTailor, MMPose's
-COCO-WholeBody hand, HaMeR's output. mano: 16 MANO joints then the tips from thumb to little finger (smplx, HO-3D).
-rhd: one hand of RHD, each finger tip to base. stb: STB's files (whose first point is the palm centre, not the wrist).
-interhand: InterHand2.6M, each finger tip to base, wrist last."""
-
+"""Named orders of the 21 keypoints; docs/conventions.md lists who uses which. canonical: `KEYPOINTS`. mano: 16 MANO
+joints, then tips from thumb to little finger. rhd: wrist, each finger from tip to base. stb: little finger first.
+interhand: each finger from tip to base, wrist last."""
 
 KEYPOINTS_FROM_MANO = permutation(MANO_JOINTS + FINGER_TIPS, KEYPOINTS)
-"""Reorders ``concatenate(16 MANO joints, 5 tips)`` into the 21 keypoints."""
+"""Indices of the 21 keypoints in ``concatenate(16 MANO joints, 5 tips)``."""
 
 JOINT_KEYPOINTS = permutation(KEYPOINTS, MANO_JOINTS)
-"""The keypoint at which each of the 16 MANO joints sits."""
+"""Keypoint of each of the 16 MANO joints."""
 
 
 def _parent_keypoint(name: str) -> int:
@@ -120,13 +120,13 @@ def _parent_keypoint(name: str) -> int:
 
 
 KEYPOINT_PARENTS = tuple(-1 if name == "wrist" else _parent_keypoint(name) for name in KEYPOINTS)
-"""The kinematic parent of each keypoint; -1 for the wrist."""
+"""Kinematic parent of each keypoint; -1 for the wrist."""
 
 JOINT_PARENTS = tuple(
     -1 if name == "wrist" else MANO_JOINTS.index(KEYPOINTS[KEYPOINT_PARENTS[KEYPOINTS.index(name)]])
     for name in MANO_JOINTS
 )
-"""The kinematic parent of each MANO joint; -1 for the wrist."""
+"""Kinematic parent of each MANO joint; -1 for the wrist."""
 
 BONES = tuple((parent, child) for child, parent in enumerate(KEYPOINT_PARENTS) if parent >= 0)
 """The 20 bones as (parent, child) keypoint pairs."""
@@ -134,9 +134,12 @@ BONES = tuple((parent, child) for child, parent in enumerate(KEYPOINT_PARENTS) i
 FINGER_KEYPOINTS = tuple(tuple(i for i, name in enumerate(KEYPOINTS) if name.startswith(f)) for f in FINGERS)
 """Keypoints of each finger from base to tip, (5, 4)."""
 
+FINGER_JOINTS = tuple(tuple(i for i, name in enumerate(MANO_JOINTS) if name.startswith(f)) for f in FINGERS)
+"""MANO joints of each finger from base to tip, (5, 3)."""
+
 
 def joint_levels(parents: Sequence[int] = JOINT_PARENTS) -> tuple[tuple[int, ...], ...]:
-    """Joints grouped by their distance from the root: the batches of forward kinematics."""
+    """Group joints by their number of ancestors; forward kinematics computes one group at a time."""
     depth: list[int] = []
     for parent in parents:
         depth.append(0 if parent < 0 else depth[parent] + 1)
@@ -144,7 +147,7 @@ def joint_levels(parents: Sequence[int] = JOINT_PARENTS) -> tuple[tuple[int, ...
 
 
 def ancestors(joint: int, parents: Sequence[int] = JOINT_PARENTS) -> tuple[int, ...]:
-    """The joint itself and every joint above it, from the joint to the root."""
+    """Return the joint and its ancestors, from the joint to the wrist."""
     chain = [joint]
     while parents[chain[-1]] >= 0:
         chain.append(parents[chain[-1]])

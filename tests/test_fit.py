@@ -18,8 +18,8 @@ from handtailor_jax.fit import fit, fit_detection
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.results import to_json
-from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, ROOT, permutation
-from handtailor_jax.tailor.placement import ROOT_JOINT, camera_keypoints, place, posed_hand
+from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, ROOT, ROOT_JOINT, permutation
+from handtailor_jax.tailor.placement import camera_keypoints, place, posed_hand
 from handtailor_jax.types import Camera, HandParameters
 
 COUNT = 12

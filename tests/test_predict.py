@@ -351,7 +351,7 @@ def test_weights_that_are_refused(refused, weights, tmp_path):
     (tmp_path / "torch.pt").write_bytes(b"PK\x03\x04" + bytes(300))
     file("foreign", {"format": "pt"})
     file("other", {**header["__metadata__"], "config": json.dumps({**config, "channels": 16, "shape_channels": 16})})
-    reasons = {"cut": "cut short", "torch.pt": "no safetensors file", "foreign": "no weights", "other": "has shape"}
+    reasons = {"cut": "truncated", "torch.pt": "not a safetensors file", "foreign": "weights of", "other": "has shape"}
     for name, reason in reasons.items():
         line = refused(image, "--weights", tmp_path / name, *out)
         assert line.startswith(f"{tmp_path / name}: ")

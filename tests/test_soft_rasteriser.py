@@ -14,9 +14,10 @@ from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.render.rasterise import rasterise
 from handtailor_jax.render.soft import SIGMA, soft_rasterise
+from handtailor_jax.skeleton import ROOT_JOINT
 from handtailor_jax.tailor import TailorConfig
 from handtailor_jax.tailor import energy as terms
-from handtailor_jax.tailor.placement import ROOT_JOINT, camera_mesh
+from handtailor_jax.tailor.placement import camera_mesh
 from handtailor_jax.tailor.solve import Adam
 from handtailor_jax.tailor.tailor import pose_problem
 from handtailor_jax.types import Camera, HandParameters, Observation

@@ -16,6 +16,7 @@ import pytest
 from benchmarks.tailor import tailor_errors
 from handtailor_jax.evaluation.simulation import tailor_problems
 from handtailor_jax.geometry.cameras import project, rotate_frame
+from handtailor_jax.geometry.lifting import reference_bone_length
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.skeleton import ROOT
 from handtailor_jax.tailor import PRESETS, TailorConfig, initialize, tailor_batch
@@ -150,7 +151,7 @@ def test_start_puts_the_root_on_its_keypoint(hand, seen, scale, camera):
     pixel = project(one.observation.camera, keypoints)[ROOT]
     np.testing.assert_allclose(pixel, one.observation.keypoints_2d[ROOT], atol=1e-3)
     if camera == "perspective" and scale == "proposed":
-        np.testing.assert_allclose(terms.reference_bone_length(keypoints), one.bone, rtol=1e-5)
+        np.testing.assert_allclose(reference_bone_length(keypoints), one.bone, rtol=1e-5)
     assert 0.5 < start.scale / one.truth.scale < 2.0
 
 

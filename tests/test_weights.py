@@ -111,8 +111,8 @@ KERNEL = "stacks_2d.0.head.kernel"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda metadata, tensors: metadata.clear(), "no weights of a hand module"),
-        (lambda metadata, tensors: metadata.update(format="pt"), "no weights of a hand module"),
+        (lambda metadata, tensors: metadata.clear(), "does not contain weights of a hand module"),
+        (lambda metadata, tensors: metadata.update(format="pt"), "does not contain weights of a hand module"),
         (lambda metadata, tensors: metadata.update(version="7"), "format version 7, this program reads 1"),
         (lambda metadata, tensors: metadata.pop("config"), "configuration cannot be read"),
         (lambda metadata, tensors: metadata.update(config="{"), "configuration cannot be read"),
@@ -155,7 +155,7 @@ def test_damaged_files_are_refused(saved, tmp_path):
     path = tmp_path / "w.safetensors"
     for content in (b"", b"hello", raw[:7], raw[:1000], raw[:-1], raw + b"x", b"\xff" * 100, b"PK\x03\x04" + raw):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"w.safetensors: is no safetensors file or cut short") as caught:
+        with pytest.raises(InputError, match=r"w.safetensors: is not a safetensors file or is truncated") as caught:
             load_weights(path)
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"no such file"):

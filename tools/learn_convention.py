@@ -21,9 +21,9 @@ from tqdm import tqdm
 from handtailor_jax.mano.landmarks import KEYPOINT_JOINT, LandmarkConvention
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.results import write_json
-from handtailor_jax.skeleton import JOINT_PARENTS, REFERENCE_BONE
+from handtailor_jax.skeleton import JOINT_PARENTS, REFERENCE_BONE, ROOT_JOINT
 from handtailor_jax.tailor.initialize import relative_depth
-from handtailor_jax.tailor.placement import ROOT_JOINT, place, posed_hand
+from handtailor_jax.tailor.placement import place, posed_hand
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.tailor.search import SearchConfig, search
 from handtailor_jax.types import Camera, Observation

@@ -1,7 +1,7 @@
-"""Projection through a camera, and what happens to the camera when its image is cropped, resized or rotated.
+"""Projection through a camera, and the cameras of cropped, resized and rotated images.
 
-Every image operation returns the camera of the new image, exactly: projecting a point with it equals projecting with
-the old camera and moving the pixel.
+The camera of a changed image is exact: projecting a point with it equals projecting the point with the old camera and
+moving the pixel with the image.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ from handtailor_jax.types import Camera
 
 
 def depth_divisor(camera: Camera, z: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-    """What x and y are divided by before the linear part: z in perspective, 1 in weak perspective."""
+    """Return the divisor of x and y in a projection: z in perspective, 1 in weak perspective."""
     p = camera.perspectivity[..., None]
     return p * z + (1.0 - p)
 
 
 def project(camera: Camera, points: Float[Array, "*batch n 3"]) -> Float[Array, "*batch n 2"]:
-    """Pixels (u, v) of camera-frame points (Eq. 2 perspective, Eq. 3 weak perspective)."""
+    """Project camera-frame points to pixels (u, v): Eq. 2 of the paper in perspective, Eq. 3 in weak perspective."""
     xy = points[..., :2] / depth_divisor(camera, points[..., 2])[..., None]
     return jnp.einsum("...ij,...nj->...ni", camera.linear, xy) + camera.center[..., None, :]
 
@@ -27,13 +27,16 @@ def project(camera: Camera, points: Float[Array, "*batch n 3"]) -> Float[Array, 
 def unproject(
     camera: Camera, pixels: Float[Array, "*batch n 2"], depth: Float[Array, "*batch n"]
 ) -> Float[Array, "*batch n 3"]:
-    """Camera-frame points that project onto `pixels` (u, v) at depth z (Eq. 5 perspective, Eq. 14 weak perspective)."""
+    """Return the camera-frame points at depth z that project to `pixels` (u, v).
+
+    Eq. 5 of the paper in perspective, Eq. 14 in weak perspective.
+    """
     xy = jnp.einsum("...ij,...nj->...ni", inverse_linear(camera), pixels - camera.center[..., None, :])
     return jnp.concatenate([xy * depth_divisor(camera, depth)[..., None], depth[..., None]], axis=-1)
 
 
 def inverse_linear(camera: Camera) -> Float[Array, "*batch 2 2"]:
-    """Inverse of the camera's 2x2 linear part, in closed form."""
+    """Invert the camera's 2 x 2 linear part in closed form."""
     m = camera.linear
     a, b, c, d = m[..., 0, 0], m[..., 0, 1], m[..., 1, 0], m[..., 1, 1]
     adjugate = jnp.stack([jnp.stack([d, -b], axis=-1), jnp.stack([-c, a], axis=-1)], axis=-2)
@@ -43,20 +46,20 @@ def inverse_linear(camera: Camera) -> Float[Array, "*batch 2 2"]:
 def transform_pixels(
     affine: Float[Array, "*batch 2 3"], pixels: Float[Array, "*batch n 2"]
 ) -> Float[Array, "*batch n 2"]:
-    """Applies an affine image map to pixels (u, v)."""
+    """Apply an affine image map to pixels (u, v)."""
     return jnp.einsum("...ij,...nj->...ni", affine[..., :2], pixels) + affine[..., None, :, 2]
 
 
 def inverse_affine(affine: Float[Array, "*batch 2 3"]) -> Float[Array, "*batch 2 3"]:
-    """The affine image map that undoes another."""
+    """Invert an affine image map."""
     linear = jnp.linalg.inv(affine[..., :2])
     return jnp.concatenate([linear, -jnp.einsum("...ij,...j->...i", linear, affine[..., 2])[..., None]], axis=-1)
 
 
 def transform_camera(camera: Camera, affine: Float[Array, "*batch 2 3"]) -> Camera:
-    """The camera of an image moved by the affine pixel map; the camera frame stays as it is (K' = A K).
+    """Return the camera of an image moved by an affine pixel map A, K' = A K; the camera frame does not change.
 
-    With an in-plane rotation in `affine` the linear part is no longer diagonal, which every function here accepts.
+    If `affine` rotates the image, the linear part is no longer diagonal. Every function of this module accepts that.
     """
     return dataclasses.replace(
         camera,
@@ -66,17 +69,17 @@ def transform_camera(camera: Camera, affine: Float[Array, "*batch 2 3"]) -> Came
 
 
 def rotate_frame(camera: Camera, angle: Float[Array, "*batch"]) -> Camera:
-    """The camera expressed in a camera frame turned about the optical axis: K' = K R3^T where points become R3 p.
+    """Return the camera in a camera frame rotated about the optical axis: K' = K R^T for points R p.
 
-    Angles are in radians, positive from x toward y. After rotating an image by `angle`, turning the frame with it
-    brings the linear part back to (nearly) diagonal form.
+    Angles are in radians, positive from x toward y. Rotating the frame by the angle by which an image was rotated makes
+    the linear part diagonal again if fx = fy.
     """
     r = in_plane_rotation(angle)
     return dataclasses.replace(camera, linear=jnp.einsum("...ij,...kj->...ik", camera.linear, r))
 
 
 def in_plane_rotation(angle: Float[Array, "*batch"]) -> Float[Array, "*batch 2 2"]:
-    """2x2 rotation by an angle in radians, positive from x toward y (clockwise on the screen)."""
+    """Return the 2 x 2 rotation by an angle in radians, positive from x toward y (clockwise in the image)."""
     c, s = jnp.cos(angle), jnp.sin(angle)
     return jnp.stack([jnp.stack([c, -s], axis=-1), jnp.stack([s, c], axis=-1)], axis=-2)
 
@@ -87,13 +90,13 @@ def crop_affine(
     size: int,
     angle: Float[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch 2 3"]:
-    """The affine pixel map that takes a square of the image to a `size` x `size` crop (datasets, section 1.4).
+    """Return the affine pixel map from an image to a crop of a square, `size` x `size` pixels.
 
     Args:
-        center: centre of the square, pixels (u, v); it lands on ((size - 1) / 2, (size - 1) / 2).
-        side: side of the square in pixels.
-        size: side of the crop in pixels.
-        angle: in-plane rotation of the image content, radians.
+        center: Centre of the square, pixels (u, v); it is mapped to ((size - 1) / 2, (size - 1) / 2).
+        side: Side of the square, pixels of the image.
+        size: Side of the crop, pixels.
+        angle: In-plane rotation of the image content, radians.
     """
     zoom = size / side
     rotation = in_plane_rotation(jnp.zeros_like(side) if angle is None else angle)

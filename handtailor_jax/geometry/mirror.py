@@ -1,8 +1,8 @@
 """Left and right: mirror images, cameras, points, poses and parameters about a vertical line.
 
-The networks and the compiled programs see right hands only. A left hand is mirrored on the way in, u' = (width - 1) - u
-and x' = -x, and its result is mirrored on the way out with the same functions: each is its own inverse. Every function
-takes NumPy and JAX arrays.
+The networks and the compiled programs process right hands only. A left hand is mirrored before them, u' = (width - 1)
+- u and x' = -x, and its result is mirrored back with the same functions: each is its own inverse. All functions take
+NumPy and JAX arrays.
 """
 
 import dataclasses

@@ -1,7 +1,6 @@
-"""Rotations: axis-angle vectors (radians), 3x3 matrices and quaternions (w, x, y, z).
+"""Rotations: axis-angle vectors (radians), 3 x 3 matrices and quaternions (w, x, y, z).
 
-Singularities are met with series in the squared angle (at zero) and double ``where`` (at pi), so that values and
-gradients of every order stay finite.
+Power series in the squared angle (at zero) and double ``where`` (at pi) keep values and gradients of all orders finite.
 """
 
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ _SERIES_BELOW = 1e-2
 
 
 def _sinc_coefficients(squared_angle: Array) -> tuple[Array, Array, Array]:
-    """sin(t)/t, (1 - cos(t))/t^2 and (t - sin(t))/t^3 as functions of t^2, smooth at zero."""
+    """Return sin(t)/t, (1 - cos(t))/t^2 and (t - sin(t))/t^3 as functions of t^2, smooth at zero."""
     t2 = squared_angle
     small = t2 < _SERIES_BELOW
     safe = jnp.where(small, 1.0, t2)  # double where: the unused branch must not divide by zero in its gradient
@@ -34,12 +33,12 @@ def _sinc_coefficients(squared_angle: Array) -> tuple[Array, Array, Array]:
 
 
 def _identity_like(vector: Float[Array, "*batch n"]) -> Float[Array, "*batch 3 3"]:
-    """Identity matrices of a vector's batch shape and dtype."""
+    """Return identity matrices with a vector's batch shape and dtype."""
     return jnp.broadcast_to(jnp.eye(3, dtype=vector.dtype), (*vector.shape[:-1], 3, 3))
 
 
 def skew(vector: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
-    """The matrix of the cross product: ``skew(v) @ x == cross(v, x)``."""
+    """Return the matrix of the cross product: ``skew(v) @ x == cross(v, x)``."""
     x, y, z = vector[..., 0], vector[..., 1], vector[..., 2]
     zero = jnp.zeros_like(x)
     rows = [zero, -z, y, z, zero, -x, -y, x, zero]
@@ -47,7 +46,7 @@ def skew(vector: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
 
 
 def matrix_from_axis_angle(axis_angle: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
-    """Rodrigues' formula, R = I + a [v] + b [v]^2, from an axis-angle vector in radians."""
+    """Convert axis-angle vectors (radians) to matrices by Rodrigues' formula, R = I + a [v] + b [v]^2."""
     a, b, _ = _sinc_coefficients(jnp.sum(axis_angle * axis_angle, axis=-1))
     v = skew(axis_angle)
     outer = axis_angle[..., :, None] * axis_angle[..., None, :]
@@ -58,7 +57,7 @@ def matrix_from_axis_angle(axis_angle: Float[Array, "*batch 3"]) -> Float[Array,
 
 
 def left_jacobian(axis_angle: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
-    """J with ``R(v + dv) = R(J dv) R(v)`` to first order: turns axis-angle rates into angular velocity."""
+    """Return J with ``R(v + dv) = R(J dv) R(v)`` to first order; it maps axis-angle rates to angular velocity."""
     t2 = jnp.sum(axis_angle * axis_angle, axis=-1)
     a, b, c = _sinc_coefficients(t2)
     outer = axis_angle[..., :, None] * axis_angle[..., None, :]
@@ -67,7 +66,7 @@ def left_jacobian(axis_angle: Float[Array, "*batch 3"]) -> Float[Array, "*batch 
 
 
 def quaternion_from_axis_angle(axis_angle: Float[Array, "*batch 3"]) -> Float[Array, "*batch 4"]:
-    """Unit quaternion (w, x, y, z) of an axis-angle vector in radians; w >= 0 for angles up to pi."""
+    """Convert axis-angle vectors (radians) to unit quaternions (w, x, y, z); w >= 0 for angles up to pi."""
     quarter = 0.25 * jnp.sum(axis_angle * axis_angle, axis=-1)
     a, b, _ = _sinc_coefficients(quarter)
     w = 1.0 - b * quarter  # cos(t/2)
@@ -75,9 +74,9 @@ def quaternion_from_axis_angle(axis_angle: Float[Array, "*batch 3"]) -> Float[Ar
 
 
 def axis_angle_from_quaternion(quaternion: Float[Array, "*batch 4"]) -> Float[Array, "*batch 3"]:
-    """Axis-angle in radians, of angle at most pi, from a quaternion (w, x, y, z) of any non-zero length.
+    """Convert quaternions (w, x, y, z) of any length to axis-angle vectors of at most pi radians.
 
-    q and -q give the same result. A zero quaternion gives zero.
+    q and -q give the same vector. A zero quaternion gives the zero vector.
     """
     norm2 = jnp.sum(quaternion * quaternion, axis=-1, keepdims=True)
     degenerate = norm2 <= 0.0
@@ -99,7 +98,7 @@ def axis_angle_from_quaternion(quaternion: Float[Array, "*batch 4"]) -> Float[Ar
 
 
 def quaternion_from_matrix(matrix: Float[Array, "*batch 3 3"]) -> Float[Array, "*batch 4"]:
-    """Unit quaternion (w, x, y, z) of a rotation matrix, from the best conditioned of Shepperd's four forms."""
+    """Convert rotation matrices to unit quaternions (w, x, y, z) by the best conditioned of Shepperd's four forms."""
     m = matrix
     xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
     wx, wy, wz = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
@@ -120,12 +119,12 @@ def quaternion_from_matrix(matrix: Float[Array, "*batch 3 3"]) -> Float[Array, "
 
 
 def axis_angle_from_matrix(matrix: Float[Array, "*batch 3 3"]) -> Float[Array, "*batch 3"]:
-    """Axis-angle in radians, of angle at most pi, of a rotation matrix."""
+    """Convert rotation matrices to axis-angle vectors of at most pi radians."""
     return axis_angle_from_quaternion(quaternion_from_matrix(matrix))
 
 
 def matrix_from_quaternion(quaternion: Float[Array, "*batch 4"]) -> Float[Array, "*batch 3 3"]:
-    """Rotation matrix of a quaternion (w, x, y, z) of any non-zero length."""
+    """Convert quaternions (w, x, y, z) of any non-zero length to rotation matrices."""
     n2 = jnp.sum(quaternion * quaternion, axis=-1)
     s = (2.0 / n2)[..., None, None]
     w, v = quaternion[..., 0], quaternion[..., 1:]
@@ -136,7 +135,7 @@ def matrix_from_quaternion(quaternion: Float[Array, "*batch 4"]) -> Float[Array,
 
 
 def angle_between(first: Float[Array, "*batch 3 3"], second: Float[Array, "*batch 3 3"]) -> Float[Array, "*batch"]:
-    """Geodesic distance of two rotation matrices in radians, in [0, pi]."""
+    """Return the geodesic distance between rotation matrices, 0 to pi radians."""
     relative = jnp.einsum("...ji,...jk->...ik", first, second)
     squared = jnp.sum(axis_angle_from_matrix(relative) ** 2, axis=-1)
     equal = squared <= 0.0
@@ -146,7 +145,7 @@ def angle_between(first: Float[Array, "*batch 3 3"], second: Float[Array, "*batc
 def rotate_towards(
     start: Float[Array, "*batch 3"], end: Float[Array, "*batch 3"], share: Float[Array, ""]
 ) -> Float[Array, "*batch 3"]:
-    """The rotations a share (0 to 1) of the shortest way from `start` to `end` (axis-angle, radians)."""
+    """Interpolate from `start` (share 0) to `end` (share 1) along the shortest path; axis-angle, radians."""
     first = matrix_from_axis_angle(start)
     turn = axis_angle_from_matrix(jnp.einsum("...ba,...bc->...ac", first, matrix_from_axis_angle(end)))
     return axis_angle_from_matrix(jnp.einsum("...ab,...bc->...ac", first, matrix_from_axis_angle(share * turn)))

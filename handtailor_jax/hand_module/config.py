@@ -1,4 +1,4 @@
-"""The sizes and conventions of a hand module."""
+"""Configuration of a hand module."""
 
 import dataclasses
 from typing import Literal
@@ -8,42 +8,43 @@ from handtailor_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class HandModuleConfig:
-    """Sizes and conventions of a `HandModule`; the named constructors are the two that have weights."""
+    """Sizes and conventions of a `HandModule`; weights exist for `official()` and `small()`."""
 
     image_size: int
     """Side of the square input crop, pixels."""
     stem: Literal["strided", "patches"]
-    """How a map cell sees its 4 x 4 pixels: a strided 7 x 7 convolution, a bottleneck and a pool, or all at once."""
+    """First layers, from the image to maps of a quarter of its size: "strided" is a strided 7 x 7 convolution, a
+    bottleneck and a pool; "patches" is one convolution over patches of 4 x 4 pixels."""
     stem_channels: int
-    """Channels of the strided stem's first convolution; the stem of patches has none of its own."""
+    """Channels of the strided stem's first convolution; the patch stem ignores it."""
     channels: int
     """Channels of the features at map resolution."""
     depth: int
-    """Levels of each hourglass; the innermost map is 2^depth times smaller."""
+    """Levels of each hourglass; its innermost map is 2^depth times smaller."""
     stacks_2d: int
-    """Hourglasses that predict heatmaps."""
+    """Number of hourglasses that predict heatmaps."""
     stacks_3d: int
-    """Hourglasses that predict heatmaps and depth maps."""
+    """Number of hourglasses that predict heatmaps and depth maps."""
     shape_channels: int
     """Channels of the shape branch's convolutions."""
     shape_levels: int
-    """Halvings of the map in the shape branch."""
+    """Number of times the shape branch halves the map."""
     shape_blocks: int
     """Bottlenecks per level of the shape branch."""
     shape_hidden: tuple[int, ...]
-    """Hidden layers of the shape branch's regressor."""
+    """Widths of the hidden layers of the shape regressor."""
     ik_hidden: tuple[int, ...]
-    """Hidden layers of IKNet."""
+    """Widths of the hidden layers of IKNet."""
     rotation: Literal["quaternion", "matrix"]
-    """What IKNet predicts: quaternions, or two columns of each rotation matrix, which is continuous."""
+    """Output of IKNet: quaternions, or the first two columns of each rotation matrix, which is continuous."""
     decoding: Literal["released", "corrected"]
-    """Heatmaps to keypoints and shape vector to lengths as the released program does it, or without its biases."""
+    """Decoding of maps and shape vector to keypoints and lengths: the released program's, or one without its biases."""
     confidence_radius: float
-    """Map cells around a keypoint whose heatmap mass counts as confidence."""
+    """Radius, in map cells, of the window around a keypoint in which the heatmap's mass is its confidence."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Type in which layers compute; None takes the parameters' own. Decoding never falls below float32."""
+    """Type in which layers compute; None is the parameters' type. Decoding uses at least float32."""
     batch_axis: str | None = None
-    """Name of a mapped device axis over which training batch statistics are averaged."""
+    """Name of a mapped device axis over which training averages batch statistics."""
 
     def __post_init__(self) -> None:
         cells = 2 ** max(self.depth, self.shape_levels)
@@ -52,17 +53,18 @@ class HandModuleConfig:
                 f"image_size {self.image_size} does not fit a hand module with {self.depth} hourglass levels and "
                 f"{self.shape_levels} shape levels: choose a multiple of {4 * cells}"
             )
-        if min(self.stacks_2d, self.stacks_3d, self.depth, self.shape_levels, self.shape_blocks) < 1:
-            raise InputError("stacks_2d, stacks_3d, depth, shape_levels and shape_blocks have to be at least 1")
+        for name in ("stacks_2d", "stacks_3d", "depth", "shape_levels", "shape_blocks"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
     @property
     def map_size(self) -> int:
-        """Side of the heatmaps and depth maps."""
+        """Side of the heatmaps and depth maps, cells."""
         return self.image_size // 4
 
     @classmethod
     def official(cls) -> "HandModuleConfig":
-        """The released network, 24 932 042 parameters."""
+        """Return the configuration of the released network, which has 24,932,042 parameters."""
         return cls(
             image_size=256,
             stem="strided",
@@ -83,7 +85,7 @@ class HandModuleConfig:
 
     @classmethod
     def small(cls) -> "HandModuleConfig":
-        """Ours, for the latency of a CPU: 128 x 128 pixels, 32 x 32 maps, under 3 M parameters."""
+        """Return the configuration of the embedded weights: 128 x 128 pixels, under 3 million parameters, for CPUs."""
         return cls(
             image_size=128,
             stem="patches",

@@ -1,4 +1,4 @@
-"""From the image to heatmaps and depth maps: two stems, the hourglass, and the stacks made of it."""
+"""From the image to heatmaps and depth maps: two stems, the hourglass, and the stacks that contain it."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -20,7 +20,7 @@ from handtailor_jax.types import pytree
 
 
 class StridedStem(nnx.Module):
-    """7 x 7 convolution with stride 2, bottleneck, pool, two bottlenecks: the released network's way down."""
+    """The released network's stem: 7 x 7 convolution with stride 2, bottleneck, pool, two bottlenecks."""
 
     def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
         width, channels = config.stem_channels, config.channels
@@ -29,7 +29,7 @@ class StridedStem(nnx.Module):
         self.coarse = nnx.List([Bottleneck(n, channels, config, rngs=rngs) for n in (channels // 2, channels)])
 
     def __call__(self, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch rows columns channels"]:
-        """Features of a quarter of the image's size."""
+        """Return feature maps of a quarter of the image's size."""
         x = max_pool_2(self.fine(self.embed(x)))
         for bottleneck in self.coarse:
             x = bottleneck(x)
@@ -37,32 +37,32 @@ class StridedStem(nnx.Module):
 
 
 class PatchStem(nnx.Module):
-    """3 x 3 convolution over 4 x 4 patches, bottleneck: nothing is computed on maps larger than the hourglass's."""
+    """A stem for CPUs: 3 x 3 convolution over 4 x 4 patches, bottleneck. No map is larger than the hourglass's."""
 
     def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
         self.embed = Block(convolution(4 * 4 * 3, config.channels, 3, config, rngs=rngs), config, rngs=rngs)
         self.bottleneck = Bottleneck(config.channels, config.channels, config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch rows columns channels"]:
-        """Features of a quarter of the image's size."""
+        """Return feature maps of a quarter of the image's size."""
         return self.bottleneck(self.embed(space_to_depth(x, 4)))
 
 
 class Hourglass(nnx.Module):
-    """Down and up again through `config.depth` halvings, with a residual branch at every size."""
+    """A network that halves the map `config.depth` times and doubles it again, with a skip connection at every size."""
 
     def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
         def bottlenecks(count: int) -> list[Bottleneck]:
             return [Bottleneck(config.channels, config.channels, config, rngs=rngs) for _ in range(count)]
 
-        # Entry i of each list works at the i-th size from the innermost one out.
+        # Entry i of each list belongs to the i-th map size, counted from the innermost.
         self.across = nnx.List(bottlenecks(config.depth))
         self.down = nnx.List(bottlenecks(config.depth))
         self.up = nnx.List(bottlenecks(config.depth))
         [self.innermost] = bottlenecks(1)
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
-        """Features of the same shape that have seen the whole map."""
+        """Return features of the same shape, each computed from the whole map."""
         return self._level(len(self.across) - 1, x)
 
     def _level(self, i: int, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
@@ -73,22 +73,22 @@ class Hourglass(nnx.Module):
 
 @pytree
 class StackOutput:
-    """What one stack computes."""
+    """Maps and features computed by one stack."""
 
     hourglass: Float[Array, "batch rows columns channels"]
-    """The hourglass's output."""
+    """Output of the hourglass."""
     residual: Float[Array, "batch rows columns channels"]
-    """That, after one more bottleneck: what the maps are read from."""
+    """Output of the bottleneck after the hourglass."""
     heatmap_logits: Float[Array, "batch rows columns 21"]
     """Heatmaps before their sigmoid or softmax."""
     depth_maps: Float[Array, "batch rows columns 21"] | None
-    """Depth maps, in 3D stacks."""
+    """Depth maps; None in 2D stacks."""
     encoding: Float[Array, "batch rows columns channels"]
-    """Features and maps merged: the next stack's input."""
+    """Features and maps merged: the input of the next stack."""
 
 
 class Stack(nnx.Module):
-    """An hourglass, the maps read from it, and both merged for the next stack."""
+    """An hourglass, the maps computed from its features, and features and maps merged for the next stack."""
 
     def __init__(self, config: HandModuleConfig, *, depth_maps: bool, rngs: nnx.Rngs):
         channels = config.channels
@@ -101,7 +101,7 @@ class Stack(nnx.Module):
         self.depths_in_unit_interval = config.decoding == "released"
 
     def __call__(self, x: Float[Array, "batch rows columns channels"]) -> StackOutput:
-        """Maps and features from features."""
+        """Compute maps and features from features."""
         hourglass = self.hourglass(x)
         residual = self.residual(hourglass)
         maps = self.head(residual)

@@ -1,7 +1,7 @@
-"""The layers that every part of the hand module is built from; maps are NHWC.
+"""Layers of the hand module; maps are NHWC.
 
-A 1 x 1 convolution is a matrix product over the channels (`nnx.Linear`): the same numbers, and faster on a CPU.
-Padding is explicit everywhere, since XLA's "SAME" pads a stride of two differently from the released network.
+A 1 x 1 convolution is a matrix product over the channels (`nnx.Linear`): it computes the same, and faster on a CPU.
+Padding is explicit, because XLA's "SAME" pads a stride of two differently from the released network.
 """
 
 import functools
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.hand_module.config import HandModuleConfig
 
-# The variance that a layer before a ReLU passes on, and one with which an output starts close to its bias.
+# Variance gain of the initial kernel of a layer before a ReLU, and of an output layer, which starts close to its bias.
 _BEFORE_RELU, _OUTPUT = 2.0, 0.02
 
 
@@ -27,19 +27,19 @@ def linear(
     gain: float = _BEFORE_RELU,
     rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """A linear layer over the last axis; on maps, a 1 x 1 convolution."""
+    """Create a linear layer over the last axis; on maps it is a 1 x 1 convolution."""
     return nnx.Linear(inputs, outputs, use_bias=bias, dtype=_dtype(config), kernel_init=_normal(gain), rngs=rngs)
 
 
 def head(inputs: int, outputs: int, config: HandModuleConfig, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer whose output is a prediction."""
+    """Create a linear output layer."""
     return linear(inputs, outputs, config, gain=_OUTPUT, rngs=rngs)
 
 
 def convolution(
     inputs: int, outputs: int, size: int, config: HandModuleConfig, *, stride: int = 1, rngs: nnx.Rngs
 ) -> nnx.Conv:
-    """A convolution with an odd kernel, padded by half of it on each side."""
+    """Create a convolution with an odd kernel size, padded by half of it on each side."""
     half = size // 2
     return nnx.Conv(
         inputs,
@@ -54,7 +54,7 @@ def convolution(
 
 
 def batch_norm(channels: int, config: HandModuleConfig, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """Batch normalisation over all axes but the last, and over `config.batch_axis`."""
+    """Create a batch normalisation over all axes but the last, and over the devices of `config.batch_axis`."""
     return nnx.BatchNorm(
         channels, momentum=0.9, epsilon=1e-5, dtype=_dtype(config), axis_name=config.batch_axis, rngs=rngs
     )
@@ -68,37 +68,55 @@ def _dtype(config: HandModuleConfig) -> jnp.dtype | None:
     return None if config.dtype is None else jnp.dtype(config.dtype)
 
 
+def _scale_and_shift(norm: nnx.BatchNorm) -> tuple[Float[Array, "channels"], Float[Array, "channels"]]:
+    """Return the scale and shift per channel by which a batch normalisation is replaced at inference."""
+    assert norm.scale is not None
+    assert norm.bias is not None
+    scale = norm.scale[...] / jnp.sqrt(norm.var[...] + norm.epsilon)
+    return scale, norm.bias[...] - norm.mean[...] * scale
+
+
 class Affine(nnx.Module):
-    """x * scale + bias per channel: what batch normalisation is at inference."""
+    """Scale and shift per channel, which replaces a batch normalisation at inference."""
 
     def __init__(self, scale: Float[Array, "channels"], bias: Float[Array, "channels"]):
         self.scale = nnx.Param(scale)
         self.bias = nnx.Param(bias)
 
     def __call__(self, x: Float[Array, "*axes channels"]) -> Float[Array, "*axes channels"]:
-        """Scales and shifts each channel."""
+        """Return x * scale + bias."""
         scale = jnp.broadcast_to(self.scale[...].astype(x.dtype), x.shape)
         return x * scale + jnp.broadcast_to(self.bias[...].astype(x.dtype), x.shape)
 
 
 class Block(nnx.Module):
-    """A linear layer or convolution, batch normalisation, ReLU."""
+    """A linear layer or convolution, then batch normalisation, then ReLU."""
 
     def __init__(self, layer: nnx.Linear | nnx.Conv, config: HandModuleConfig, *, rngs: nnx.Rngs):
         self.layer = layer
         self.norm: nnx.BatchNorm | None = batch_norm(layer.out_features, config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*axes inputs"]) -> Float[Array, "*axes_out outputs"]:
-        """Applies the three in turn."""
+        """Apply the three layers."""
         x = self.layer(x)
         return nnx.relu(x if self.norm is None else self.norm(x))
 
+    def fold_norm(self) -> None:
+        """Merge the normalisation into kernel and bias of the layer, for inference."""
+        if self.norm is not None:
+            scale, shift = _scale_and_shift(self.norm)
+            kernel, bias = self.layer.kernel[...], self.layer.bias
+            self.layer.kernel = nnx.Param(kernel * jnp.broadcast_to(scale, kernel.shape))
+            self.layer.bias = nnx.Param(shift if bias is None else bias[...] * scale + shift)
+            self.layer.use_bias = True
+            self.norm = None
+
 
 class Bottleneck(nnx.Module):
-    """A residual block whose normalisation comes after the addition.
+    """A residual block whose normalisation follows the addition.
 
-    1 x 1 convolution to half the channels, 3 x 3, 1 x 1 back; the skip is the identity, or a 1 x 1 convolution where
-    the number of channels changes.
+    A 1 x 1 convolution to half the channels, a 3 x 3 convolution, and a 1 x 1 convolution back. The skip connection is
+    the identity, or a 1 x 1 convolution if the number of channels changes.
     """
 
     def __init__(self, inputs: int, outputs: int, config: HandModuleConfig, *, rngs: nnx.Rngs):
@@ -110,9 +128,14 @@ class Bottleneck(nnx.Module):
         self.norm: nnx.BatchNorm | Affine = batch_norm(outputs, config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch h w inputs"]) -> Float[Array, "batch h w outputs"]:
-        """The same map with `outputs` channels."""
+        """Return a map of the same size with `outputs` channels."""
         skip = x if self.skip is None else self.skip(x)
         return nnx.relu(self.norm(self.expand(self.mix(self.reduce(x))) + skip))
+
+    def fold_norm(self) -> None:
+        """Replace the normalisation after the addition by a scale and shift, for inference."""
+        if isinstance(self.norm, nnx.BatchNorm):
+            self.norm = Affine(*_scale_and_shift(self.norm))
 
 
 class MLP(nnx.Module):
@@ -126,21 +149,21 @@ class MLP(nnx.Module):
         self.head = head(sizes[-1], outputs, config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
-        """The last layer's output, neither normalised nor rectified."""
+        """Return the output of the last linear layer."""
         for block in self.hidden:
             x = block(x)
         return self.head(x)
 
 
 def max_pool_2(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h_half w_half c"]:
-    """Maximum over 2 x 2 cells, stride 2."""
-    # Slices rather than a window reduction: XLA has no fast one on a CPU, nor for its gradient.
+    """Return the maximum over 2 x 2 cells with stride 2."""
+    # Slices are used because XLA's window reduction and its gradient are slow on a CPU.
     return _maximum(x[:, row::2, column::2] for row in (0, 1) for column in (0, 1))
 
 
 def max_pool_3(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h_half w_half c"]:
-    """Maximum over 3 x 3 cells, stride 2, padded by one; for maps of even size."""
-    # With an even size the window of the last cell ends on the map, so only the first row and column are padded.
+    """Return the maximum over 3 x 3 cells with stride 2 and padding 1, of a map of even size."""
+    # In a map of even size the last window ends at the border, so only the first row and column are padded.
     least = jnp.finfo(x.dtype).min
     rows = jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)), constant_values=least)
     x = _maximum((rows[:, 0:-1:2], rows[:, 1::2], rows[:, 2::2]))
@@ -153,13 +176,13 @@ def _maximum(parts: Iterable[Array]) -> Array:
 
 
 def upsample_2(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 c"]:
-    """Repeats every cell 2 x 2 times."""
+    """Repeat every cell 2 x 2 times."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
 def space_to_depth(x: Float[Array, "batch h w c"], size: int) -> Float[Array, "batch h_blocks w_blocks c_all"]:
-    """Moves each `size` x `size` block of pixels into the channels, row by row, colour fastest."""
+    """Move each block of `size` x `size` pixels into the channels, row by row, with the colour varying fastest."""
     b, h, w, c = x.shape
     blocks = x.reshape(b, h // size, size, w // size, size, c)
     return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)

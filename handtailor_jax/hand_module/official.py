@@ -1,4 +1,4 @@
-"""The released network's weights: which tensor of its checkpoint is which variable of ours."""
+"""The released network's weights: the correspondence of its checkpoint's tensors and our variables."""
 
 import dataclasses
 from collections import Counter
@@ -13,30 +13,30 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 
-Path = tuple[Any, ...]
+VariablePath = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the weight table."""
+class WeightMapping:
+    """One line of the weight table: a tensor of the checkpoint and a variable of a `HandModule`."""
 
     name: str
-    """Name in the checkpoint."""
-    path: Path
-    """Where the variable sits in a `HandModule`."""
+    """Name of the tensor in the checkpoint."""
+    path: VariablePath
+    """Path of the variable in a `HandModule`."""
     convert: Callable[[np.ndarray], np.ndarray]
-    """From the checkpoint's layout to ours."""
+    """Conversion from the checkpoint's layout to ours."""
 
 
 def load_official(state: Mapping[str, np.ndarray], config: HandModuleConfig | None = None) -> HandModule:
-    """The released network with the weights of a checkpoint, in inference mode.
+    """Create the released network with the weights of a checkpoint, in evaluation mode.
 
     Args:
-        state: the checkpoint's arrays by name. Those of its MANO layer and the counters of batches are ignored.
-        config: None for the released network's own; another for a network of its design and another size.
+        state: Arrays of the checkpoint by name. Those of its MANO layer and the counters of batches are ignored.
+        config: Configuration of a network of the released design; None for that of the released network.
 
     Raises:
-        InputError: if a tensor is missing, is one too many, or has another shape than the network's.
+        InputError: If a tensor is missing, unknown or of the wrong shape.
     """
     config = HandModuleConfig.official() if config is None else config
     module = nnx.eval_shape(lambda: HandModule(config, rngs=nnx.Rngs(0)))
@@ -44,48 +44,47 @@ def load_official(state: Mapping[str, np.ndarray], config: HandModuleConfig | No
     table = weight_table(config)
     wanted = dict(nnx.to_flat_state(variables))
     _check_one_to_one(table, set(wanted))
-    names = {row.name for row in table}
+    names = {mapping.name for mapping in table}
     for name in state:
         if name not in names and "mano_layer" not in name and not name.endswith(".num_batches_tracked"):
-            raise InputError(f"{name}: no such tensor in the released network; is this its checkpoint?")
-    for row in table:
-        if row.name not in state:
-            raise InputError(f"{row.name}: missing from the checkpoint; is it the released network's, and whole?")
-        variable = wanted[row.path]
-        array = np.asarray(state[row.name])
+            raise InputError(f"{name}: not a tensor of the released network; give the checkpoint of that network")
+    for mapping in table:
+        name = mapping.name
+        if name not in state:
+            raise InputError(f"{name}: missing from the checkpoint; give a complete checkpoint of the released network")
+        variable = wanted[mapping.path]
         try:
-            array = row.convert(array)
+            array = mapping.convert(np.asarray(state[name]))
         except ValueError:
             array = np.empty(0)
         if array.shape != variable.shape:
             raise InputError(
-                f"{row.name}: shape {np.shape(state[row.name])} does not fit the network's {variable.shape}; "
-                "is this the released network's checkpoint?"
+                f"{name}: shape {np.shape(state[name])} does not fit the network's {variable.shape}; "
+                "give a checkpoint of the released network"
             )
-        wanted[row.path] = variable.replace(jnp.asarray(array, jnp.float32))
+        wanted[mapping.path] = variable.replace(jnp.asarray(array, jnp.float32))
     module = nnx.merge(graphdef, nnx.from_flat_state(wanted))
     module.eval()
     return module
 
 
-def weight_table(config: HandModuleConfig) -> list[Row]:
-    """One row for every tensor that the released network needs, counters of batches excepted."""
-    return list(_rows(config))
+def weight_table(config: HandModuleConfig) -> list[WeightMapping]:
+    """List every tensor of a released checkpoint that a network needs; counters of batches are not needed."""
+    return list(_network(config))
 
 
-def _check_one_to_one(table: list[Row], paths: set[Path]) -> None:
-    """Holds the table itself to its word: every variable once, every name once."""
-    names = Counter(row.name for row in table)
-    targets = Counter(row.path for row in table)
-    for what, count in ((names, 1), (targets, 1)):
-        for key, times in what.items():
-            if times != count:
-                raise InputError(f"{key}: matched {times} times by the weight table")
+def _check_one_to_one(table: list[WeightMapping], paths: set[VariablePath]) -> None:
+    """Check that the table contains every variable once and every name once."""
+    targets = Counter(mapping.path for mapping in table)
+    for counts in (Counter(mapping.name for mapping in table), targets):
+        for key, times in counts.items():
+            if times != 1:
+                raise InputError(f"{key}: matched {times} times by the weight table, expected once")
     for path in paths ^ set(targets):
-        raise InputError(f"{'.'.join(map(str, path))}: not one of both, weight table and hand module")
+        raise InputError(f"{'.'.join(map(str, path))}: missing from either the weight table or the hand module")
 
 
-def _rows(config: HandModuleConfig) -> Iterator[Row]:
+def _network(config: HandModuleConfig) -> Iterator[WeightMapping]:
     yield from _block("hand3d.hand2d.conv1", "hand3d.hand2d.bn1", ("stem", "embed"), _kernel)
     yield from _bottleneck("hand3d.hand2d.layer1.0", ("stem", "fine"), config.stem_channels != config.channels // 2)
     yield from _bottleneck("hand3d.hand2d.layer2.0", ("stem", "coarse", 0), True)
@@ -102,7 +101,7 @@ def _rows(config: HandModuleConfig) -> Iterator[Row]:
             yield from _bottleneck(f"{branch}.{hourglasses}.{i}.hg.0.3.0", (ours, i, "hourglass", "innermost"))
             yield from _bottleneck(f"{branch}.res.{i}.0", (ours, i, "residual"))
             yield from _layer(f"{branch}.{heads}.{i}", (ours, i, "head"), _pointwise)
-            yield Row(f"{branch}.fc.{i}.0.weight", (ours, i, "merge", "layer", "kernel"), _pointwise)
+            yield WeightMapping(f"{branch}.fc.{i}.0.weight", (ours, i, "merge", "layer", "kernel"), _pointwise)
             yield from _norm(f"{branch}.fc.{i}.1", (ours, i, "merge", "norm"))
     for level in range(config.shape_levels):
         for block in range(config.shape_blocks):
@@ -113,7 +112,7 @@ def _rows(config: HandModuleConfig) -> Iterator[Row]:
     yield from _mlp("iknet.invk_layers", ("iknet", "mlp"), len(config.ik_hidden))
 
 
-def _bottleneck(name: str, path: Path, projected: bool = False) -> Iterator[Row]:
+def _bottleneck(name: str, path: VariablePath, projected: bool = False) -> Iterator[WeightMapping]:
     yield from _block(f"{name}.conv1", f"{name}.bn1", (*path, "reduce"), _pointwise)
     yield from _block(f"{name}.conv2", f"{name}.bn2", (*path, "mix"), _kernel)
     yield from _layer(f"{name}.conv3", (*path, "expand"), _pointwise)
@@ -122,34 +121,36 @@ def _bottleneck(name: str, path: Path, projected: bool = False) -> Iterator[Row]
         yield from _layer(f"{name}.conv4", (*path, "skip"), _pointwise)
 
 
-def _mlp(name: str, path: Path, hidden: int) -> Iterator[Row]:
-    # A linear layer, its normalisation and a ReLU take three places in the released network's list.
+def _mlp(name: str, path: VariablePath, hidden: int) -> Iterator[WeightMapping]:
+    # A linear layer, its normalisation and a ReLU are three entries of the released network's list.
     for i in range(hidden):
         yield from _block(f"{name}.{3 * i}", f"{name}.{3 * i + 1}", (*path, "hidden", i), np.transpose)
     yield from _layer(f"{name}.{3 * hidden}", (*path, "head"), np.transpose)
 
 
-def _block(layer: str, norm: str, path: Path, convert: Callable[[np.ndarray], np.ndarray]) -> Iterator[Row]:
+def _block(
+    layer: str, norm: str, path: VariablePath, convert: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[WeightMapping]:
     yield from _layer(layer, (*path, "layer"), convert)
     yield from _norm(norm, (*path, "norm"))
 
 
-def _layer(name: str, path: Path, convert: Callable[[np.ndarray], np.ndarray]) -> Iterator[Row]:
-    yield Row(f"{name}.weight", (*path, "kernel"), convert)
-    yield Row(f"{name}.bias", (*path, "bias"), np.asarray)
+def _layer(name: str, path: VariablePath, convert: Callable[[np.ndarray], np.ndarray]) -> Iterator[WeightMapping]:
+    yield WeightMapping(f"{name}.weight", (*path, "kernel"), convert)
+    yield WeightMapping(f"{name}.bias", (*path, "bias"), np.asarray)
 
 
-def _norm(name: str, path: Path) -> Iterator[Row]:
+def _norm(name: str, path: VariablePath) -> Iterator[WeightMapping]:
     theirs = ("weight", "bias", "running_mean", "running_var")
     for leaf, ours in zip(theirs, ("scale", "bias", "mean", "var"), strict=True):
-        yield Row(f"{name}.{leaf}", (*path, ours), np.asarray)
+        yield WeightMapping(f"{name}.{leaf}", (*path, ours), np.asarray)
 
 
 def _kernel(weight: np.ndarray) -> np.ndarray:
-    """A convolution's (out, in, rows, columns) as (rows, columns, in, out)."""
+    """Reorder a convolution kernel from (out, in, rows, columns) to (rows, columns, in, out)."""
     return np.transpose(weight, (2, 3, 1, 0))
 
 
 def _pointwise(weight: np.ndarray) -> np.ndarray:
-    """A 1 x 1 convolution's (out, in, 1, 1) as (in, out)."""
+    """Reorder a 1 x 1 convolution kernel from (out, in, 1, 1) to (in, out)."""
     return np.transpose(np.squeeze(weight, axis=(2, 3)))

@@ -1,4 +1,4 @@
-"""Shape from the last stack's encoding of features, heatmaps and depth maps (method, section "Hand module", 5)."""
+"""The shape branch: bone length, root depth and betas from the last stack's encoding."""
 
 import itertools
 
@@ -10,11 +10,9 @@ from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.layers import MLP, Bottleneck, max_pool_3
 from handtailor_jax.skeleton import NUM_BETAS
 
-NUM_SHAPE = 2 + NUM_BETAS
-
 
 class ShapeBranch(nnx.Module):
-    """Pools and bottlenecks down to one feature vector, and a regressor that reads it."""
+    """Levels of a pool and bottlenecks, whose last map is averaged to one feature vector, and a regressor."""
 
     def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
         channels = [config.channels] + [config.shape_channels] * (config.shape_levels * config.shape_blocks)
@@ -23,14 +21,10 @@ class ShapeBranch(nnx.Module):
         self.levels = nnx.List(
             [nnx.List(blocks[i : i + per_level]) for i in range(0, config.shape_levels * per_level, per_level)]
         )
-        self.regressor = MLP(config.shape_channels, config.shape_hidden, NUM_SHAPE, config, rngs=rngs)
-
-    def features(self, encoding: Float[Array, "batch rows columns channels"]) -> Float[Array, "batch features"]:
-        """The feature vector: the mean over the last level's map."""
-        return jnp.mean(self.maps(encoding)[-1], axis=(1, 2))
+        self.regressor = MLP(config.shape_channels, config.shape_hidden, 2 + NUM_BETAS, config, rngs=rngs)
 
     def maps(self, encoding: Float[Array, "batch rows columns channels"]) -> list[Array]:
-        """The features of every level, largest first."""
+        """Return the feature maps of every level, largest first."""
         maps = []
         for level in self.levels:
             encoding = max_pool_3(encoding)
@@ -42,6 +36,6 @@ class ShapeBranch(nnx.Module):
     def __call__(
         self, encoding: Float[Array, "batch rows columns channels"]
     ) -> tuple[Float[Array, "batch features"], Float[Array, "batch 12"]]:
-        """Features, and the shape vector: raw bone length, raw root depth, betas."""
-        features = self.features(encoding)
+        """Return the feature vector and the shape vector: bone length, root depth (neither decoded yet) and betas."""
+        features = jnp.mean(self.maps(encoding)[-1], axis=(1, 2))
         return features, self.regressor(features)

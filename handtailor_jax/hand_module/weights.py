@@ -1,7 +1,7 @@
-"""Weight files: a hand module's numbers as safetensors, with its configuration and where they come from.
+"""Weight files: the variables of a hand module as safetensors, with its configuration and provenance.
 
 Tensors are named by their dotted path in the module, such as ``stacks_2d.0.head.kernel``. The file's metadata holds
-``format``, ``version``, ``config`` (JSON of `HandModuleConfig`) and ``provenance`` (JSON of names and texts).
+``format``, ``version``, ``config`` (JSON of `HandModuleConfig`) and ``provenance`` (JSON object of texts).
 """
 
 import dataclasses
@@ -38,25 +38,24 @@ def save_weights(
     *,
     dtype: Literal["float32", "float16"] = "float32",
 ) -> None:
-    """Writes all parameters and batch statistics of a hand module; the file appears complete or not at all.
+    """Write all parameters and batch statistics of a hand module. The file is complete or does not appear.
 
     Args:
-        path: of the file, by convention ending in .safetensors.
-        module: the hand module.
-        provenance: what the weights come from, such as data, commit and licence.
-        dtype: in which numbers are written; they are read as float32. "float16" keeps 3 digits in half the space.
+        path: The file, by convention ending in .safetensors.
+        module: The hand module.
+        provenance: Origin of the weights, such as data, commit and licence.
+        dtype: Type of the numbers in the file; they are read as float32. "float16" keeps 3 digits in half the space.
 
     Raises:
-        InputError: if safetensors is not installed, a number is beyond float16, or the disk refuses.
+        InputError: If safetensors is not installed, a number is too large for float16, or the file cannot be written.
     """
     path = Path(path)
     numpy = _safetensors().numpy
-    variables = nnx.to_flat_state(nnx.state(module))
-    tensors = {_name(place): np.asarray(variable[...]) for place, variable in variables}
+    tensors = {_name(place): np.asarray(variable[...]) for place, variable in nnx.to_flat_state(nnx.state(module))}
     if dtype == "float16":
         for name, tensor in tensors.items():
             if np.abs(tensor).max(initial=0.0) > np.finfo(np.float16).max:
-                raise InputError(f"{path}: {name} holds numbers beyond float16: write float32")
+                raise InputError(f"{path}: {name} holds numbers too large for float16; write float32")
             tensors[name] = tensor.astype(np.float16)
     metadata = {
         "format": FORMAT,
@@ -68,25 +67,24 @@ def save_weights(
 
 
 def load_weights(path: str | os.PathLike[str]) -> HandModule:
-    """The hand module in a weight file, in evaluation mode.
+    """Load the hand module of a weight file, in evaluation mode.
 
     Raises:
-        InputError: if safetensors is not installed, or the file is missing, damaged, of another program or version, or
-            if its tensors are not those of its configuration.
+        InputError: If safetensors is not installed, the file is missing, damaged or of another format or version, or
+            its tensors do not match its configuration.
     """
     path = Path(path)
     metadata, tensors = _read(path)
-    config = _config(path, metadata)
-    if _repetitions(config) > len(tensors):
-        raise InputError(f"{path}: has {len(tensors)} tensors, too few for its configuration; {_REMEDY}")
     try:
-        # Only shapes: nothing is drawn at random just to be replaced.
-        module = nnx.eval_shape(lambda: HandModule(config, rngs=nnx.Rngs(0)))
+        config = _parse_config(metadata.get("config", ""))
+        if _fewest_tensors(config) > len(tensors):
+            raise InputError(f"has {len(tensors)} tensors, too few for its configuration; {_REMEDY}")
+        # Only shapes are computed: random initial values would be overwritten.
+        graphdef, state = nnx.split(nnx.eval_shape(lambda: HandModule(config, rngs=nnx.Rngs(0))))
+        variables = dict(nnx.to_flat_state(state))
+        _compare({_name(place): variable.shape for place, variable in variables.items()}, tensors)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    graphdef, state = nnx.split(module)
-    variables = dict(nnx.to_flat_state(state))
-    _compare(path, {_name(place): variable.shape for place, variable in variables.items()}, tensors)
     for place, variable in variables.items():
         variables[place] = variable.replace(jnp.asarray(tensors[_name(place)].astype(variable.dtype)))
     module = nnx.merge(graphdef, nnx.from_flat_state(variables))
@@ -95,10 +93,10 @@ def load_weights(path: str | os.PathLike[str]) -> HandModule:
 
 
 def embedded_weights() -> HandModule:
-    """The weights that come with the package, trained with the embedded hand (docs/model-card.md).
+    """Load the weights in the package, which were trained with the embedded hand (docs/model-card.md).
 
     Raises:
-        InputError: if safetensors is not installed.
+        InputError: If safetensors is not installed.
     """
     with importlib.resources.as_file(importlib.resources.files("handtailor_jax") / "assets" / EMBEDDED) as path:
         return load_weights(path)
@@ -123,10 +121,10 @@ def load_module(weights: str | Path | None, hand: HandModel | None) -> HandModul
 
 
 def provenance(path: str | os.PathLike[str]) -> dict[str, str]:
-    """What a weight file says about where its weights come from.
+    """Read the provenance of a weight file.
 
     Raises:
-        InputError: if the file cannot be read.
+        InputError: If the file cannot be read.
     """
     return json.loads(_read(Path(path))[0]["provenance"])
 
@@ -136,7 +134,7 @@ def _name(place: Iterable[object]) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Checked metadata, and the tensors."""
+    """Read checked metadata and the tensors."""
     safetensors = _safetensors()
     if path.is_dir():
         raise InputError(f"{path}: is a folder; {_REMEDY}")
@@ -145,7 +143,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise InputError(f"{path}: holds no weights of a hand module; {_REMEDY}")
+                raise InputError(f"{path}: does not contain weights of a hand module; {_REMEDY}")
             if metadata.get("version") != VERSION:
                 raise InputError(
                     f"{path}: has format version {str(metadata.get('version'))[:20]}, this program reads {VERSION}; "
@@ -158,73 +156,71 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
     except safetensors.SafetensorError as error:
         reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: is no safetensors file or cut short ({reason}); {_REMEDY}") from None
+        raise InputError(f"{path}: is not a safetensors file or is truncated ({reason}); {_REMEDY}") from None
 
 
-def _config(path: Path, metadata: Mapping[str, str]) -> HandModuleConfig:
+def _parse_config(text: str) -> HandModuleConfig:
+    """Parse the JSON of a configuration and check every field's name and type."""
     try:
-        stored = json.loads(metadata["config"])
-        expected = {field.name for field in dataclasses.fields(HandModuleConfig)}
-        different = sorted(expected ^ set(stored))
-        if different:
-            word = "lacks" if different[0] in expected else "has the unknown field"
-            raise InputError(f"{path}: its configuration {word} {different[0][:40]!r}; {_REMEDY}")
-        values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in stored.items()}
-        for name, hint in typing.get_type_hints(HandModuleConfig).items():
-            if not _fits(values[name], hint):
-                raise InputError(f"{path}: its configuration has {name} = {str(values[name])[:40]}; {_REMEDY}")
-        return HandModuleConfig(**values)
-    except InputError as error:
-        raise error if str(error).startswith(f"{path}: ") else InputError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError, RecursionError):
-        raise InputError(f"{path}: its configuration cannot be read; {_REMEDY}") from None
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(text).items()}
+    except (AttributeError, ValueError, RecursionError):
+        raise InputError(f"its configuration cannot be read; {_REMEDY}") from None
+    hints = typing.get_type_hints(HandModuleConfig)
+    for name in sorted(hints.keys() ^ values.keys()):
+        problem = "lacks" if name in hints else "has the unknown field"
+        raise InputError(f"its configuration {problem} {name[:40]!r}; {_REMEDY}")
+    for name, hint in hints.items():
+        if not _has_type(values[name], hint):
+            raise InputError(f"its configuration has {name} = {str(values[name])[:40]}; {_REMEDY}")
+    return HandModuleConfig(**values)
 
 
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a value read from JSON is of a field's type."""
+def _has_type(value: object, hint: Any) -> bool:
+    """Return whether a value read from JSON has a field's type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return value in arguments
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(entry, arguments[0]) for entry in value)
+        return isinstance(value, tuple) and all(_has_type(entry, arguments[0]) for entry in value)
     if origin is not None:  # a union
-        return any(_fits(value, argument) for argument in arguments)
+        return any(_has_type(value, argument) for argument in arguments)
     return type(value) is hint
 
 
-def _repetitions(config: HandModuleConfig) -> int:
-    """At least so many tensors the module has; more would only be built to be refused."""
+def _fewest_tensors(config: HandModuleConfig) -> int:
+    """Return a lower bound of the module's number of tensors; a file with fewer is refused before building a module."""
     counts = (config.stacks_2d, config.stacks_3d, config.depth, config.shape_levels, config.shape_blocks)
     return max(*counts, len(config.shape_hidden), len(config.ik_hidden))
 
 
-def _compare(path: Path, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray]) -> None:
-    def some(names: list[str]) -> str:
-        return (
-            f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({names[0][:80]}{', ...' if len(names) > 1 else ''})"
-        )
+def _compare(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray]) -> None:
+    """Check names, shapes, types and values of the tensors."""
+
+    def listed(names: list[str]) -> str:
+        plural, more = ("s", ", ...") if len(names) > 1 else ("", "")
+        return f"{len(names)} tensor{plural} ({names[0][:80]}{more})"
 
     missing = [name for name in expected if name not in tensors]
     surplus = [name for name in tensors if name not in expected]
-    if missing or surplus:
-        parts = [f"lacks {some(missing)}"] if missing else []
-        parts += [f"has {some(surplus)} too many"] if surplus else []
-        raise InputError(f"{path}: {' and '.join(parts)} for its configuration; {_REMEDY}")
+    parts = [f"lacks {listed(missing)}"] if missing else []
+    parts += [f"has {listed(surplus)} too many"] if surplus else []
+    if parts:
+        raise InputError(f"{' and '.join(parts)} for its configuration; {_REMEDY}")
     for name, shape in expected.items():
         tensor = tensors[name]
         if tensor.shape != shape:
-            raise InputError(f"{path}: {name} has shape {tensor.shape} instead of {shape}; {_REMEDY}")
+            raise InputError(f"{name} has shape {tensor.shape} instead of {shape}; {_REMEDY}")
         if tensor.dtype not in (np.float16, np.float32, np.float64):
-            raise InputError(f"{path}: {name} holds {tensor.dtype} instead of float32 or float16; {_REMEDY}")
+            raise InputError(f"{name} holds {tensor.dtype} instead of float32 or float16; {_REMEDY}")
         if not np.isfinite(tensor).all():
-            raise InputError(f"{path}: {name} holds values that are not finite; {_REMEDY}")
+            raise InputError(f"{name} holds values that are not finite; {_REMEDY}")
 
 
 def _safetensors() -> Any:
-    """safetensors, or one clear line."""
+    """Import safetensors, or raise an `InputError` that tells how to install it."""
     try:
         import safetensors
         import safetensors.numpy
     except ImportError as error:
-        raise InputError(f"weight files cannot be used ({error}): pip install safetensors") from None
+        raise InputError(f"weight files cannot be used ({error}); pip install safetensors") from None
     return safetensors

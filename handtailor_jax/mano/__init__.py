@@ -1,4 +1,4 @@
-"""The hand model: stages from shape to mesh, its anatomy, and where models come from."""
+"""The hand model: from shape and pose to a mesh, its anatomy, and readers of model files."""
 
 from handtailor_jax.mano.anatomy import Anatomy
 from handtailor_jax.mano.hand_model import HandModel, LinearBlendSkin, PosedHand, ShapedHand

@@ -1,9 +1,9 @@
-"""The hand model M(theta, beta) = W(T(theta, beta), J(beta), theta, omega) (Eq. 1), in stages.
+"""The hand model M(theta, beta) = W(T(theta, beta), J(beta), theta, omega), Eq. 1 of the paper, in stages.
 
     model --shape(betas)--> ShapedHand --pose(pose)--> PosedHand --skin()--> HandMesh
 
-Each stage is a frozen pytree that owns the next verb, so a mesh cannot be skinned before it is posed. `PosedHand` has
-the 21 keypoints without skinning the mesh: only the five fingertips are skinned. Any number of vertices is accepted.
+Each stage is a frozen pytree whose method returns the next stage, so a mesh cannot be skinned before it is posed.
+`PosedHand.keypoints` skins the five fingertips only. The number of vertices is arbitrary.
 
 Rest frame (MANO's): right hand, fingers along -x, palm toward -y, thumb toward +z, metres. A left hand is the mirror
 image (x' = -x), so its fingers point along +x.
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Float, Int
 
+from handtailor_jax.geometry.mirror import mirror_faces, mirror_points, mirror_pose
 from handtailor_jax.geometry.rotations import left_jacobian, matrix_from_axis_angle, skew
 from handtailor_jax.mano.anatomy import Anatomy
 from handtailor_jax.skeleton import (
@@ -28,21 +29,21 @@ from handtailor_jax.skeleton import (
 )
 from handtailor_jax.types import HandMesh, Side, pytree, static
 
-# Row j holds 1 at j and at every ancestor of j: sums along the chain become one matrix product.
+# Row j is 1 at j and at every ancestor of j, so sums along the kinematic chain are one matrix product.
 ANCESTRY = np.zeros((NUM_JOINTS, NUM_JOINTS), np.float32)
 for _joint in range(NUM_JOINTS):
     ANCESTRY[_joint, list(ancestors(_joint))] = 1.0
 
 _PARENTS = np.asarray(JOINT_PARENTS[1:], np.int32)
 
-# The children of level n are, finger by finger, those of level n - 1: three batched products instead of fifteen.
+# Level n holds one joint of each finger, in the same order as level n - 1: three batched products instead of fifteen.
 _LEVELS = joint_levels()
 _FROM_LEVELS = np.argsort(np.concatenate([np.asarray(level, np.int32) for level in _LEVELS])).astype(np.int32)
 
 
 @pytree
 class LinearBlendSkin:
-    """The part of a hand model that belongs to a set of vertices; a selection of vertices is a smaller one."""
+    """The arrays of a hand model that belong to a set of vertices."""
 
     template: Float[Array, "vertices 3"]
     """Rest vertices of the mean shape, metres."""
@@ -54,21 +55,37 @@ class LinearBlendSkin:
     """Blend weights; rows sum to 1."""
 
     def select(self, vertices: Int[Array, "selected"]) -> "LinearBlendSkin":
-        """The skin of the given vertices only."""
+        """Return the skin of the given vertices."""
         return jax.tree.map(lambda leaf: leaf[vertices], self)
 
     def rest_vertices(self, betas: Float[Array, "betas"]) -> Float[Array, "vertices 3"]:
-        """T + B_S(beta): the shaped vertices in the rest pose, metres."""
+        """Return T + B_S(beta), the shaped vertices in the rest pose, metres."""
         return self.template + self.shape_directions @ betas
+
+    def mirrored(self) -> "LinearBlendSkin":
+        """Return the skin of the other hand, mirrored in x."""
+        # A rotation matrix entry changes sign in the mirror if exactly one of its two indices is x.
+        flip = np.asarray([-1.0, 1.0, 1.0])
+        entries = jnp.asarray(np.tile(np.outer(flip, flip).reshape(9), 15), self.template.dtype)
+        return LinearBlendSkin(
+            template=mirror_points(self.template),
+            shape_directions=_mirror_directions(self.shape_directions),
+            pose_directions=_mirror_directions(self.pose_directions) * entries[None, None],
+            weights=self.weights,
+        )
+
+
+def _mirror_directions(directions: Float[Array, "n 3 k"]) -> Float[Array, "n 3 k"]:
+    return jnp.swapaxes(mirror_points(jnp.swapaxes(directions, 1, 2)), 1, 2)
 
 
 @pytree
 class HandModel:
-    """A MANO-like hand model; see `load` for where one comes from."""
+    """A hand model of MANO's kind; `embedded_hand`, `load_hand` and `load_mano` return one."""
 
     skin: LinearBlendSkin
     tips: LinearBlendSkin
-    """The five fingertips (thumb, index, middle, ring, little): vertices of `skin`, kept for joints-only evaluation."""
+    """The five fingertips (thumb, index, middle, ring, little) of `skin`, for keypoints without a skinned mesh."""
     rest_joints: Float[Array, "16 3"]
     """Rest joints of the mean shape, metres."""
     joint_shape_directions: Float[Array, "16 3 betas"]
@@ -99,21 +116,21 @@ class HandModel:
         return self.rest_joints.dtype
 
     def astype(self, dtype: npt.DTypeLike) -> "HandModel":
-        """The same model with its floating-point arrays in another type."""
+        """Convert the floating-point arrays of the model to another type."""
         return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, self)
 
     def shape(self, betas: Float[Array, "betas"]) -> "ShapedHand":
-        """Applies shape coefficients (standard deviations)."""
+        """Apply shape coefficients (standard deviations)."""
         return ShapedHand(model=self, betas=betas, rest_joints=self.rest_joints + self.joint_shape_directions @ betas)
 
     def finger_pose_from_pca(
         self, coefficients: Float[Array, "n"], *, flat_hand_mean: bool = True
     ) -> Float[Array, "15 3"]:
-        """Axis-angle finger rotations from the first n PCA coefficients, relative to the flat rest pose.
+        """Return axis-angle finger rotations (radians, relative to the flat rest pose) of PCA coefficients.
 
         Args:
-            coefficients: n <= 45 coefficients of the principal pose components.
-            flat_hand_mean: False where zero coefficients mean the mean pose (MANO's ``flat_hand_mean=False``).
+            coefficients: Coefficients of the first n <= 45 pose components.
+            flat_hand_mean: True if zero coefficients are the flat hand, False if they are MANO's mean pose.
         """
         pose = coefficients @ self.pose_components[: coefficients.shape[0]]
         return self.finger_pose_from_axis_angle(pose.reshape(15, 3), flat_hand_mean=flat_hand_mean)
@@ -121,42 +138,28 @@ class HandModel:
     def finger_pose_from_axis_angle(
         self, rotations: Float[Array, "15 3"], *, flat_hand_mean: bool
     ) -> Float[Array, "15 3"]:
-        """Axis-angle finger rotations relative to the flat rest pose.
+        """Return axis-angle finger rotations (radians) relative to the flat rest pose.
 
         Args:
-            rotations: axis-angle, radians, MANO's joint order.
-            flat_hand_mean: False where `rotations` are relative to the mean pose (smplx's default, FreiHAND's files).
+            rotations: Axis-angle rotations, radians, MANO's joint order.
+            flat_hand_mean: True if `rotations` are relative to the flat hand, False if they are relative to MANO's mean
+                pose (smplx's default, FreiHAND's files).
         """
         return rotations if flat_hand_mean else rotations + self.pose_mean.reshape(15, 3)
 
     def mirrored(self) -> "HandModel":
-        """The other hand: mirrored in x, with faces turned so that their normals point outward again."""
-        flip = jnp.asarray([-1.0, 1.0, 1.0], self.dtype)
-        # Under x' = -x an axis-angle (x, y, z) becomes (x, -y, -z), and a rotation entry changes sign where exactly
-        # one of its two indices is x.
-        axial = jnp.asarray([1.0, -1.0, -1.0], self.dtype)
-        axial45 = jnp.tile(axial, 15)
-        entries = jnp.tile((flip[:, None] * flip[None, :]).reshape(9), 15)
-
-        def mirror_skin(skin: LinearBlendSkin) -> LinearBlendSkin:
-            return LinearBlendSkin(
-                template=skin.template * flip[None],
-                shape_directions=skin.shape_directions * flip[None, :, None],
-                pose_directions=skin.pose_directions * flip[None, :, None] * entries[None, None],
-                weights=skin.weights,
-            )
-
+        """Return the hand of the other side: mirrored in x, with outward normals."""
         return HandModel(
-            skin=mirror_skin(self.skin),
-            tips=mirror_skin(self.tips),
-            rest_joints=self.rest_joints * flip[None],
-            joint_shape_directions=self.joint_shape_directions * flip[None, :, None],
+            skin=self.skin.mirrored(),
+            tips=self.tips.mirrored(),
+            rest_joints=mirror_points(self.rest_joints),
+            joint_shape_directions=_mirror_directions(self.joint_shape_directions),
             joint_regressor=self.joint_regressor,
-            faces=self.faces[:, ::-1],
+            faces=mirror_faces(self.faces),
             tip_vertices=self.tip_vertices,
-            pose_mean=self.pose_mean * axial45,
-            pose_components=self.pose_components * axial45[None],
-            anatomy=dataclasses.replace(self.anatomy, axes=self.anatomy.axes * axial[None, None]),
+            pose_mean=mirror_pose(self.pose_mean.reshape(15, 3)).reshape(45),
+            pose_components=mirror_pose(self.pose_components.reshape(45, 15, 3)).reshape(45, 45),
+            anatomy=dataclasses.replace(self.anatomy, axes=mirror_pose(self.anatomy.axes)),
             side="left" if self.side == "right" else "right",
         )
 
@@ -171,19 +174,19 @@ class ShapedHand:
     """J(beta): joints in the rest pose, metres."""
 
     def pose(self, pose: Float[Array, "16 3"]) -> "PosedHand":
-        """Applies axis-angle rotations (radians, MANO's joint order, relative to the flat rest pose)."""
+        """Apply axis-angle rotations (radians, MANO's joint order, relative to the flat rest pose)."""
         rotations, joint_rotations, joints = forward_kinematics(pose, self.rest_joints)
         return PosedHand(shaped=self, rotations=rotations, joint_rotations=joint_rotations, joints=joints)
 
     def articulate(self, rotations: Float[Array, "16 3 3"]) -> "PosedHand":
-        """Applies rotation matrices (MANO's joint order, each relative to its parent)."""
+        """Apply rotation matrices (MANO's joint order, each relative to its parent)."""
         joint_rotations, joints = chain_rotations(rotations, self.rest_joints)
         return PosedHand(shaped=self, rotations=rotations, joint_rotations=joint_rotations, joints=joints)
 
 
 @pytree
 class PosedHand:
-    """A shaped hand with its pose applied: joints and keypoints are known, the mesh is not yet skinned."""
+    """A shaped hand with its pose applied: it has joints and keypoints, but no skinned mesh yet."""
 
     shaped: ShapedHand
     rotations: Float[Array, "16 3 3"]
@@ -195,16 +198,16 @@ class PosedHand:
 
     @property
     def keypoints(self) -> Float[Array, "21 3"]:
-        """The 21 keypoints in canonical order, metres, rest frame; skins the five fingertips only."""
+        """The 21 keypoints in canonical order, metres, rest frame."""
         tips = self.skin_vertices(self.shaped.model.tips)
         return jnp.concatenate([self.joints, tips])[np.asarray(KEYPOINTS_FROM_MANO, np.int32)]
 
     def skin_vertices(self, skin: LinearBlendSkin) -> Float[Array, "vertices 3"]:
-        """W(T(theta, beta), ...): the posed positions of the vertices of `skin`, metres, rest frame (Eq. 1)."""
+        """Return W(T(theta, beta), ...) of Eq. 1 of the paper: posed vertices of `skin`, metres, rest frame."""
         correction = (self.rotations[1:] - jnp.eye(3, dtype=self.rotations.dtype)[None]).reshape(135)
         rest = skin.rest_vertices(self.shaped.betas) + skin.pose_directions @ correction
-        # x' = sum_j w_j (R_j (x - rest_j) + joint_j) = (sum_j w_j R_j) x + sum_j w_j t_j, where all twelve entries are
-        # blended in one product; coordinate by coordinate, XLA makes a single pass over the vertices of the rest.
+        # x' = sum_j w_j (R_j (x - rest_j) + joint_j) = (sum_j w_j R_j) x + sum_j w_j t_j. One product blends all twelve
+        # entries. Written coordinate by coordinate, XLA fuses the remaining operations into one pass over the vertices.
         offsets = self.joints - jnp.einsum("jab,jb->ja", self.joint_rotations, self.shaped.rest_joints)
         transforms = jnp.concatenate([self.joint_rotations.reshape(NUM_JOINTS, 9), offsets], axis=1)
         blended = skin.weights @ transforms
@@ -213,7 +216,7 @@ class PosedHand:
         return jnp.stack([row[a] + blended[:, 9 + a] for a in range(3)], axis=-1)
 
     def skin(self) -> HandMesh:
-        """Skins the whole mesh."""
+        """Skin the whole mesh."""
         model = self.shaped.model
         return HandMesh(vertices=self.skin_vertices(model.skin), faces=model.faces, keypoints=self.keypoints)
 
@@ -222,16 +225,16 @@ class PosedHand:
 def forward_kinematics(
     pose: Float[Array, "16 3"], rest_joints: Float[Array, "16 3"]
 ) -> tuple[Float[Array, "16 3 3"], Float[Array, "16 3 3"], Float[Array, "16 3"]]:
-    """Rotations relative to the parents, rotations relative to the rest frame, and posed joints.
+    """Return rotations relative to the parents, rotations relative to the rest frame, and posed joints (metres).
+
+    The derivative is in closed form. If joint i rotates with angular velocity w_i, everything below it moves rigidly,
+    so joint j has the angular velocity W_j = sum of w_i over j and its ancestors. Sums along the chain are products
+    with a constant matrix in forward and reverse mode. This halves the time of batched solves compared with
+    differentiating the chain step by step.
 
     Args:
-        pose: axis-angle, radians, MANO's joint order.
-        rest_joints: metres, rest frame.
-
-    The derivative is given in closed form: if joint i turns with angular velocity w_i about itself, everything below
-    it moves rigidly, so joint j has the angular velocity W_j = sum of w_i over its ancestors and itself. Sums along
-    the chain are products with a constant matrix, in both directions of differentiation, which halves the time of
-    batched solves compared with differentiating the chain step by step.
+        pose: Axis-angle rotations, radians, MANO's joint order.
+        rest_joints: Rest joints, metres, rest frame.
     """
     rotations = matrix_from_axis_angle(pose)
     return (rotations, *chain_rotations(rotations, rest_joints))
@@ -250,8 +253,8 @@ def _forward_kinematics_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     velocity = jnp.einsum("jab,jb->ja", parent_rotations, local_velocity)
     total_velocity = ancestry @ velocity
 
-    # The rate of joint j is W_parent x (bone) summed along the chain; regrouped about the origin that is
-    # W_j x p_j + c_j with c_j the sum of (stretch of the bone - w_i x p_i).
+    # The velocity of joint j is the sum of W_parent x bone along the chain. Regrouped about the origin it is
+    # W_j x p_j + c_j, where c_j is the sum of (stretch of the bone - w_i x p_i).
     stretch = jnp.einsum("jab,jb->ja", joint_rotations[_PARENTS], rest_rate[1:] - rest_rate[_PARENTS])
     offsets = jnp.concatenate([rest_rate[:1], stretch]) - jnp.cross(velocity, joints)
     joints_rate = jnp.cross(total_velocity, joints) + ancestry @ offsets
@@ -264,7 +267,7 @@ def _forward_kinematics_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 def chain_rotations(
     rotations: Float[Array, "16 3 3"], rest_joints: Float[Array, "16 3"]
 ) -> tuple[Float[Array, "16 3 3"], Float[Array, "16 3"]]:
-    """Rotations relative to the rest frame and posed joints (metres), from rotations relative to the parents."""
+    """Return rotations relative to the rest frame and posed joints (metres) of rotations relative to the parents."""
     level_rotations = [rotations[np.asarray(_LEVELS[0], np.int32)]]
     for level in _LEVELS[1:]:
         parent_rotations = level_rotations[-1]

@@ -1,4 +1,4 @@
-"""Scale and root in closed form, before the iterations (Eq. 12, 17), with guards where the formulas can fail."""
+"""Scale and root in closed form, before the iterations (Eq. 12 and 17 of the paper)."""
 
 from typing import Literal
 
@@ -6,19 +6,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from handtailor_jax.geometry.cameras import depth_divisor, inverse_linear, unproject
+from handtailor_jax.geometry.lifting import reference_bone_length
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.skeleton import ROOT
-from handtailor_jax.tailor.energy import reference_bone_length
-from handtailor_jax.types import HandParameters, Observation
+from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
+from handtailor_jax.skeleton import ROOT, ROOT_JOINT
+from handtailor_jax.types import Camera, HandParameters, Observation
 
 StartScale = Literal["closed_form", "released", "proposed"]
-"""How the start is scaled before the iterations: Eq. 12 / 17; the released program's version of Eq. 12, whose
-correction is never below 0.9; or, with intrinsics, not at all (the energy finds scale and depth together)."""
+"""Scale of the start: Eq. 12 (with intrinsics) or 17 (without); the released program's version of Eq. 12, which scales
+the proposed bone by at least 0.9; or, with intrinsics, the proposed bone's, because the energy fits scale and depth
+together."""
 
-# Below this share of the scale at which sizes agree, a closed-form scale is a wrong direction, not a size.
+# A closed-form scale below this share of the scale at which the sizes agree belongs to a hand in a wrong orientation.
 _LEAST_SCALE = 0.3
 
-# The released program lets Eq. 12 shrink the proposed bone by no more than this.
+# Smallest factor on the proposed bone in the released program.
 _RELEASED_FLOOR = 0.9
 
 
@@ -32,18 +34,16 @@ def initialize(
     bone: Float[Array, ""] | None = None,
     scale: StartScale = "closed_form",
 ) -> HandParameters:
-    """Places a proposed pose and shape: the root on its keypoint's ray, the scale in closed form (Eq. 12, 17).
+    """Place a proposed pose and shape: the root on the ray of its keypoint, the scale in closed form.
 
     Args:
-        hand: the hand model.
-        pose: proposed rotations, axis-angle, radians.
-        betas: proposed shape.
-        observation: keypoints in the model's own convention, and camera.
+        hand: Hand model.
+        pose: Proposed rotations, axis-angle, radians.
+        betas: Proposed shape.
+        observation: Keypoints of the model's own convention, and camera.
         root_depth: z of the root in the camera frame, metres; ignored in weak perspective.
-        bone: proposed length of the reference bone, metres, for the last two kinds of scale. None takes the model's
-            own.
-        scale: "closed_form"; "released" for the released program's formula, which corrects the proposed bone, and its
-            floor of 0.9; or "proposed", which with intrinsics keeps the proposed bone's length.
+        bone: Proposed length of the reference bone, metres, for "released" and "proposed"; None for the model's own.
+        scale: Formula of the scale; see `StartScale`.
 
     Returns:
         The start of the tailor.
@@ -55,12 +55,12 @@ def initialize(
     posed = hand.shape(betas).pose(pose)
     keypoints = posed.keypoints - posed.keypoints[ROOT][None]
     length = reference_bone_length(keypoints)
-    start_scale = closed_form_scale(observation, keypoints, root)
+    start_scale, extent_scale = _scales(observation, keypoints, root)
     bone = length if bone is None else bone
     if scale == "proposed":
-        # A proposal that points the wrong way has a scale near zero or below it, at which no refinement can begin.
-        smallest = _LEAST_SCALE * _extent_scale(observation, keypoints, root)
-        start_scale = jnp.where(perspective, bone / length, jnp.maximum(start_scale, smallest))
+        # For a wrong orientation the closed form is near zero or negative, from where no refinement converges.
+        start_scale = jnp.maximum(start_scale, _LEAST_SCALE * extent_scale)
+        start_scale = jnp.where(perspective, bone / length, start_scale)
     if scale == "released":
         correction = closed_form_scale_with_depths(observation, keypoints / length, root, bone)
         released = jnp.maximum(correction, _RELEASED_FLOOR) * bone / length
@@ -69,58 +69,54 @@ def initialize(
 
 
 def root_position(observation: Observation, root_depth: Float[Array, ""]) -> Float[Array, "3"]:
-    """p_root: the root joint on the ray of its keypoint, at a depth in camera-frame units."""
+    """Return p_root: the root joint on the ray of its keypoint, at a depth in camera-frame units."""
     return unproject(observation.camera, observation.keypoints_2d[ROOT][None], root_depth[None])[0]
 
 
 def closed_form_scale(
     observation: Observation, keypoints: Float[Array, "21 3"], root: Float[Array, "3"]
 ) -> Float[Array, ""]:
-    """s*, the scale of a root-relative hand that best reprojects, all joints taken at the root's depth.
+    """Return s*, the scale of a root-relative hand that reprojects best with all joints at the root's depth.
 
-    Eq. 12 in perspective and Eq. 17 in weak perspective are the same least-squares solution, with
-    z_root replaced by 1 in the latter.
+    This is Eq. 12 of the paper in perspective and Eq. 17 in weak perspective: the same least-squares solution with the
+    root's depth replaced by 1.
 
     Args:
-        keypoints: root-relative model keypoints in camera axes, any unit.
-        root: camera-frame root joint.
+        observation: Keypoints, confidences and camera.
+        keypoints: Root-relative model keypoints in camera axes, any unit.
+        root: Root joint, camera frame.
 
     Returns:
-        Camera-frame units per unit of `keypoints`; not clipped, and negative if the hand points the wrong way.
+        Camera-frame units per unit of `keypoints`. It is negative if the hand points the wrong way.
     """
-    camera = observation.camera
-    divisor = depth_divisor(camera, root[2][None])[0]
-    model = keypoints[:, :2] @ camera.linear.T
-    target = observation.keypoints_2d - observation.keypoints_2d[ROOT][None]
-    weight = observation.confidence[:, None]
-    return divisor * _safe_ratio(jnp.sum(weight * model * target), jnp.sum(weight * model * model))
+    return _scales(observation, keypoints, root)[0]
 
 
-def _extent_scale(
+def _scales(
     observation: Observation, keypoints: Float[Array, "21 3"], root: Float[Array, "3"]
-) -> Float[Array, ""]:
-    """The scale at which model and observed keypoints are equally far from the root; at least `closed_form_scale`."""
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the best scale, and the scale at which model and image have the same extent about the root."""
     camera = observation.camera
     divisor = depth_divisor(camera, root[2][None])[0]
     model = keypoints[:, :2] @ camera.linear.T
     target = observation.keypoints_2d - observation.keypoints_2d[ROOT][None]
-    weight = observation.confidence[:, None]
-    ratio = _safe_ratio(jnp.sum(weight * target * target), jnp.sum(weight * model * model))
-    return divisor * jnp.sqrt(jnp.maximum(ratio, 1e-12))
+    best, extent = _least_squares_scale(model, target, observation.confidence)
+    return divisor * best, divisor * extent
 
 
 def closed_form_scale_with_depths(
     observation: Observation, keypoints: Float[Array, "21 3"], root: Float[Array, "3"], bone: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """The released program's version of Eq. 12, in which each joint keeps its own depth at the current bone length.
+    """Return the released program's version of Eq. 12, in which each joint has its own depth.
 
     Args:
-        keypoints: root-relative model keypoints in camera axes with a unit reference bone.
-        root: camera-frame root joint.
-        bone: current length of the reference bone, camera-frame units.
+        observation: Keypoints and camera.
+        keypoints: Root-relative model keypoints in camera axes with a unit reference bone.
+        root: Root joint, camera frame.
+        bone: Current length of the reference bone, camera-frame units.
 
     Returns:
-        Factor by which `bone` should grow; the released program raises it to at least 0.9.
+        Factor on `bone`; the released program raises it to at least 0.9.
     """
     camera = observation.camera
     points = keypoints * bone
@@ -133,19 +129,71 @@ def closed_form_scale_with_depths(
 def relative_depth(
     joints: Float[Array, "21 3"], keypoints_2d: Float[Array, "21 2"], confidence: Float[Array, "21"]
 ) -> Float[Array, "21"]:
-    """Depths relative to the root, in pixels, from another method's 3D keypoints and the 2D keypoints they belong to.
+    """Convert another method's 3D keypoints to depths relative to the root, in pixels.
 
-    The pixels that a metre covers are the weak-perspective scale that best maps the former onto the latter (Eq. 17
-    about the centroid), so `joints` may have any unit; their axes are the camera's.
+    The conversion factor is the weak-perspective scale that best maps `joints` to `keypoints_2d` (Eq. 17 of the paper
+    about the centroid), so `joints` may have any unit and origin. Their axes are the camera's.
     """
     weight = confidence / jnp.maximum(jnp.sum(confidence), 1e-6)
     model = joints[:, :2] - (weight @ joints[:, :2])[None]
     target = keypoints_2d - (weight @ keypoints_2d)[None]
-    scale = _safe_ratio(jnp.sum(weight[:, None] * model * target), jnp.sum(weight[:, None] * model * model))
-    return scale * (joints[:, 2] - joints[ROOT, 2])
+    return _least_squares_scale(model, target, weight)[0] * (joints[:, 2] - joints[ROOT, 2])
+
+
+def place_proposal(
+    hand: HandModel,
+    pose: Float[Array, "16 3"],
+    betas: Float[Array, "betas"],
+    observation: Observation,
+    convention: LandmarkConvention = MANO,
+) -> HandParameters:
+    """Place a proposed pose and shape of unknown position: scale and translation by weighted least squares.
+
+    This is Eq. 17 of the paper with a free translation, for landmarks of any convention. With intrinsics the scale
+    becomes a depth, at the model's own size.
+
+    Args:
+        hand: Hand model.
+        pose: Proposed rotations in camera axes, axis-angle, radians.
+        betas: Proposed shape.
+        observation: Keypoints, confidences and camera.
+        convention: Landmark convention of the keypoints.
+    """
+    posed = hand.shape(betas).pose(pose)
+    camera = observation.camera
+    focal = focal_length(camera)
+    weight = observation.confidence / jnp.maximum(jnp.sum(observation.confidence), 1e-6)
+    model = convention.landmarks(posed)[:, :2]
+    rays = observation.keypoints_2d @ inverse_linear(camera).T * focal
+    model_center, ray_center = weight @ model, weight @ rays
+    per_metre, spread = _least_squares_scale(model - model_center[None], rays - ray_center[None], weight)
+    # For a wrong orientation the best size may be negative; the size of the spread is used instead.
+    per_metre = jnp.where(per_metre > 0.2 * spread, per_metre, spread)
+    root_pixel = camera.linear @ (ray_center + per_metre * (posed.joints[ROOT_JOINT, :2] - model_center)) / focal
+    perspective = camera.perspectivity > 0.5
+    depth = jnp.where(perspective, focal / per_metre, 0.0)
+    return HandParameters(
+        pose=pose,
+        betas=betas,
+        scale=jnp.where(perspective, 1.0, per_metre / focal),
+        translation=unproject(camera, root_pixel[None], depth[None])[0],
+    )
+
+
+def focal_length(camera: Camera) -> Float[Array, ""]:
+    """Return the geometric mean of the focal lengths, pixels (perspective) or pixels per unit (weak perspective)."""
+    return jnp.sqrt(jnp.abs(jnp.linalg.det(camera.linear)))
+
+
+def _least_squares_scale(
+    model: Float[Array, "n 2"], target: Float[Array, "n 2"], weight: Float[Array, "n"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return s that minimises the weighted sum of |s model - target|^2, and s at which both have the same spread."""
+    cross, square, extent = (jnp.sum(weight[:, None] * a) for a in (model * target, model * model, target * target))
+    return _safe_ratio(cross, square), jnp.sqrt(jnp.maximum(_safe_ratio(extent, square), 1e-12))
 
 
 def _safe_ratio(numerator: Float[Array, ""], denominator: Float[Array, ""]) -> Float[Array, ""]:
-    """numerator / denominator, or 1 where all model points fall onto the root and no scale is better than another."""
+    """Return numerator / denominator, or 1 if all model points coincide with the root and every scale fits equally."""
     degenerate = denominator < 1e-20
     return jnp.where(degenerate, 1.0, numerator / jnp.where(degenerate, 1.0, denominator))

@@ -1,4 +1,4 @@
-"""The energy of the paper (Eq. 13) and that of the released program, over axis-angle pose and shape."""
+"""The energy of the paper (Eq. 13) and of the released program; the unknowns are axis-angle pose and shape."""
 
 import dataclasses
 
@@ -8,40 +8,40 @@ from jaxtyping import Array, Float
 from handtailor_jax.errors import InputError
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.render.soft import soft_rasterise
-from handtailor_jax.skeleton import ROOT
+from handtailor_jax.skeleton import JOINT_PARENTS, ROOT, ROOT_JOINT
 from handtailor_jax.tailor import energy as terms
-from handtailor_jax.tailor.placement import ROOT_JOINT, place, posed_hand
+from handtailor_jax.tailor.placement import place, posed_hand
 from handtailor_jax.types import HandParameters, Observation, pytree
 
 
 @dataclasses.dataclass(frozen=True)
 class PaperEnergy:
-    """Weights of Eq. 13, E = joint E_J + twist E_g + identity E_id, and the released program's departures from it."""
+    """Weights of the terms of Eq. 13, E = E_J + E_g + E_id."""
 
     joint: float = 1.0
-    """Weight of E_J, the sum of squared pixel distances (Eq. 9)."""
+    """Weight of E_J (Eq. 9): the sum of squared pixel distances."""
     non_planarity: float = 100.0
-    """Weight of the first part of E_g, summed over fingers, in reference-bone units (Eq. 10)."""
+    """Weight of the first part of E_g (Eq. 10): the sum over fingers, in units of the reference bone."""
     backward_bend: float = 100.0
-    """Weight of the second part of E_g (Eq. 10)."""
+    """Weight of the second part of E_g (Eq. 10): the sum over fingers, in units of the reference bone."""
     identity_pose: float = 0.1
-    """Weight of ||theta - theta'||^2 (Eq. 11)."""
+    """Weight of the pose's squared change from the start (Eq. 11)."""
     identity_betas: float = 0.1
-    """Weight of ||beta - beta'||^2 (Eq. 11)."""
+    """Weight of the betas' squared change from the start (Eq. 11)."""
     depth: float = 0.0
-    """Weight of E_d, the sum of squared differences to the observed depth map, in its unit (Table 4). The hand is
-    rendered in every evaluation, in the observed map's size, if this or `silhouette` is not 0."""
+    """Weight of E_d (Table 4): the sum of squared differences to the observed depth map, in its unit. If this or
+    `silhouette` is not 0, every evaluation renders the hand in the size of the observed map."""
     silhouette: float = 0.0
-    """Weight of E_sil, the sum of squared differences to the observed mask (Table 4)."""
+    """Weight of E_sil (Table 4): the sum of squared differences to the observed mask."""
     released: bool = False
-    """The released program: the reference bone's length, not the scale of the model, is what stays fixed; with
-    intrinsics that length is optimised too but thrown away at the end, and E_g is taken in camera-frame units; the
-    backward bends of all fingers are summed before they are clamped."""
+    """True for the energy of the released program, which differs from the paper: the length of the reference bone is
+    fixed instead of the model's scale; with intrinsics this length is optimised, but the result has its initial value,
+    and E_g is in camera-frame units; the backward bends of all fingers are summed before clamping."""
 
 
 @pytree
 class PaperProblem:
-    """Eq. 13 for one hand: unknowns x = (pose (48), betas, reference bone), energy E(x), result HandParameters(x)."""
+    """Minimisation of Eq. 13 for one hand; the unknowns x are pose (48), betas and the reference bone."""
 
     weights: PaperEnergy = dataclasses.field(metadata={"static": True})
     hand: HandModel
@@ -50,16 +50,16 @@ class PaperProblem:
 
     @property
     def initial(self) -> Float[Array, "unknowns"]:
-        """x before the first step."""
+        """The unknowns before the first step."""
         return jnp.concatenate([self.start.pose.reshape(48), self.start.betas, self._bone(self.start)[None]])
 
     def energy(self, x: Float[Array, "unknowns"]) -> Float[Array, ""]:
-        """E (Eq. 13)."""
+        """Return E (Eq. 13 of the paper)."""
         w, start = self.weights, self.start
         parameters = self._parameters(x, x[-1])
         posed = posed_hand(self.hand, parameters)
         keypoints = posed.keypoints
-        relative = keypoints - keypoints[ROOT][None]  # placed later: pixels of translation would swallow small hands
+        relative = keypoints - keypoints[ROOT][None]  # in pixels, a translation would cost digits
         unit = 1.0 / self._model_bone(parameters.betas)
         if w.released:
             unit = jnp.where(self.observation.camera.perspectivity > 0.5, parameters.scale, unit)
@@ -79,13 +79,15 @@ class PaperProblem:
         return energy
 
     def _image_energy(self, vertices: Float[Array, "vertices 3"]) -> Float[Array, ""]:
-        """The weighted sum of E_d and E_sil (Table 4) of camera-frame vertices."""
+        """Return the weighted sum of E_d and E_sil (Table 4) of camera-frame vertices."""
         w, seen = self.weights, self.observation
         depth_map = seen.depth_map if w.depth else None
         mask = seen.mask if w.silhouette else None
         observed = depth_map if mask is None else mask
         if observed is None or (w.depth and depth_map is None) or (w.silhouette and mask is None):
-            raise InputError("an energy with a weight for depth or silhouette needs an observed depth_map or mask")
+            raise InputError(
+                "the observation lacks the depth_map or mask that the energy weighs: give it, or set its weight to 0"
+            )
         maps = soft_rasterise(vertices, self.hand.faces, seen.camera, *observed.shape)
         energy = jnp.zeros((), vertices.dtype)
         if depth_map is not None:
@@ -95,13 +97,13 @@ class PaperProblem:
         return energy
 
     def parameters(self, x: Float[Array, "unknowns"]) -> HandParameters:
-        """The hand at x; its size is that of the start (the released program discards the optimised bone)."""
+        """Return the hand at x, with the size of the start (the released program discards the optimised bone)."""
         return self._parameters(x, self._bone(self.start))
 
     def _parameters(self, x: Float[Array, "unknowns"], bone: Float[Array, ""]) -> HandParameters:
         betas = x[48:-1]
         if self.weights.released:
-            # Only with intrinsics is the bone an unknown.
+            # The bone is an unknown with intrinsics only.
             perspective = self.observation.camera.perspectivity > 0.5
             bone = jnp.where(perspective, bone, self._bone(self.start))
             scale = bone / self._model_bone(betas)
@@ -111,7 +113,7 @@ class PaperProblem:
 
     def _model_bone(self, betas: Float[Array, "betas"]) -> Float[Array, ""]:
         joints = self.hand.shape(betas).rest_joints
-        bone = joints[0] - joints[4]
+        bone = joints[JOINT_PARENTS[ROOT_JOINT]] - joints[ROOT_JOINT]
         return jnp.sqrt(jnp.sum(bone * bone))
 
     def _bone(self, parameters: HandParameters) -> Float[Array, ""]:

@@ -1,4 +1,4 @@
-"""The tailor's configuration and its named presets."""
+"""Configuration of the tailor, and its presets."""
 
 import dataclasses
 import math
@@ -12,21 +12,25 @@ from handtailor_jax.tailor.solve import Adam, GradientMode, LevenbergMarquardt, 
 
 @dataclasses.dataclass(frozen=True)
 class TailorConfig:
-    """What the tailor minimises, how, and how it is differentiated."""
+    """Energy, solver and differentiation of the tailor."""
 
     energy: CalibratedEnergy | PaperEnergy
+    """The energy that is minimised."""
     solver: Solver
+    """The solver of the minimisation."""
     scale: StartScale = "closed_form"
+    """Scale of the start; see `StartScale`."""
     gradient: GradientMode = "unrolled"
+    """Differentiation of the result; see `GradientMode`."""
 
     @classmethod
     def default(cls) -> "TailorConfig":
-        """Ours: calibrated robust energy, Levenberg-Marquardt.
+        """Return the default for proposals with good keypoints: calibrated robust energy, Levenberg-Marquardt.
 
-        Chosen on seed 1 of `evaluation.simulation` among forty settings, for 3D and reprojection error on Gaussian
-        and heavy-tailed noise together; `bench tailor` reports on another seed. The standard deviations are the noise
-        of a good proposal and of a good detector. A residual more robust than this needs a third iteration, because a
-        start that is far off looks like an outlier to it, and gains nothing by it.
+        Its standard deviations are the noise of a good proposal and of a good detector. They were selected among about
+        forty settings on seed 1 of `evaluation.simulation`, by 3D and reprojection errors under Gaussian and
+        heavy-tailed noise; benchmarks/tailor.py reports on another seed. A more robust residual treats a bad start as
+        an outlier, so it needs a third iteration, and is no more accurate.
         """
         return cls(
             energy=CalibratedEnergy(
@@ -43,11 +47,11 @@ class TailorConfig:
 
     @classmethod
     def network(cls) -> "TailorConfig":
-        """The default for a network's own keypoints, whose confidences tell how far off they are.
+        """Return the default for a network's own keypoints, whose noise depends on their confidence.
 
-        Those of the embedded weights are about 4 % of the hand's size off at confidence 0.95 and 25 % at 0.2; lengths
-        of hands are surer than their depths. Chosen with those weights on renderings and photographs of training splits
-        (docs/model-card.md).
+        The embedded weights' keypoints have errors of about 4 % of the hand size at confidence 0.95 and 25 % at 0.2.
+        Their hand sizes are more accurate than their depths. The preset was selected with these weights on rendered
+        images and photographs of training splits (docs/model-card.md).
         """
         return cls(
             energy=CalibratedEnergy(
@@ -57,7 +61,7 @@ class TailorConfig:
                 rotation_std=0.15,
                 finger_std=0.15,
                 betas_std=0.5,
-                # Where hardly a keypoint is trusted, nothing else holds the hand's place.
+                # If almost all confidences are low, only these two terms keep the hand in place.
                 pixel_std=0.3,
                 zoom_std=0.3,
                 size_share=0.0,
@@ -68,13 +72,13 @@ class TailorConfig:
 
     @classmethod
     def paper(cls) -> "TailorConfig":
-        """The paper's constants: Eq. 13 with weights 1, 100, 0.1, Adam at 0.003 for 20 iterations."""
+        """Return the paper's constants: Eq. 13 with weights 1, 100 and 0.1; 20 Adam steps at 0.003."""
         return cls(energy=PaperEnergy(), solver=Adam())
 
     @classmethod
     def official(cls) -> "TailorConfig":
-        """The released program's constants and departures from the paper (means instead of sums, Adam with
-        b1 = b2 = 0.5 at 0.03 whose bias correction starts one step late)."""
+        """Return the released program's constants, which differ from the paper's: means instead of sums; Adam at 0.03
+        with b1 = b2 = 0.5 and a bias correction that is one step ahead."""
         return cls(
             energy=PaperEnergy(
                 joint=1.0 / 42.0,
@@ -90,7 +94,7 @@ class TailorConfig:
 
     @classmethod
     def plug_in(cls) -> "TailorConfig":
-        """For a pose of another method whose placement is unknown: placement is free, and there is time to find it."""
+        """Return the preset for a pose of another method without placement: free placement, ten iterations."""
         return cls(
             energy=CalibratedEnergy(
                 keypoint_std=0.0125, robustness=8.0, rotation_std=0.3, finger_std=0.2, betas_std=1.0
@@ -100,7 +104,7 @@ class TailorConfig:
 
     @classmethod
     def keypoints_only(cls) -> "TailorConfig":
-        """For 2D keypoints without any proposal: the pose prior and joint limits take the place of the identity."""
+        """Return the preset for 2D keypoints without a proposal: pose prior and joint limits replace the identity."""
         return cls(
             energy=CalibratedEnergy(
                 keypoint_std=0.012,
@@ -124,6 +128,6 @@ PRESETS = {
     "paper": TailorConfig.paper,
     "official": TailorConfig.official,
 }
-"""The presets that refine a proposal, by the name the command line uses."""
+"""Presets that refine a proposal, by their names on the command line."""
 
 PresetName = Literal["default", "network", "paper", "official"]

@@ -1,11 +1,11 @@
-"""From 2D keypoints alone to a hand: several starts, one batch of solves, the best kept by energy.
+"""Search for a hand from 2D keypoints alone: several starts, one batch of solves, the best kept by energy.
 
-A palm seen from afar is an affine image of the flat model palm, which fixes the global rotation up to the Necker twin
-(the palm tilted the other way). Each palm hypothesis is tried with each of three finger curls.
+The keypoints of a distant palm are an affine image of the flat model palm. This determines the global rotation up to
+the Necker ambiguity (the palm tilted the other way). Each palm hypothesis is combined with each of three finger curls.
 """
 
 import dataclasses
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,58 +13,57 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from handtailor_jax.geometry.cameras import inverse_linear, project, unproject
-from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
+from handtailor_jax.geometry.lifting import turn_to_axis
+from handtailor_jax.geometry.rotations import axis_angle_from_matrix
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
-from handtailor_jax.skeleton import KEYPOINTS, MANO_JOINTS, ROOT
-from handtailor_jax.tailor.placement import ROOT_JOINT, camera_keypoints, describe, reprojection_error
+from handtailor_jax.skeleton import FINGER_JOINTS, KEYPOINTS, ROOT, ROOT_JOINT
+from handtailor_jax.tailor.initialize import focal_length
+from handtailor_jax.tailor.placement import camera_keypoints, describe, reprojection_error
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.tailor.solve import LeastSquaresProblem, LevenbergMarquardt
 from handtailor_jax.tailor.tailor import pose_problem
 from handtailor_jax.types import Hand, HandParameters, Observation
 
+T = TypeVar("T")
+
 _PALM = np.asarray(
     [KEYPOINTS.index(n) for n in ("wrist", "thumb_cmc", "index_mcp", "middle_mcp", "ring_mcp", "little_mcp")], np.int32
 )
-# The thumb's base moves against the palm, so it counts less.
+# The thumb's base moves relative to the palm, so it has less weight.
 _PALM_WEIGHTS = np.asarray([1.0, 0.3, 1.0, 1.0, 1.0, 1.0], np.float32)
 
-# Flexion (degrees) of MCP, PIP and DIP of the four fingers in each start; None keeps the mean of the pose prior.
+# Flexion (degrees) of the three joints of a finger in each curl, base to tip; None is the mean of the pose prior.
 _CURLS = (None, (45.0, 50.0, 30.0), (75.0, 95.0, 55.0))
 _THUMB_CURLS = ((-25.0, -10.0, 0.0), (20.0, 15.0, 20.0), (45.0, 40.0, 60.0))
-_THUMB_JOINTS = np.asarray([MANO_JOINTS.index(f"thumb_{j}") - 1 for j in ("cmc", "mcp", "ip")], np.int32)
-_FINGER_JOINTS = np.asarray(
-    [[MANO_JOINTS.index(f"{f}_{j}") - 1 for j in ("mcp", "pip", "dip")] for f in ("index", "middle", "ring", "little")],
-    np.int32,
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig:
-    """How many iterations the starts get, and how many survive the first round."""
+    """Effort of a search."""
 
     screening: int = 6
     """Levenberg-Marquardt iterations of every start."""
     survivors: int = 5
-    """Starts that are solved to the end."""
+    """Number of starts that are solved with all iterations."""
     distinct: float = 0.01
-    """Mean distance of keypoints (metres, in units of the model) from which two solutions count as different."""
+    """Mean distance of keypoints (metres of the model) at which two solutions count as different hands."""
 
 
 def palm_rotations(
     observation: Observation, palm: Float[Array, "6 3"], root: Float[Array, "3"]
 ) -> tuple[Float[Array, "5 3 3"], Float[Array, ""], Float[Array, "2"]]:
-    """Five hypotheses of the global rotation, pixels per metre and the root's pixel, from the keypoints of the palm.
+    """Return five hypotheses of the global rotation, pixels per metre and the root's pixel, from the palm's keypoints.
 
-    The keypoints are an affine image A of the palm plane (x, z): A = s (r_x, r_z) restricted to the picture, so s is
-    its larger singular value and the rows missing from r_x and r_z have known length. Their sign is the Necker
-    ambiguity. The four sign choices of tilt and of the facing (palm or back, which an edge-on palm hides), then the
-    untilted palm.
+    The keypoints are an affine image A of the palm plane (x, z): A = s (r_x, r_z) without the rows of depth, so s is
+    A's larger singular value, and the missing entries of the unit vectors r_x and r_z are known up to sign. The
+    hypotheses are the four signs of tilt and facing (an edge-on palm shows neither palm nor back), and the untilted
+    palm.
 
     Args:
-        observation: keypoints and camera.
-        palm: model points that the palm's keypoints mark, rest frame.
-        root: rest-frame root joint.
+        observation: Keypoints and camera.
+        palm: Model points of the palm's keypoints, rest frame, metres.
+        root: Root joint, rest frame, metres.
     """
     dtype = palm.dtype
     weight = jnp.asarray(_PALM_WEIGHTS, dtype) * observation.confidence[_PALM] + 1e-6
@@ -72,8 +71,8 @@ def palm_rotations(
     plane = palm[:, jnp.asarray([0, 2])]
     center = weight @ plane
     model = plane - center[None]
-    # Rays through the camera's linear part: pixels of a unit camera, so that fx != fy or a rotated image do not skew A
-    focal = jnp.sqrt(jnp.abs(jnp.linalg.det(observation.camera.linear)))
+    # Pixels of a camera with square pixels, so that fx != fy or a rotated image do not skew A.
+    focal = focal_length(observation.camera)
     rays = observation.keypoints_2d[_PALM] @ inverse_linear(observation.camera).T * focal
     image_center = weight @ rays
     weighted = model * weight[:, None]
@@ -84,56 +83,49 @@ def palm_rotations(
     u, sigma, vt = jnp.linalg.svd(a)
     scale = jnp.maximum(sigma[0], 1e-6)
 
-    def rotation(affine: Array, sign: float, tilt: float) -> Array:
+    def rotation(affine: Array, sign: float) -> Array:
         ax, az = affine[:, 0] / scale, affine[:, 1] / scale
         dx = jnp.sqrt(jnp.maximum(1.0 - jnp.sum(ax * ax), 0.0))
         dz = jnp.sqrt(jnp.maximum(1.0 - jnp.sum(az * az), 0.0))
-        # r_x and r_z are orthogonal, so their depths have the sign of minus the product of their image parts
+        # r_x and r_z are orthogonal, so the product of their depths has the sign of minus the product in the image.
         dz = jnp.where(jnp.sum(ax * az) > 0.0, -dz, dz)
-        rx = jnp.concatenate([ax, sign * tilt * dx[None]])
-        rz = jnp.concatenate([az, sign * tilt * dz[None]])
+        rx = jnp.concatenate([ax, sign * dx[None]])
+        rz = jnp.concatenate([az, sign * dz[None]])
         rx = rx / jnp.sqrt(jnp.sum(rx * rx) + 1e-12)
         rz = rz - jnp.sum(rx * rz) * rx
         rz = rz / jnp.sqrt(jnp.sum(rz * rz) + 1e-12)
         return jnp.stack([rx, jnp.cross(rz, rx), rz], axis=-1)
 
     other = u @ jnp.diag(sigma * jnp.asarray([1.0, -1.0], dtype)) @ vt
-    flat = u @ vt * scale
-    hypotheses = [rotation(a, 1.0, 1.0), rotation(a, -1.0, 1.0), rotation(other, 1.0, 1.0), rotation(other, -1.0, 1.0)]
-    root_pixel = observation.camera.linear @ root_ray / focal
-    return jnp.stack([*hypotheses, rotation(flat, 1.0, 0.0)]), scale, root_pixel
+    signs = [rotation(affine, sign) for affine in (a, other) for sign in (1.0, -1.0)]
+    untilted = rotation(u @ vt * scale, 0.0)
+    return jnp.stack([*signs, untilted]), scale, observation.camera.linear @ root_ray / focal
 
 
 def starts(
     hand: HandModel, observation: Observation, convention: LandmarkConvention, betas: Float[Array, "betas"]
 ) -> HandParameters:
-    """The starts of the search, palm hypotheses times curls, along a leading axis."""
-    dtype = hand.dtype
-    camera = observation.camera
-    means = hand.anatomy.mean
-    coordinates = []
+    """Return the starts of the search, palm hypotheses times curls, along a leading axis."""
+    dtype, camera, mean = hand.dtype, observation.camera, hand.anatomy.mean
+    curled = []
     for curl in _CURLS:
-        if curl is None:
-            coordinates.append(means)
-        else:
-            flexion = jnp.asarray(np.tile(np.radians(curl), (4, 1)), dtype)
-            coordinates.append(means.at[_FINGER_JOINTS, 0].set(flexion))
-    fingers = jnp.stack([hand.anatomy.finger_pose(c) for c in coordinates])
+        coordinates = mean
+        for joints in FINGER_JOINTS[1:]:
+            coordinates = _curl(hand, coordinates, joints, curl)
+        curled.append(hand.anatomy.finger_pose(coordinates))
+    fingers = jnp.stack(curled)
 
-    shaped = hand.shape(betas)
-    rest = shaped.pose(jnp.concatenate([jnp.zeros((1, 3), dtype), fingers[0]]))
+    rest = hand.shape(betas).pose(jnp.concatenate([jnp.zeros((1, 3), dtype), fingers[0]]))
     palm = convention.landmarks(rest)[_PALM]
     rotations, magnification, root_pixel = palm_rotations(observation, palm, rest.joints[ROOT_JOINT])
     perspective = camera.perspectivity > 0.5
-    focal = jnp.sqrt(jnp.abs(jnp.linalg.det(camera.linear)))
+    focal = focal_length(camera)
     depth = jnp.where(perspective, focal / magnification, 0.0)
     scale = jnp.where(perspective, 1.0, magnification / focal)
     root = unproject(camera, root_pixel[None], depth[None])[0]
-    # Off the optical axis the affine view holds in a frame that looks along the ray.
-    ray = jnp.where(
-        perspective, root / jnp.maximum(jnp.sqrt(jnp.sum(root * root)), 1e-6), jnp.asarray([0.0, 0.0, 1.0], dtype)
-    )
-    rotations = jnp.einsum("ab,nbc->nac", _turn_to(ray), rotations)
+    # Away from the optical axis the affine approximation is valid in a frame whose z axis is the line of sight.
+    sight = jnp.where(perspective, root, jnp.asarray([0.0, 0.0, 1.0], dtype))
+    rotations = jnp.einsum("ba,nbc->nac", turn_to_axis(sight), rotations)
 
     count, curls = rotations.shape[0], len(_CURLS)
     global_rotation = jnp.repeat(axis_angle_from_matrix(rotations), curls, axis=0)[:, None]
@@ -155,79 +147,79 @@ def search(
     convention: LandmarkConvention = MANO,
     betas_mean: Float[Array, "betas"] | None = None,
 ) -> Hand:
-    """Solve for a hand without any proposal; see the module docstring.
+    """Search for the hand with the least energy, without a proposal.
 
     Args:
-        hand: the hand model; its side is the side of the hand in the picture.
-        observation: keypoints, confidences, camera, and relative depths if some method knows them.
-        config: energy (a `CalibratedEnergy` with a prior) and a Levenberg-Marquardt solver.
-        search_config: effort.
-        convention: what the keypoints mark on the hand.
-        betas_mean: shape to start from and mean of its prior; zero if None.
+        hand: Hand model of the side of the hand in the image.
+        observation: Keypoints, confidences, camera, and relative depths if another method has estimated them.
+        config: Energy (a `CalibratedEnergy` with a prior) and a Levenberg-Marquardt solver.
+        search_config: Effort of the search.
+        convention: Landmark convention of the keypoints.
+        betas_mean: Shape of the starts and mean of the shape prior; zero if None.
 
     Returns:
         The hand of least energy, with a runner-up: the best hand that is clearly different, or the same hand with an
         infinite `energy_gap` if there is none. `reprojection_before` is the error of the best start.
+
+    Raises:
+        ValueError: If the solver is not Levenberg-Marquardt.
     """
     if not isinstance(config.solver, LevenbergMarquardt):
-        raise ValueError("a search over starts needs the Levenberg-Marquardt solver")
+        raise ValueError(f"the search has the solver {type(config.solver).__name__}: use LevenbergMarquardt")
     mean = jnp.zeros((hand.num_betas,), hand.dtype) if betas_mean is None else betas_mean
 
-    def solve_from(start: HandParameters, iterations: int) -> tuple[HandParameters, Array]:
-        problem = cast(LeastSquaresProblem, pose_problem(hand, start, observation, config, convention, mean))
-        x = dataclasses.replace(config.solver, iterations=iterations).minimise(problem)[0]
-        energy = problem.energy(x)
-        return problem.parameters(x), jnp.where(jnp.isfinite(energy), energy, jnp.inf)
+    def solve(candidates: HandParameters, iterations: int) -> tuple[HandParameters, Array]:
+        def solve_one(start: HandParameters) -> tuple[HandParameters, Array]:
+            problem = cast(LeastSquaresProblem, pose_problem(hand, start, observation, config, convention, mean))
+            x = dataclasses.replace(config.solver, iterations=iterations).minimise(problem)[0]
+            energy = problem.energy(x)
+            return problem.parameters(x), jnp.where(jnp.isfinite(energy), energy, jnp.inf)
 
-    def screen(candidates: HandParameters) -> tuple[HandParameters, Array]:
-        return jax.vmap(lambda start: solve_from(start, search_config.screening))(candidates)
-
-    def together(first: Any, second: Any) -> Any:
-        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
-
-    def shape_of(parameters: HandParameters) -> Array:
-        keypoints = camera_keypoints(hand, parameters)
-        return (keypoints - keypoints[ROOT][None]) / parameters.scale
+        return jax.vmap(solve_one)(candidates)
 
     first = starts(hand, observation, convention, mean)
-    found = screen(first)
-    best = jax.tree.map(lambda leaf: leaf[jnp.argmin(found[1])], found[0])
-    # A finger bent toward the camera and one bent away look alike: each finger of the best hand is tried again alone.
-    found = together(found, screen(_finger_swaps(hand, best)))
-    keep = _distinct(jax.vmap(shape_of)(found[0]), found[1], search_config)
-    solved, energies = jax.vmap(lambda start: solve_from(start, config.solver.iterations))(
-        jax.tree.map(lambda leaf: leaf[keep], found[0])
-    )
-    order = jnp.argsort(energies)
-    solved, energies = jax.tree.map(lambda leaf: leaf[order], (solved, energies))
-
-    keypoints = jax.vmap(shape_of)(solved)
+    screened = solve(first, search_config.screening)
+    # A finger bent toward the camera and one bent away look alike, so each finger of the best hand is curled alone.
+    swapped = solve(_finger_swaps(hand, _take(screened[0], jnp.argmin(screened[1]))), search_config.screening)
+    found = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), screened, swapped)
+    keep = _distinct(_model_keypoints(hand, found[0]), found[1], search_config)
+    parameters, energies = solve(_take(found[0], keep), config.solver.iterations)
+    parameters, energies = _take((parameters, energies), jnp.argsort(energies))
+    keypoints = _model_keypoints(hand, parameters)
     second = jnp.argmax(_apart(keypoints, keypoints[0]) > search_config.distinct)  # 0 if all solutions are one hand
-    best, runner_up = (
-        describe(hand, jax.tree.map(lambda leaf, i=i: leaf[i], solved), observation, convention) for i in (0, second)
-    )
 
-    def start_error(start: HandParameters) -> Array:
+    def error(start: HandParameters) -> Array:
         pixels = project(observation.camera, camera_keypoints(hand, start, convention))
         return reprojection_error(pixels, observation)
 
     return dataclasses.replace(
-        best,
-        reprojection_before=jnp.min(jax.vmap(start_error)(first)),
-        runner_up=runner_up,
+        describe(hand, _take(parameters, 0), observation, convention),
+        reprojection_before=jnp.min(jax.vmap(error)(first)),
+        runner_up=describe(hand, _take(parameters, second), observation, convention),
         energy_gap=jnp.where(second > 0, energies[second] - energies[0], jnp.inf),
     )
 
 
+def _take(tree: T, index: int | Int[Array, "..."]) -> T:
+    """Index the leading axis of every leaf."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _model_keypoints(hand: HandModel, parameters: HandParameters) -> Float[Array, "hands 21 3"]:
+    """Return the root-relative keypoints of several hands, metres of the model."""
+    keypoints = jax.vmap(lambda p: camera_keypoints(hand, p))(parameters)
+    return (keypoints - keypoints[:, ROOT, None]) / parameters.scale[:, None, None]
+
+
 def _apart(keypoints: Float[Array, "hands 21 3"], reference: Float[Array, "21 3"]) -> Float[Array, "hands"]:
-    """Mean distance of the keypoints of each hand from those of one hand, metres."""
+    """Return the mean distance of each hand's keypoints from those of one hand, metres."""
     return jnp.mean(jnp.sqrt(jnp.sum((keypoints - reference[None]) ** 2, axis=-1)), axis=-1)
 
 
 def _distinct(
     keypoints: Float[Array, "hands 21 3"], energies: Float[Array, "hands"], config: SearchConfig
 ) -> Int[Array, "survivors"]:
-    """The best hands none of which is nearly another: near-copies of the best would crowd out its mirror twin."""
+    """Select the best hands that differ from each other, because near-copies of the best would displace its twin."""
     chosen = []
     for _ in range(config.survivors):
         best = jnp.argmin(energies)
@@ -237,65 +229,24 @@ def _distinct(
 
 
 def _finger_swaps(hand: HandModel, parameters: HandParameters) -> HandParameters:
-    """The hand with one finger at a time in one of the curls, along a leading axis (15)."""
+    """Return the hand with one finger at a time in each curl, along a leading axis (15)."""
     coordinates = hand.anatomy.coordinates(parameters.pose[1:])
-    swapped = []
-    for finger, curls in [(_THUMB_JOINTS, _THUMB_CURLS), *((joints, _CURLS) for joints in _FINGER_JOINTS)]:
-        for curl in curls:
-            flexion = hand.anatomy.mean[finger, 0] if curl is None else jnp.asarray(np.radians(curl), hand.dtype)
-            swapped.append(hand.anatomy.finger_pose(coordinates.at[finger, 0].set(flexion)))
-    count = len(swapped)
-    pose = jnp.concatenate([jnp.tile(parameters.pose[:1], (count, 1, 1)), jnp.stack(swapped)], axis=1)
-    swaps = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (count, *leaf.shape)), parameters)
-    return dataclasses.replace(swaps, pose=pose)
-
-
-def place_proposal(
-    hand: HandModel,
-    pose: Float[Array, "16 3"],
-    betas: Float[Array, "betas"],
-    observation: Observation,
-    convention: LandmarkConvention = MANO,
-) -> HandParameters:
-    """Places a proposed pose and shape whose position is unknown: scale and translation by weighted least squares.
-
-    The same closed form as Eq. 17, with the translation free instead of pinned to the root's keypoint, in the
-    landmarks of any convention. With intrinsics the scale becomes a depth at the model's own size.
-
-    Args:
-        hand: the hand model.
-        pose: proposed rotations in camera axes, axis-angle, radians.
-        betas: proposed shape.
-        observation: keypoints, confidences and camera.
-        convention: what the keypoints mark on the hand.
-    """
-    posed = hand.shape(betas).pose(pose)
-    camera = observation.camera
-    focal = jnp.sqrt(jnp.abs(jnp.linalg.det(camera.linear)))
-    weight = observation.confidence / jnp.maximum(jnp.sum(observation.confidence), 1e-6)
-    model = convention.landmarks(posed)[:, :2]
-    rays = observation.keypoints_2d @ inverse_linear(camera).T * focal
-    model_center, ray_center = weight @ model, weight @ rays
-    model, rays = model - model_center[None], rays - ray_center[None]
-    per_metre = jnp.sum(weight[:, None] * model * rays) / jnp.maximum(jnp.sum(weight[:, None] * model * model), 1e-12)
-    # A proposal that points the wrong way would give a negative size; start it at the size of the spread instead.
-    spread = jnp.sqrt(jnp.sum(weight[:, None] * rays * rays) / jnp.sum(weight[:, None] * model * model))
-    per_metre = jnp.where(per_metre > 0.2 * spread, per_metre, spread)
-    root_pixel = camera.linear @ (ray_center + per_metre * (posed.joints[ROOT_JOINT, :2] - model_center)) / focal
-    perspective = camera.perspectivity > 0.5
-    depth = jnp.where(perspective, focal / per_metre, 0.0)
-    return HandParameters(
-        pose=pose,
-        betas=betas,
-        scale=jnp.where(perspective, 1.0, per_metre / focal),
-        translation=unproject(camera, root_pixel[None], depth[None])[0],
+    swapped = jnp.stack(
+        [
+            hand.anatomy.finger_pose(_curl(hand, coordinates, joints, curl))
+            for joints, curls in zip(FINGER_JOINTS, (_THUMB_CURLS, *[_CURLS] * 4), strict=True)
+            for curl in curls
+        ]
     )
+    count = swapped.shape[0]
+    swaps = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (count, *leaf.shape)), parameters)
+    return dataclasses.replace(swaps, pose=jnp.concatenate([swaps.pose[:, :1], swapped], axis=1))
 
 
-def _turn_to(direction: Float[Array, "3"]) -> Float[Array, "3 3"]:
-    """The smallest rotation that takes the optical axis to a unit direction in front of the camera."""
-    x, y, z = direction[0], direction[1], direction[2]
-    sine2 = x * x + y * y
-    sine = jnp.sqrt(jnp.maximum(sine2, 1e-20))
-    angle = jnp.arctan2(jnp.sqrt(sine2 + 1e-20), z)
-    return matrix_from_axis_angle(jnp.stack([-y, x, jnp.zeros_like(x)]) * (angle / sine))
+def _curl(
+    hand: HandModel, coordinates: Float[Array, "15 3"], joints: tuple[int, ...], curl: tuple[float, ...] | None
+) -> Float[Array, "15 3"]:
+    """Set the flexion of one finger, given by its MANO joints, to a curl."""
+    rows = np.asarray(joints, np.int32) - 1  # the wrist has no anatomical coordinates
+    flexion = hand.anatomy.mean[rows, 0] if curl is None else jnp.asarray(np.radians(curl), hand.dtype)
+    return coordinates.at[rows, 0].set(flexion)

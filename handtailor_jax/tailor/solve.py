@@ -1,7 +1,6 @@
-"""Minimisers of the tailor's energy, and how to differentiate through them.
+"""Solvers that minimise the tailor's energy, and differentiation through them.
 
-A problem offers ``initial`` (flat vector x), ``energy(x)``, ``parameters(x)`` and, for Levenberg-Marquardt,
-``normal_equations(x)``. Loops are rolled: unrolling multiplies compile time and, on a CPU, run time.
+Loops are rolled, because unrolling multiplies the compile time and, on a CPU, the run time.
 """
 
 import dataclasses
@@ -15,51 +14,58 @@ from jaxtyping import Array, Float
 from handtailor_jax.types import HandParameters
 
 GradientMode = Literal["unrolled", "checkpointed", "implicit"]
-"""How a gradient passes through the solver: back through every iteration, the same with iterations recomputed instead
-of stored, or through the stationarity of the energy at the result (exact only where the solver has converged)."""
+"""Differentiation of a solve: through every iteration ("unrolled"), the same with recomputed iterations, which saves
+memory ("checkpointed"), or by the implicit function theorem ("implicit"), exact only if the solver has converged."""
 
 
 @runtime_checkable
-class Problem(Protocol):
-    """An energy minimisation over a flat vector."""
+class MinimisationProblem(Protocol):
+    """An energy E(x) of a flat vector of unknowns x."""
 
     @property
     def initial(self) -> Float[Array, "unknowns"]:
-        """x before the first step."""
+        """The unknowns before the first step."""
 
     def energy(self, x: Float[Array, "unknowns"]) -> Float[Array, ""]:
-        """E(x)."""
+        """Return E(x)."""
 
     def parameters(self, x: Float[Array, "unknowns"]) -> HandParameters:
-        """The hand at x."""
+        """Return the hand at x."""
 
 
 @runtime_checkable
-class LeastSquaresProblem(Problem, Protocol):
-    """A problem whose curvature is known."""
+class LeastSquaresProblem(MinimisationProblem, Protocol):
+    """A minimisation problem with an approximate Hessian, as Levenberg-Marquardt needs it."""
 
     def normal_equations(
         self, x: Float[Array, "unknowns"]
     ) -> tuple[Float[Array, ""], Float[Array, "unknowns"], Float[Array, "unknowns unknowns"]]:
-        """E, its gradient and a positive semi-definite approximation of its Hessian."""
+        """Return E, its gradient and a positive semi-definite approximation of its Hessian at x."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Adam:
-    """Gradient descent with Adam."""
+    """The Adam solver."""
 
     learning_rate: float = 0.003
+    """Learning rate of the first step."""
     iterations: int = 20
+    """Number of steps."""
     b1: float = 0.9
+    """Decay of the gradient's mean."""
     b2: float = 0.999
+    """Decay of the squared gradient's mean."""
     eps: float = 1e-8
+    """Constant added to the divisor of the step."""
     final_learning_rate: float | None = None
-    """The rate decays to this along half a cosine; None keeps it fixed."""
+    """Learning rate of the end, reached along half a cosine; None keeps the learning rate constant."""
     first_step: int = 0
-    """Number of steps the bias correction assumes to have been taken already; the released program starts at 1."""
+    """Number of earlier steps that the bias correction assumes; 1 in the released program."""
 
-    def minimise(self, problem: Problem, keep: Callable[[Array], Array] = lambda x: x[:0]) -> tuple[Array, Array]:
-        """x after the last iteration, and ``keep(x)`` of every iterate, stacked (the default keeps nothing)."""
+    def minimise(
+        self, problem: MinimisationProblem, keep: Callable[[Array], Array] = lambda x: x[:0]
+    ) -> tuple[Array, Array]:
+        """Return x after the last step, and ``keep(x)`` before every step, stacked (by default empty)."""
         x = problem.initial
         gradient = jax.grad(problem.energy)
         final = self.learning_rate if self.final_learning_rate is None else self.final_learning_rate
@@ -70,7 +76,7 @@ class Adam:
             mean = self.b1 * mean + (1.0 - self.b1) * g
             square = self.b2 * square + (1.0 - self.b2) * g * g
             taken = step + (1.0 + self.first_step)
-            # Double where: an unknown that never had a gradient must not make the tailor's derivative 0 / 0.
+            # Double where: for an unknown whose gradients were all 0, the derivative of the root would be 0 / 0.
             moved = square > 0.0
             root = jnp.where(moved, jnp.sqrt(jnp.where(moved, square, 1.0) / (1.0 - self.b2**taken)), 0.0)
             direction = (mean / (1.0 - self.b1**taken)) / (root + self.eps)
@@ -85,26 +91,27 @@ class Adam:
 
 @dataclasses.dataclass(frozen=True)
 class LevenbergMarquardt:
-    """Damped Gauss-Newton; a step that does not lower the energy is dropped and the damping raised."""
+    """The Levenberg-Marquardt solver: a step that does not lower the energy is rejected and the damping is raised."""
 
     iterations: int = 3
+    """Number of steps."""
     damping: float = 0.1
-    """First damping, as a multiple of the curvature's diagonal."""
+    """Initial damping, as a multiple of the curvature's diagonal."""
     accepted: float = 0.3
     """Factor on the damping after a step that lowered the energy."""
     rejected: float = 5.0
-    """Factor on the damping after one that did not."""
+    """Factor on the damping after a step that did not lower the energy."""
 
     def minimise(
         self, problem: LeastSquaresProblem, keep: Callable[[Array], Array] = lambda x: x[:0]
     ) -> tuple[Array, Array]:
-        """x after the last iteration, and ``keep(x)`` of every iterate, stacked (the default keeps nothing)."""
+        """Return x after the last step, and ``keep(x)`` before every step, stacked (by default empty)."""
         x = problem.initial
 
         def iteration(carry, _):  # type: ignore[no-untyped-def]
             x, damping, best, candidate = carry
             proposed = problem.normal_equations(candidate)
-            better = proposed[0] < best[0]  # also False for NaN, so a failed factorisation is a rejected step
+            better = proposed[0] < best[0]  # False for NaN, so a step after a failed factorisation is rejected
             best = jax.tree.map(lambda new, old: jnp.where(better, new, old), proposed, best)
             damping = damping * jnp.where(better, self.accepted, self.rejected)
             x = jnp.where(better, candidate, x)
@@ -113,31 +120,33 @@ class LevenbergMarquardt:
             step = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(damped), gradient)
             return (x, damping, best, x - step), keep(x)
 
-        # Everything is better than nothing: the start is the first candidate, so that normal equations are compiled
-        # once, in the body of the loop.
+        # The first candidate is the start, which is better than an infinite energy, so the normal equations occur and
+        # are compiled once, in the body of the loop.
         nothing = (jnp.asarray(jnp.inf, x.dtype), jnp.zeros_like(x), jnp.zeros((x.shape[0], x.shape[0]), x.dtype))
         carry = (x, jnp.asarray(self.damping / self.accepted, x.dtype), nothing, x)
         (x, _, best, candidate), kept = jax.lax.scan(iteration, carry, length=self.iterations)
-        # The last step needs no curvature at its end, so it stands outside the loop.
+        # The end of the last step needs no curvature, so it is outside the loop.
         return jnp.where(problem.energy(candidate) < best[0], candidate, x), kept
 
 
 Solver = Adam | LevenbergMarquardt
 
 
-def solve(problem: Problem, solver: Solver, gradient: GradientMode = "unrolled") -> Float[Array, "unknowns"]:
-    """Minimises the energy of a problem; see `GradientMode` for what differentiating the result means."""
+def solve(
+    problem: MinimisationProblem, solver: Solver, gradient: GradientMode = "unrolled"
+) -> Float[Array, "unknowns"]:
+    """Minimise the energy of a problem; see `GradientMode` for its derivatives."""
     if gradient == "unrolled":
         return solver.minimise(problem)[0]  # type: ignore[arg-type]
     if gradient == "checkpointed":
         return jax.checkpoint(lambda p: solver.minimise(p)[0])(problem)
     if gradient == "implicit":
         return _implicit(problem, solver)
-    raise ValueError(f"gradient must be unrolled, checkpointed or implicit, not {gradient!r}")
+    raise ValueError(f"gradient is {gradient!r}: use unrolled, checkpointed or implicit")
 
 
-def _implicit(problem: Problem, solver: Solver) -> Float[Array, "unknowns"]:
-    """The minimiser, differentiated by the implicit function theorem: dx = -(d2E/dx2)^-1 d(dE/dx)."""
+def _implicit(problem: MinimisationProblem, solver: Solver) -> Float[Array, "unknowns"]:
+    """Minimise, and differentiate by the implicit function theorem: dx = -(d2E/dx2)^-1 d(dE/dx)."""
 
     def tangent_solve(linear, y):  # type: ignore[no-untyped-def]
         return jnp.linalg.solve(jax.jacobian(linear)(y), y)

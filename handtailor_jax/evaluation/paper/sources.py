@@ -21,8 +21,7 @@ from handtailor_jax.evaluation.paper.subjects import MARGIN, GroundTruth, Number
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import inverse_affine, transform_camera, transform_pixels
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
-from handtailor_jax.hand_module.hand_module import HandModule
-from handtailor_jax.hand_module.inference import inference_form
+from handtailor_jax.hand_module.hand_module import HandModule, inference_form
 from handtailor_jax.images import crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_BETAS, NUM_KEYPOINTS, ROOT, WRIST, permutation

@@ -20,10 +20,10 @@ from handtailor_jax.geometry.cameras import crop_affine, project, transform_came
 from handtailor_jax.images import Picture
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.skeleton import ROOT
-from handtailor_jax.tailor.batch import tailor_batch
 from handtailor_jax.tailor.initialize import StartScale, initialize
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
 from handtailor_jax.tailor.presets import PRESETS, PresetName, TailorConfig
+from handtailor_jax.tailor.tailor import tailor_batch
 from handtailor_jax.types import Camera, HandParameters, Observation, pytree, static
 
 Numbers = npt.NDArray[np.float32]
