@@ -5,6 +5,7 @@ blocks with depthwise convolutions, a small feature pyramid, and linear heads on
 """
 
 import dataclasses
+import itertools
 
 import jax.numpy as jnp
 from flax import nnx
@@ -130,7 +131,7 @@ class PalmDetector(nnx.Module):
         self.activation = PReLU(widths[0], rngs=rngs)
         self.first = EqualBlocks(widths[0], depth, rngs=rngs)
         self.stages = nnx.List(
-            [Stage(a, b, depth, rngs=rngs) for a, b in zip(widths[:-1], widths[1:], strict=True)],
+            [Stage(a, b, depth, rngs=rngs) for a, b in itertools.pairwise(widths)],
         )
         self.coarse = PyramidLevel(widths[-1], widths[-2], config.level_depth, anchors[0], rngs=rngs)
         self.fine = PyramidLevel(widths[-2], widths[-3], config.level_depth, anchors[1], rngs=rngs)

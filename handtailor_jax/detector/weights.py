@@ -9,7 +9,7 @@ import functools
 import importlib.resources
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from handtailor_jax.errors import InputError
 
 FORMAT = "handtailor detector"
 VERSION = "1"
-NETWORKS = {
+NETWORKS: dict[str, Callable[..., PalmDetector | HandLandmarkNetwork]] = {
     "palm_detection_full": functools.partial(PalmDetector, PalmDetectorConfig.full()),
     "palm_detection_lite": functools.partial(PalmDetector, PalmDetectorConfig.lite()),
     "hand_landmark_full": functools.partial(HandLandmarkNetwork, HandLandmarkConfig.full()),

@@ -1,0 +1,242 @@
+"""`HandDetector`: images of any size in, all hands in them out; `graph.py` holds the functions of arrays behind it."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from handtailor_jax.detector.crops import cut
+from handtailor_jax.detector.graph import Hands, find_palms, recognise
+from handtailor_jax.detector.landmark_network import HandLandmarkNetwork
+from handtailor_jax.detector.merging import merge_hands, merge_regions, tiles
+from handtailor_jax.detector.palm_detector import PalmDetector
+from handtailor_jax.detector.regions import Region, from_box, from_palm, upright
+from handtailor_jax.detector.weights import load_landmark_network, load_palm_detector
+from handtailor_jax.images import Box, Picture, as_rgb, check_box, whole
+from handtailor_jax.types import Side
+
+Tree = TypeVar("Tree")
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectedHand:
+    """One hand in an image. Pixels are those of the image."""
+
+    keypoints_2d: npt.NDArray[np.float32]
+    """(21, 2) keypoints (u, v), pixels, canonical order, MediaPipe's convention."""
+    joints_3d: npt.NDArray[np.float32]
+    """(21, 3) world landmarks in camera axes (x right, y down, z forward), metres; the origin is near the mean of the
+    finger MCPs and the hand's size is a guess."""
+    side: Side
+    """Which hand it is, in an image that is not mirrored."""
+    side_probability: float
+    """Probability of that side, 0.5 to 1."""
+    presence: float
+    """Probability that there is a hand, 0 to 1."""
+    region: Region
+    """The region that was looked at (NumPy arrays)."""
+    next_region: Region
+    """The region around the keypoints, for `HandDetector.follow` in the next frame (NumPy arrays)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectorConfig:
+    """Thresholds of detection."""
+
+    palm: float = 0.5
+    """Least score of a palm in a plain pass."""
+    presence: float = 0.5
+    """Least presence of a hand in a plain pass and while it is followed."""
+    thorough_palm: float = 0.4
+    """Least score of a palm in a thorough pass."""
+    thorough_presence: float = 0.7
+    """Least presence of a hand in a thorough pass."""
+    most_hands: int = 64
+    """Regions that are looked at in one image, by falling score of their palms."""
+
+
+class HandDetector:
+    """Finds the hands in images."""
+
+    def __init__(
+        self,
+        palm_detector: PalmDetector,
+        landmark_network: HandLandmarkNetwork,
+        config: DetectorConfig = DetectorConfig(),
+    ) -> None:
+        """Prepare detection; programs are compiled at the first call.
+
+        Args:
+            palm_detector: finds palms.
+            landmark_network: finds keypoints.
+            config: thresholds.
+        """
+        self.config = config
+        self._palm_size = palm_detector.config.image_size
+        self._crop_size = landmark_network.config.image_size
+        palm_graph, self._palm_state = nnx.split(palm_detector)
+        landmark_graph, self._landmark_state = nnx.split(landmark_network)
+        # A CPU computes one image after the other faster than a batch, whose maps leave its cache.
+        self._most_at_once = 1 if jax.default_backend() == "cpu" else 8
+
+        @jax.jit
+        def find(state: Any, images: Array, regions: Region, threshold: Array) -> tuple[Array, Region]:
+            palms = find_palms(nnx.merge(palm_graph, state), _unit(images), regions, threshold)
+            return palms.score, from_palm(palms)
+
+        @jax.jit
+        def look(state: Any, crops: Array, regions: Region) -> Hands:
+            return recognise(nnx.merge(landmark_graph, state), _unit(crops), regions)
+
+        self._find, self._look = find, look
+
+    @classmethod
+    def load(
+        cls,
+        palm: str | Path | None = None,
+        landmarks: str | Path | None = None,
+        config: DetectorConfig = DetectorConfig(),
+    ) -> "HandDetector":
+        """Load the networks.
+
+        Args:
+            palm: weight file of the palm detector; the embedded one if None.
+            landmarks: weight file of the landmark network; the embedded one if None.
+            config: thresholds.
+
+        Raises:
+            InputError: if a file is missing, damaged or of another network.
+        """
+        return cls(load_palm_detector(palm), load_landmark_network(landmarks), config)
+
+    def __call__(self, image: Any, *, thorough: bool | None = None) -> list[DetectedHand]:
+        """Find all hands in an image, by falling presence.
+
+        Args:
+            image: (H, W, 3) RGB; every format of `images.as_rgb`.
+            thorough: whether to look at overlapping tiles as well, which finds smaller and fainter hands in about ten
+                times the time; None does so where the plain pass finds nothing.
+
+        Raises:
+            InputError: if the image is not one.
+        """
+        picture = as_rgb(image)
+        if not thorough:
+            found = self._in_squares(picture, [whole(picture)], self.config.palm, self.config.presence)
+            if found or thorough is False:
+                return found
+        squares = [whole(picture), *tiles(picture.shape[1], picture.shape[0])]
+        return self._in_squares(picture, squares, self.config.thorough_palm, self.config.thorough_presence)
+
+    def in_box(self, image: Any, box: Any, *, passes: int = 2) -> DetectedHand | None:
+        """Find the hand in a box; None if the landmark network sees none in any of four turns of the box.
+
+        Args:
+            image: (H, W, 3) RGB.
+            box: (x, y, w, h) around one hand, pixels.
+            passes: further forward passes, each in the region around the last pass's keypoints.
+
+        Raises:
+            InputError: if the image is not one or the box does not fit it.
+        """
+        picture = as_rgb(image)
+        turns = jax.device_get(from_box(jnp.asarray(check_box(box, picture), jnp.float32)))
+        hand = max(self._recognise(picture, _unstack(turns)), key=lambda hand: hand.presence)
+        for _ in range(passes):
+            (hand,) = self._recognise(picture, [hand.next_region])
+        return hand if hand.presence > self.config.presence else None
+
+    def follow(self, frame: Any, region: Region) -> DetectedHand | None:
+        """Find a hand of the last frame in the next one, with the landmark network alone; None if it is lost.
+
+        Args:
+            frame: (H, W, 3) RGB.
+            region: `next_region` of the hand in the last frame.
+
+        Raises:
+            InputError: if the frame is not an image.
+        """
+        (hand,) = self._recognise(as_rgb(frame), [region])
+        return hand if hand.presence > self.config.presence else None
+
+    def _in_squares(self, picture: Picture, squares: list[Box], palm: float, presence: float) -> list[DetectedHand]:
+        """The hands whose palms are found in squares of the picture."""
+        regions = merge_regions(*self._find_palms(picture, squares, palm))[: self.config.most_hands]
+        return merge_hands([hand for hand in self._recognise(picture, regions) if hand.presence > presence])
+
+    def _find_palms(self, picture: Picture, squares: list[Box], threshold: float) -> tuple[list[float], list[Region]]:
+        """Scores and regions of the palms in squares of the picture."""
+        found = [
+            self._find(self._palm_state, images, regions, np.float32(threshold))
+            for images, regions in self._batches(
+                picture, [_square(box) for box in squares], self._palm_size, extend=False
+            )
+        ]
+        scores: list[float] = []
+        palms: list[Region] = []
+        for score, regions in jax.device_get(found):
+            for place in zip(*np.nonzero(score), strict=True):
+                scores.append(float(score[place]))
+                palms.append(jax.tree.map(lambda leaf, place=place: leaf[place], regions))
+        return scores, palms
+
+    def _recognise(self, picture: Picture, regions: list[Region]) -> list[DetectedHand]:
+        """One forward pass of the landmark network in each region."""
+        found = [
+            self._look(self._landmark_state, crops, batch)
+            for crops, batch in self._batches(picture, regions, self._crop_size, extend=True)
+        ]
+        return [_detected(hand) for batch in jax.device_get(found) for hand in _unstack(batch)][: len(regions)]
+
+    def _batches(
+        self, picture: Picture, regions: list[Region], size: int, *, extend: bool
+    ) -> Iterator[tuple[Picture, Region]]:
+        """Crops of regions in batches of 1, 2, 4 or 8, of which the last one is padded with its last region."""
+        for first in range(0, len(regions), self._most_at_once):
+            part = regions[first : first + self._most_at_once]
+            padded = part + part[-1:] * (2 ** math.ceil(math.log2(len(part))) - len(part))
+            batch = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
+            maps = np.asarray(_to_image(batch, size))
+            yield np.stack([cut(picture, affine, size, extend=extend) for affine in maps]), batch
+
+
+def _square(box: Box) -> Region:
+    return upright(jnp.asarray(box, jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _to_image(regions: Region, size: int) -> Array:
+    return regions.to_image(size)
+
+
+def _unit(images: UInt8[Array, "batch size size 3"]) -> Float[Array, "batch size size 3"]:
+    return images.astype(jnp.float32) / 255.0
+
+
+def _unstack(batch: Tree) -> list[Tree]:
+    """The entries of a pytree of NumPy arrays with one batch axis."""
+    count = len(jax.tree.leaves(batch)[0])
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(count)]
+
+
+def _detected(hand: Hands) -> DetectedHand:
+    """The result for one hand, without batch axis."""
+    right = float(hand.right)
+    return DetectedHand(
+        keypoints_2d=np.asarray(hand.keypoints_2d),
+        joints_3d=np.asarray(hand.joints_3d),
+        side="right" if right > 0.5 else "left",
+        side_probability=max(right, 1.0 - right),
+        presence=float(hand.presence),
+        region=hand.region,
+        next_region=hand.next_region,
+    )

@@ -1,0 +1,472 @@
+"""The detector against MediaPipe's outputs, and its parts against plain formulas.
+
+tests/golden/detector.npz and .json hold outputs of TensorFlow Lite's reference kernels and of MediaPipe's Python API.
+"""
+
+import dataclasses
+import json
+import math
+import runpy
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from handtailor_jax.detector import layers, merging
+from handtailor_jax.detector.crops import cut, sample
+from handtailor_jax.detector.detector import DetectorConfig, HandDetector
+from handtailor_jax.detector.graph import detect
+from handtailor_jax.detector.landmark_network import HandLandmarkConfig, HandLandmarkNetwork, Row
+from handtailor_jax.detector.palm_detector import PalmDetector, PalmDetectorConfig
+from handtailor_jax.detector.palms import MAX_PALMS, Palms, anchor_centers, intersection_over_union, suppress
+from handtailor_jax.detector.regions import Region, from_box, from_landmarks, from_palm, upright
+from handtailor_jax.detector.weights import (
+    LANDMARKS,
+    PALM,
+    load_landmark_network,
+    load_palm_detector,
+    save_weights,
+    tensor_shapes,
+)
+from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.cameras import project, transform_camera, transform_pixels
+from handtailor_jax.images import read_picture
+from handtailor_jax.types import Camera
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "handtailor_jax" / "assets" / "examples"
+GOLDEN = Path(__file__).parent / "golden"
+
+SMALL_PALM = PalmDetectorConfig(image_size=32, widths=(4, 6, 8, 8), depth=1, level_depth=1)
+SMALL_LANDMARKS = HandLandmarkConfig((Row(8, 3, 2, 4), Row(8, 5, 1, 4), Row(8, 5, 2, 6)), 8, image_size=32, stem=(4, 4))
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN / "detector.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def palm_detector():
+    return load_palm_detector()
+
+
+@pytest.fixture(scope="module")
+def landmark_network():
+    return load_landmark_network()
+
+
+@pytest.fixture(scope="module")
+def detector(palm_detector, landmark_network):
+    return HandDetector(palm_detector, landmark_network)
+
+
+def run(module, x):
+    graph, state = nnx.split(module)
+    return jax.device_get(jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x))
+
+
+def with_noise(images):
+    """The golden noise, then images."""
+    noise = np.random.default_rng(0).random((1, *images.shape[1:]), np.float32)
+    return jnp.asarray(np.concatenate([noise, images / np.float32(255)]))
+
+
+def close(actual, desired, atol):
+    np.testing.assert_allclose(np.asarray(actual).reshape(np.shape(desired)), desired, rtol=0, atol=atol)
+
+
+# --- Networks
+
+
+def test_palm_detector_is_that_of_tflite(palm_detector, golden):
+    logits, boxes = run(palm_detector, with_noise(golden["palm_input"]))
+    close(logits, golden["palm_logits"], 1.5e-4)
+    best = golden["palm_top"].astype(int)[..., None]
+    close(np.take_along_axis(boxes, best, axis=1), golden["palm_boxes_top"], 5.3e-4)  # pixels
+
+
+def test_landmark_network_is_that_of_tflite(landmark_network, golden):
+    found = run(landmark_network, with_noise(golden["crop_input"]))
+    close(found.crop, golden["hand_landmarks"], 4.2e-4)  # pixels
+    close(found.world, golden["hand_world"], 5.9e-7)  # metres
+    close(found.presence, golden["hand_presence"][:, 0], 3.2e-6)
+    close(found.right, golden["hand_right"][:, 0], 3.8e-6)
+
+
+@pytest.mark.parametrize(
+    ("network", "parameters"),
+    [
+        ("palm_detection_full", 1_132_056),
+        ("palm_detection_lite", 959_608),
+        ("hand_landmark_full", 2_715_680),
+        ("hand_landmark_lite", 1_011_712),
+    ],
+)
+def test_number_of_parameters(network, parameters):
+    assert sum(math.prod(shape) for shape in tensor_shapes(network).values()) == parameters
+
+
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(8, 8), (7, 9), (2, 6)])
+def test_both_depthwise_convolutions_agree(rng, size, stride, shape):
+    x = jnp.asarray(rng.normal(size=(2, *shape, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, 3)), jnp.float32)
+    as_shifts = layers._depthwise_as_shifts(x, kernel, stride=stride)
+    close(layers.depthwise(x, kernel, stride), as_shifts, 0.0)
+    close(layers._depthwise_as_convolution(x, kernel, stride=stride), as_shifts, 1e-5)
+
+
+def test_upsampling_keeps_a_plane(rng):
+    plane = jnp.asarray(np.add.outer(np.arange(4.0), 10.0 * np.arange(5.0)), jnp.float32)[None, :, :, None]
+    fine = np.asarray(layers.upsample_2(plane))[0, ..., 0]
+    expected = np.add.outer((np.arange(8) - 0.5) / 2, 10.0 * (np.arange(10) - 0.5) / 2)
+    close(fine[1:-1, 1:-1], expected[1:-1, 1:-1], 1e-5)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: PalmDetector(SMALL_PALM, rngs=nnx.Rngs(0)),
+        lambda: HandLandmarkNetwork(SMALL_LANDMARKS, rngs=nnx.Rngs(0)),
+    ],
+    ids=["palm", "landmarks"],
+)
+def test_gradients(x64, rng, build):
+    graph, state = nnx.split(nnx.eval_shape(build))
+    state = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / math.sqrt(leaf.shape[-1])), state)
+    size = nnx.merge(graph, state).config.image_size
+
+    def value(state, image):
+        outputs = jax.tree.leaves(nnx.merge(graph, state)(image))
+        return sum(jnp.sum(jnp.sin(3.0 * leaf)) for leaf in outputs)
+
+    # Noise: at constant areas the maximum of equal values has no gradient.
+    check_gradient(value, (state, jnp.asarray(rng.random((1, size, size, 3)))), rng)
+
+
+def check_gradient(value, inputs, rng):
+    """The gradient of a scalar against a central difference, along a random direction for each input."""
+    value = jax.jit(value)
+    gradients = jax.jit(jax.grad(value, argnums=tuple(range(len(inputs)))))(*inputs)
+    for part, gradient in enumerate(gradients):
+        direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), inputs[part])
+
+        def moved(step, part=part, direction=direction):
+            there = jax.tree.map(lambda leaf, d: leaf + step * d, inputs[part], direction)
+            return float(value(*inputs[:part], there, *inputs[part + 1 :]))
+
+        numeric = (moved(1e-7) - moved(-1e-7)) / 2e-7
+        exact = sum(jax.tree.leaves(jax.tree.map(lambda g, d: float(np.sum(np.asarray(g) * d)), gradient, direction)))
+        assert exact == pytest.approx(numeric, rel=1e-4)
+
+
+# --- Palms
+
+
+def test_anchors(golden):
+    close(anchor_centers(PalmDetectorConfig.full()), golden["anchors"], 0.0)
+
+
+def suppress_plainly(palms, threshold):
+    """Weighted suppression in a few lines of NumPy."""
+    score, values = np.asarray(palms.score), np.concatenate([palms.box, palms.keypoints.reshape(-1, 14)], axis=1)
+    same = np.asarray(intersection_over_union(palms.box, palms.box)) > 0.3
+    left = [i for i in np.argsort(-score, kind="stable") if score[i] >= threshold]
+    found = []
+    while left:
+        members = [i for i in left if same[left[0], i]]
+        found.append((score[left[0]], np.average(values[members], axis=0, weights=score[members])))
+        left = [i for i in left if i not in members]
+    return found
+
+
+def random_palms(rng, count=150):
+    box = np.concatenate([rng.random((count, 2)), 0.1 + 0.2 * rng.random((count, 2))], axis=1)
+    arrays = rng.random(count), box, rng.random((count, 7, 2))
+    return Palms(*[jnp.asarray(array, jnp.float32) for array in arrays])
+
+
+def test_suppression(rng):
+    palms = random_palms(rng)
+    found = jax.jit(suppress)(palms, 0.5)
+    expected = suppress_plainly(palms, 0.5)
+    assert 5 < len(expected) < MAX_PALMS
+    assert (np.asarray(found.score) > 0).sum() == len(expected)
+    for i, (score, values) in enumerate(expected):
+        assert found.score[i] == pytest.approx(score)
+        close(np.concatenate([found.box[i], found.keypoints[i].reshape(-1)]), values, 1e-6)
+
+
+def test_suppression_without_candidates(rng):
+    found = suppress(random_palms(rng), 1.1)
+    assert not np.asarray(found.score).any()
+    assert np.isfinite(found.box).all()
+
+
+def test_intersection_over_union():
+    boxes = jnp.asarray([[0.5, 0.5, 1.0, 1.0], [1.0, 0.5, 1.0, 1.0], [5.0, 5.0, 1.0, 1.0], [0.5, 0.5, -1.0, 1.0]])
+    close(intersection_over_union(boxes[:1], boxes)[0], [1.0, 1 / 3, 0.0, 0.0], 1e-6)
+
+
+# --- Regions and crops
+
+
+def as_mediapipe(region, sizes):
+    """A region as MediaPipe writes it: centre and sides in fractions of the image, rotation."""
+    side = np.asarray(region.side)[:, None] / sizes
+    return np.concatenate([np.asarray(region.center) / sizes, side, np.asarray(region.rotation)[:, None]], axis=1)
+
+
+def test_regions_from_palms(golden):
+    palms, sizes = golden["palms"], golden["palm_sizes"].astype(np.float32)
+    box = np.concatenate([(palms[:, 1:3] + palms[:, 3:5] / 2) * sizes, palms[:, 3:5] * sizes], axis=1)
+    keypoints = palms[:, 5:].reshape(-1, 7, 2) * sizes[:, None]
+    regions = from_palm(Palms(*[jnp.asarray(array) for array in (palms[:, 0], box, keypoints)]))
+    close(as_mediapipe(regions, sizes), golden["palm_regions"], 1e-5)
+
+
+def test_regions_from_landmarks(golden):
+    sizes = golden["landmark_sizes"].astype(np.float32)
+    regions = from_landmarks(jnp.asarray(golden["landmarks"] * sizes[:, None]))
+    close(as_mediapipe(regions, sizes), golden["landmark_regions"], 1e-5)
+
+
+def test_regions_from_a_box():
+    regions = from_box(jnp.asarray([10.0, 20.0, 30.0, 40.0]))
+    close(regions.center, [[25.0, 40.0]] * 4, 0.0)
+    close(regions.side, [64.0] * 4, 1e-5)
+    close(regions.rotation, np.radians([0, 90, 180, 270]), 1e-6)
+
+
+def some_region(x=61.5, y=40.25, side=50.0, rotation=0.7):
+    return Region(jnp.asarray([x, y], jnp.float32), jnp.asarray(side, jnp.float32), jnp.asarray(rotation, jnp.float32))
+
+
+def test_affine_maps_are_inverse_and_the_camera_follows(rng, landmark_network):
+    region = some_region()
+    pixels = jnp.asarray(100.0 * rng.random((5, 2)), jnp.float32)
+    there = transform_pixels(region.to_crop(224), pixels)
+    close(transform_pixels(region.to_image(224), there), pixels, 1e-4)
+    close(transform_pixels(region.to_crop(224), region.center[None]), [[112.0, 112.0]], 1e-4)
+    camera = Camera.perspective(300.0, 310.0, 50.0, 60.0)
+    points = jnp.asarray(rng.normal(size=(5, 3)) + np.asarray([0, 0, 8]), jnp.float32)
+    moved = project(transform_camera(camera, region.to_crop(224)), points)
+    close(moved, transform_pixels(region.to_crop(224), project(camera, points)), 1e-3)
+
+
+def test_crops_are_those_of_mediapipe(golden):
+    for name, expected, letterbox, row in zip(
+        ("open", "thumbs_up"), golden["crop_input"], golden["palm_input"], golden["crop_region"], strict=True
+    ):
+        image = read_picture(EXAMPLES / f"{name}.jpg")
+        crop = cut(image, np.asarray(some_region(*row).to_image(224)), 224, extend=True)
+        assert np.abs(crop.astype(int) - expected).max() <= 3  # OpenCV's versions differ by that
+        assert np.abs(crop.astype(int) - expected).mean() < 0.05
+        whole = upright(jnp.asarray([0.0, 0.0, image.shape[1], image.shape[0]], jnp.float32))
+        crop = cut(image, np.asarray(whole.to_image(192)), 192, extend=False)
+        assert np.abs(crop.astype(int) - letterbox).max() <= 3
+
+
+@pytest.mark.parametrize("place", [{}, {"x": 0.0, "y": 79.0}, {"side": 300.0}, {"x": -500.0}])
+def test_both_ways_to_cut_agree(rng, place):
+    image = rng.integers(0, 256, (80, 120, 3), np.uint8)
+    region = some_region(**place)
+    crop = cut(image, np.asarray(region.to_image(32)), 32, extend=True)
+    same = jax.jit(sample, static_argnums=2)(jnp.asarray(image, jnp.float32) / 255.0, region, 32)
+    # OpenCV 4 rounds positions to 1/32 pixel, which matters in noise.
+    assert np.abs(np.asarray(same) * 255.0 - crop).mean() < 2.0
+
+
+def test_outside_is_black_or_repeats_the_edge():
+    image = np.full((10, 10, 3), 200, np.uint8)
+    affine = np.asarray(some_region(5.0, 5.0, 40.0, 0.0).to_image(32))
+    assert cut(image, affine, 32, extend=True).min() == 200
+    black = cut(image, affine, 32, extend=False)
+    assert black[0].max() == 0
+    assert black[16, 16].min() == 200
+
+
+def test_very_long_images_are_cut():
+    image = np.zeros((2, 40_000, 3), np.uint8)
+    image[:, 20_000:] = 255
+    whole = upright(jnp.asarray([0.0, 0.0, 40_000.0, 2.0], jnp.float32))
+    crop = cut(image, np.asarray(whole.to_image(192)), 192, extend=True)
+    assert crop[96, 90].max() == 0
+    assert crop[96, 100].min() == 255
+
+
+def test_sampling_has_gradients(x64, rng):
+    image = jnp.asarray(rng.random((12, 14, 3)))
+    region = Region(jnp.asarray([6.3, 5.2]), jnp.asarray(8.0), jnp.asarray(0.4))
+    check_gradient(lambda image, region: jnp.sum(jnp.sin(9.0 * sample(image, region, 6))), (image, region), rng)
+
+
+# --- Whole images
+
+with (GOLDEN / "detector.json").open() as _file:
+    PIPELINE = json.load(_file)
+
+
+@pytest.mark.parametrize("name", sorted(PIPELINE))
+def test_hands_of_the_examples_are_those_of_mediapipe(detector, name):
+    found = detector(read_picture(EXAMPLES / name), thorough=False)
+    expected = PIPELINE[name]["hands"]
+    assert len(found) == len(expected)
+    for hand, truth in zip(found, expected, strict=True):
+        keypoints = np.asarray(truth["keypoints_2d"])
+        size = np.ptp(keypoints, axis=0).max()
+        assert np.linalg.norm(hand.keypoints_2d - keypoints, axis=1).max() < 0.02 * size
+        close(hand.joints_3d, np.asarray(truth["joints_3d"]), 2e-3)  # metres
+        assert hand.side == truth["side"]
+        assert hand.side_probability == pytest.approx(truth["side_probability"], abs=5e-3)
+
+
+def test_one_program_finds_the_same(detector, palm_detector, landmark_network):
+    image = read_picture(EXAMPLES / "open.jpg")
+    graph, state = nnx.split((palm_detector, landmark_network))
+    program = jax.jit(lambda state, image: detect(*nnx.merge(graph, state), image, count=2))
+    hands = program(state, jnp.asarray(image, jnp.float32) / 255.0)
+    (expected,) = detector(image)
+    close(hands.keypoints_2d[0], expected.keypoints_2d, 0.5)
+    close(hands.presence, [expected.presence, 0.0], 1e-3)
+
+
+def test_a_hand_is_followed_and_found_in_a_box(detector):
+    image = read_picture(EXAMPLES / "open.jpg")
+    (hand,) = detector(image)
+    size = np.ptp(hand.keypoints_2d, axis=0).max()
+    again = detector.follow(image, hand.next_region)
+    assert np.linalg.norm(again.keypoints_2d - hand.keypoints_2d, axis=1).mean() < 0.05 * size
+    for turns in range(4):
+        turned = np.rot90(image, turns)
+        box = np.concatenate([np.zeros(2), turned.shape[1::-1]])
+        found = detector.in_box(turned, box)
+        assert found.side == "right"
+        expected = hand.keypoints_2d
+        for _ in range(turns):
+            expected = np.stack([expected[:, 1], image.shape[0] - 1 - expected[:, 0]], axis=1)
+        assert np.linalg.norm(found.keypoints_2d - expected, axis=1).mean() < 0.1 * size
+
+
+def test_tiles_find_small_hands(detector):
+    image = np.full((900, 1200, 3), 90, np.uint8)
+    small = read_picture(EXAMPLES / "open.jpg")[::2, ::2]
+    image[600:760, 900:1060] = small
+    image[40:200, 30:190] = small[:, ::-1]
+    assert len(detector(image, thorough=False)) < 2
+    hands = detector(image, thorough=True)
+    assert sorted(hand.side for hand in hands) == ["left", "right"]
+    assert detector(np.zeros((50, 70, 3), np.uint8)) == []
+    assert detector.follow(np.zeros((50, 70, 3), np.uint8), hands[0].next_region) is None
+
+
+@pytest.mark.parametrize("shape", [(1, 320, 3), (30, 30, 3), (3000, 4000, 3)])
+def test_images_of_any_size(detector, rng, shape):
+    assert detector(rng.integers(0, 256, shape, np.uint8), thorough=False) == []
+
+
+def test_bad_images_are_refused(detector):
+    with pytest.raises(InputError, match="shape"):
+        detector(np.zeros((3, 4, 5, 6)))
+    with pytest.raises(InputError, match="outside"):
+        detector.in_box(np.zeros((30, 30, 3), np.uint8), (40, 40, 5, 5))
+
+
+def test_thresholds_are_a_configuration(palm_detector, landmark_network):
+    strict = HandDetector(palm_detector, landmark_network, DetectorConfig(palm=0.999))
+    assert strict(read_picture(EXAMPLES / "open.jpg"), thorough=False) == []
+
+
+def test_tiles_cover_the_image():
+    assert merging.tiles(100, 100)[0][2] < 100
+    for width, height in ((640, 480), (480, 640), (320, 1), (100, 100)):
+        boxes = np.asarray(merging.tiles(width, height))
+        assert len(boxes) <= 64
+        inside = boxes[boxes[:, 2] < min(width, height)]
+        if len(inside):
+            close([inside[:, 0].min(), inside[:, 1].min()], [0.0, 0.0], 1e-6)
+            close((inside[:, :2] + inside[:, 2:]).max(axis=0), [width, height], 1e-6)
+
+
+def test_doubles_and_parts_are_merged(detector):
+    (hand,) = detector(read_picture(EXAMPLES / "open.jpg"))
+    double = dataclasses.replace(hand, keypoints_2d=hand.keypoints_2d + np.float32(3.0), presence=0.5)
+    center = hand.keypoints_2d[9]
+    part = dataclasses.replace(hand, keypoints_2d=center + np.float32(0.2) * (hand.keypoints_2d - center))
+    other = dataclasses.replace(hand, keypoints_2d=hand.keypoints_2d + np.float32(500.0))
+    assert merging.merge_hands([double, hand, part, other]) == [hand, other]
+
+
+# --- Weights
+
+
+@pytest.fixture(scope="module")
+def tool():
+    """The converter, as a namespace."""
+    return types.SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "convert_mediapipe.py")))
+
+
+@pytest.mark.parametrize("network", ["palm_detection_full", "hand_landmark_lite"])
+def test_the_port_table_is_complete(tool, rng, network):
+    shapes = tensor_shapes(network)
+    tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+    def numbers(row, name):
+        tensor = tensors.get(f"{row.module}.{name}")
+        return tensor if tensor is None or row.index is None else tensor[row.index]
+
+    rows = tool.TABLES[network]
+    made = [
+        tool.Layer(row.kind, numbers(row, "slope" if row.kind == "prelu" else "kernel"), numbers(row, "bias"))
+        for row in rows
+    ]
+    back = tool.port(network, made)
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        close(back[name], tensor, 0.0)
+    with pytest.raises(InputError, match="layers with weights"):
+        tool.port(network, made[:-1])
+    with pytest.raises(InputError, match="the file has a"):
+        tool.port(network, [made[1], made[0], *made[2:]])
+    if network.startswith("palm"):
+        surplus = dataclasses.replace(made[2], bias=np.ones(32, np.float32))
+        with pytest.raises(InputError, match="not zero"):
+            tool.port(network, [*made[:2], surplus, *made[3:]])
+
+
+def test_unknown_tflite_files_are_refused(tool, tmp_path):
+    (tmp_path / "x.tflite").write_bytes(b"something")
+    with pytest.raises(InputError, match="sha256"):
+        tool.convert(tmp_path / "x.tflite", tmp_path / "x.safetensors")
+
+
+def test_wrong_weight_files_are_refused(tmp_path):
+    assets = ROOT / "handtailor_jax" / "assets"
+    with pytest.raises(InputError, match="cannot be read"):
+        load_palm_detector(tmp_path / "missing.safetensors")
+    with pytest.raises(InputError, match="not a PalmDetector"):
+        load_palm_detector(assets / LANDMARKS)
+    with pytest.raises(InputError, match="no weights of a detector"):
+        load_palm_detector(assets / "small.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((assets / PALM).read_bytes()[:1000])
+    with pytest.raises(InputError, match="cut short"):
+        load_palm_detector(tmp_path / "cut.safetensors")
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in tensor_shapes("palm_detection_lite").items()}
+    path = tmp_path / "lite.safetensors"
+    save_weights(path, "palm_detection_lite", tensors, {})
+    assert load_palm_detector(path).config == PalmDetectorConfig.lite()
+    with pytest.raises(InputError, match="lacks 1"):
+        save_weights(path, "palm_detection_lite", {k: v for k, v in tensors.items() if k != "stem.bias"}, {})
+    with pytest.raises(InputError, match="has 1 unknown"):
+        save_weights(path, "palm_detection_lite", tensors | {"x": np.zeros(1)}, {})
+    with pytest.raises(InputError, match="shape"):
+        save_weights(path, "palm_detection_lite", tensors | {"stem.bias": np.zeros(3, np.float32)}, {})
+    with pytest.raises(InputError, match="finite"):
+        save_weights(path, "palm_detection_lite", tensors | {"stem.bias": np.full(32, np.nan, np.float32)}, {})
