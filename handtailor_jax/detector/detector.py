@@ -50,18 +50,22 @@ class DetectedHand:
 
 @dataclasses.dataclass(frozen=True)
 class DetectorConfig:
-    """Thresholds of detection."""
+    """Thresholds of detection.
 
-    palm: float = 0.5
+    A plain pass accepts uncertain palms, because the landmark network rejects most wrong ones. A thorough pass has more
+    chances for mistakes and is stricter. MediaPipe's own thresholds are 0.5 for both.
+    """
+
+    palm: float = 0.3
     """Least score of a palm in a plain pass."""
     presence: float = 0.5
-    """Least presence of a hand in a plain pass and while it is followed."""
-    thorough_palm: float = 0.4
+    """Presence above which a region shows a hand, in a plain pass, in a box and while a hand is followed."""
+    thorough_palm: float = 0.5
     """Least score of a palm in a thorough pass."""
     thorough_presence: float = 0.7
-    """Least presence of a hand in a thorough pass."""
+    """Presence above which a region shows a hand in a thorough pass."""
     most_hands: int = 64
-    """Regions that are looked at in one image, by falling score of their palms."""
+    """Largest number of regions that are looked at in one image, by falling score of their palms."""
 
 
 class HandDetector:
