@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 from handtailor_jax.detector.crops import cut
 from handtailor_jax.detector.graph import Hands, find_palms, recognise
 from handtailor_jax.detector.landmark_network import HandLandmarkNetwork
-from handtailor_jax.detector.merging import merge_hands, merge_regions, tiles
+from handtailor_jax.detector.merging import Candidate, merge_candidates, merge_hands, tiles
 from handtailor_jax.detector.palm_detector import PalmDetector
 from handtailor_jax.detector.regions import Region, from_box, from_palm, upright
 from handtailor_jax.detector.weights import load_landmark_network, load_palm_detector
@@ -52,18 +52,18 @@ class DetectedHand:
 class DetectorConfig:
     """Thresholds of detection.
 
-    A plain pass accepts uncertain palms, because the landmark network rejects most wrong ones. A thorough pass has more
-    chances for mistakes and is stricter. MediaPipe's own thresholds are 0.5 for both.
+    Uncertain palms of the whole image are accepted, because the landmark network rejects most wrong ones. Tiles have
+    more chances for mistakes, so their thresholds are stricter. MediaPipe's own thresholds are 0.5 for both.
     """
 
     palm: float = 0.3
-    """Least score of a palm in a plain pass."""
+    """Least score of a palm in the whole image."""
     presence: float = 0.5
-    """Presence above which a region shows a hand, in a plain pass, in a box and while a hand is followed."""
-    thorough_palm: float = 0.5
-    """Least score of a palm in a thorough pass."""
-    thorough_presence: float = 0.7
-    """Presence above which a region shows a hand in a thorough pass."""
+    """Presence above which a region shows a hand: in the whole image, in a box and while a hand is followed."""
+    tile_palm: float = 0.5
+    """Least score of a palm in a tile."""
+    tile_presence: float = 0.7
+    """Presence above which a region from a tile shows a hand."""
     most_hands: int = 64
     """Largest number of regions that are looked at in one image, by falling score of their palms."""
 
@@ -133,13 +133,14 @@ class HandDetector:
         Raises:
             InputError: if the image is not one.
         """
-        picture = as_rgb(image)
-        if not thorough:
-            found = self._in_squares(picture, [whole(picture)], self.config.palm, self.config.presence)
-            if found or thorough is False:
-                return found
-        squares = [whole(picture), *tiles(picture.shape[1], picture.shape[0])]
-        return self._in_squares(picture, squares, self.config.thorough_palm, self.config.thorough_presence)
+        picture, limits = as_rgb(image), self.config
+        candidates = self._find_palms(picture, [whole(picture)], limits.palm, limits.presence)
+        hands = [] if thorough else self._confirm(picture, candidates)
+        if thorough or (thorough is None and not hands):
+            squares = tiles(picture.shape[1], picture.shape[0])
+            candidates += self._find_palms(picture, squares, limits.tile_palm, limits.tile_presence)
+            hands = self._confirm(picture, candidates)
+        return hands
 
     def in_box(self, image: Any, box: Any, *, passes: int = 2) -> DetectedHand | None:
         """Find the hand in a box; None if the landmark network sees none in any of four turns of the box.
@@ -172,26 +173,28 @@ class HandDetector:
         (hand,) = self._recognise(as_rgb(frame), [region])
         return hand if hand.presence > self.config.presence else None
 
-    def _in_squares(self, picture: Picture, squares: list[Box], palm: float, presence: float) -> list[DetectedHand]:
-        """The hands whose palms are found in squares of the picture."""
-        regions = merge_regions(*self._find_palms(picture, squares, palm))[: self.config.most_hands]
-        return merge_hands([hand for hand in self._recognise(picture, regions) if hand.presence > presence])
-
-    def _find_palms(self, picture: Picture, squares: list[Box], threshold: float) -> tuple[list[float], list[Region]]:
-        """Scores and regions of the palms in squares of the picture."""
+    def _find_palms(self, picture: Picture, squares: list[Box], threshold: float, presence: float) -> list[Candidate]:
+        """Regions of the palms in squares of the picture, with the presence that each must reach."""
+        regions = [upright(jnp.asarray(square, jnp.float32)) for square in squares]
         found = [
-            self._find(self._palm_state, images, regions, np.float32(threshold))
-            for images, regions in self._batches(
-                picture, [_square(box) for box in squares], self._palm_size, extend=False
-            )
+            self._find(self._palm_state, images, batch, np.float32(threshold))
+            for images, batch in self._batches(picture, regions, self._palm_size, extend=False)
         ]
-        scores: list[float] = []
-        palms: list[Region] = []
-        for score, regions in jax.device_get(found):
-            for place in zip(*np.nonzero(score), strict=True):
-                scores.append(float(score[place]))
-                palms.append(jax.tree.map(lambda leaf, place=place: leaf[place], regions))
-        return scores, palms
+        candidates = []
+        for batch in jax.device_get(found):
+            for scores, palms in _unstack(batch):
+                count = int((scores > 0.0).sum())  # palms are sorted by falling score, empty ones last
+                filled = _unstack(jax.tree.map(lambda leaf, count=count: leaf[:count], palms))
+                candidates += [Candidate(float(s), r, presence) for s, r in zip(scores[:count], filled, strict=True)]
+        return candidates
+
+    def _confirm(self, picture: Picture, candidates: list[Candidate]) -> list[DetectedHand]:
+        """The hands in the candidates' regions."""
+        candidates = merge_candidates(candidates)[: self.config.most_hands]
+        hands = self._recognise(picture, [candidate.region for candidate in candidates])
+        return merge_hands(
+            [h for h, candidate in zip(hands, candidates, strict=True) if h.presence > candidate.presence]
+        )
 
     def _recognise(self, picture: Picture, regions: list[Region]) -> list[DetectedHand]:
         """One forward pass of the landmark network in each region."""

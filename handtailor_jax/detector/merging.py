@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,17 @@ _INSIDE_SIZE, _INSIDE_DISTANCE = 0.5, 0.2
 """A hand inside of another one's box is wrong if it is smaller and closer to a keypoint than this, in sizes of that."""
 
 
+class Candidate(NamedTuple):
+    """A region that may show a hand."""
+
+    score: float
+    """Score of the palm."""
+    region: Region
+    """Region around the whole hand, pixels of the image."""
+    presence: float
+    """Presence above which the landmark network confirms the hand."""
+
+
 def tiles(width: int, height: int) -> list[Box]:
     """List the half-overlapping squares (x, y, w, h) of a thorough pass; none equals the whole image."""
     boxes: list[Box] = []
@@ -50,12 +61,12 @@ def _starts(length: int, side: float) -> list[float]:
     return [float(start) for start in np.linspace(0.0, length - side, count)]
 
 
-def merge_regions(scores: Sequence[float], regions: Sequence[Region]) -> list[Region]:
-    """Return the regions by falling score without those that overlap a better one."""
-    kept: list[Region] = []
-    for index in np.argsort(scores, kind="stable")[::-1]:
-        if all(_overlap(regions[index], other) <= _SAME_REGION for other in kept):
-            kept.append(regions[index])
+def merge_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates by falling score without those whose region overlaps a better one's."""
+    kept: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda candidate: candidate.score, reverse=True):
+        if all(_overlap(candidate.region, other.region) <= _SAME_REGION for other in kept):
+            kept.append(candidate)
     return kept
 
 
