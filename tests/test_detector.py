@@ -121,12 +121,14 @@ def test_number_of_parameters(network, parameters):
 @pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", [(8, 8), (7, 9), (2, 6)])
-def test_both_depthwise_convolutions_agree(rng, size, stride, shape):
+def test_convolutions_as_shifted_sums(rng, size, stride, shape):
     x = jnp.asarray(rng.normal(size=(2, *shape, 3)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(size, size, 3)), jnp.float32)
     as_shifts = layers._depthwise_as_shifts(x, kernel, stride=stride)
     close(layers.depthwise(x, kernel, stride), as_shifts, 0.0)
-    close(layers._depthwise_as_convolution(x, kernel, stride=stride), as_shifts, 1e-5)
+    close(layers._as_convolution(x, kernel[:, :, None], stride=stride), as_shifts, 1e-5)
+    dense = jnp.asarray(rng.normal(size=(size, size, 3, 4)), jnp.float32)
+    close(layers._dense_as_shifts(x, dense, stride=stride), layers._as_convolution(x, dense, stride=stride), 1e-4)
 
 
 def test_upsampling_keeps_a_plane(rng):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from handtailor_jax.detector.layers import Depthwise, convolution, max_pool_2
+from handtailor_jax.detector.layers import Convolution, Depthwise, max_pool_2
 from handtailor_jax.skeleton import NUM_KEYPOINTS
 from handtailor_jax.types import pytree
 
@@ -105,7 +105,7 @@ class Landmarks:
 class ConvReLU6(nnx.Module):
     """A dense, depthwise or 1 x 1 convolution, then ReLU6."""
 
-    def __init__(self, layer: nnx.Conv | nnx.Linear | Depthwise):
+    def __init__(self, layer: Convolution | nnx.Linear | Depthwise):
         self.layer = layer
 
     def __call__(self, x: Float[Array, "batch h w inputs"]) -> Float[Array, "batch h_out w_out outputs"]:
@@ -139,7 +139,7 @@ class HandLandmarkNetwork(nnx.Module):
     def __init__(self, config: HandLandmarkConfig, *, rngs: nnx.Rngs):
         wide, narrow = config.stem
         self.config = config
-        self.stem = ConvReLU6(convolution(3, wide, 3, 2, rngs=rngs))
+        self.stem = ConvReLU6(Convolution(3, wide, 3, 2, rngs=rngs))
         self.stem_mix = ConvReLU6(Depthwise(wide, 3, bias=True, rngs=rngs))
         self.stem_project = nnx.Linear(wide, narrow, rngs=rngs)
         inputs = (narrow, *(row.outputs for row in config.rows))

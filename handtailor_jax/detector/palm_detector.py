@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from handtailor_jax.detector.layers import Depthwise, PReLU, convolution, max_pool_2, upsample_2
+from handtailor_jax.detector.layers import Convolution, Depthwise, PReLU, max_pool_2, upsample_2
 
 PALM_VALUES = 18
 """Numbers that describe a palm: centre, width and height of its box, and seven keypoints (x, y)."""
@@ -127,7 +127,7 @@ class PalmDetector(nnx.Module):
     def __init__(self, config: PalmDetectorConfig, *, rngs: nnx.Rngs):
         widths, depth, anchors = config.widths, config.depth, config.level_anchors
         self.config = config
-        self.stem = convolution(3, widths[0], 5, 2, rngs=rngs)
+        self.stem = Convolution(3, widths[0], 5, 2, rngs=rngs)
         self.activation = PReLU(widths[0], rngs=rngs)
         self.first = EqualBlocks(widths[0], depth, rngs=rngs)
         self.stages = nnx.List(
