@@ -4,6 +4,7 @@ tests/golden/detector.npz and .json hold outputs of TensorFlow Lite's reference 
 """
 
 import dataclasses
+import functools
 import json
 import math
 import runpy
@@ -141,10 +142,9 @@ def test_upsampling_keeps_a_plane(rng):
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: PalmDetector(SMALL_PALM, rngs=nnx.Rngs(0)),
-        lambda: HandLandmarkNetwork(SMALL_LANDMARKS, rngs=nnx.Rngs(0)),
+        pytest.param(lambda: PalmDetector(SMALL_PALM, rngs=nnx.Rngs(0)), marks=pytest.mark.slow, id="palm"),
+        pytest.param(lambda: HandLandmarkNetwork(SMALL_LANDMARKS, rngs=nnx.Rngs(0)), id="landmarks"),
     ],
-    ids=["palm", "landmarks"],
 )
 def test_gradients(x64, rng, build):
     graph, state = nnx.split(nnx.eval_shape(build))
@@ -336,14 +336,23 @@ def test_hands_of_the_examples_are_those_of_mediapipe(mediapipe_detector, name):
         assert hand.side_probability == pytest.approx(truth["side_probability"], abs=5e-3)
 
 
-def test_one_program_finds_the_same(detector, palm_detector, landmark_network):
+@pytest.mark.slow
+def test_one_program_finds_the_same_and_has_gradients(detector, palm_detector, landmark_network):
     image = read_picture(EXAMPLES / "open.jpg")
     graph, state = nnx.split((palm_detector, landmark_network))
-    program = jax.jit(lambda state, image: detect(*nnx.merge(graph, state), image, count=2))
-    hands = program(state, jnp.asarray(image, jnp.float32) / 255.0)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def program(image, state):
+        hands = detect(*nnx.merge(graph, state), image, count=2)
+        return jnp.sum(hands.keypoints_2d[0]), hands
+
+    (_, hands), gradient = program(jnp.asarray(image, jnp.float32) / 255.0, state)
     (expected,) = detector(image)
     close(hands.keypoints_2d[0], expected.keypoints_2d, 0.5)
     close(hands.presence, [expected.presence, 0.0], 1e-3)
+    assert np.isfinite(gradient).all()
+    assert np.abs(gradient).max() > 0.0
 
 
 def test_a_hand_is_followed_and_found_in_a_box(detector):
@@ -405,11 +414,11 @@ def test_tiles_cover_the_image():
 
 def test_doubles_and_parts_are_merged(detector):
     (hand,) = detector(read_picture(EXAMPLES / "open.jpg"))
-    double = dataclasses.replace(hand, keypoints_2d=hand.keypoints_2d + np.float32(3.0), presence=0.5)
-    center = hand.keypoints_2d[9]
-    part = dataclasses.replace(hand, keypoints_2d=center + np.float32(0.2) * (hand.keypoints_2d - center))
-    other = dataclasses.replace(hand, keypoints_2d=hand.keypoints_2d + np.float32(500.0))
-    assert merging.merge_hands([double, hand, part, other]) == [hand, other]
+    keypoints, center = hand.keypoints_2d, hand.keypoints_2d[9]
+    double, other = keypoints + np.float32(3.0), keypoints + np.float32(500.0)
+    part = center + np.float32(0.2) * (keypoints - center)
+    assert merging.merge_hands([double, keypoints, part, other], [0.6, 0.9, 0.99, 0.8]) == [1, 3]
+    assert merging.merge_hands([], []) == []
 
 
 # --- Weights

@@ -1,4 +1,4 @@
-"""`HandDetector`: images of any size in, all hands in them out; `graph.py` holds the functions of arrays behind it."""
+"""`HandDetector` finds all hands in an image of any size; `graph.py` has the functions of arrays behind it."""
 
 import dataclasses
 import functools
@@ -19,9 +19,10 @@ from handtailor_jax.detector.graph import Hands, find_palms, recognise
 from handtailor_jax.detector.landmark_network import HandLandmarkNetwork
 from handtailor_jax.detector.merging import Candidate, merge_candidates, merge_hands, tiles
 from handtailor_jax.detector.palm_detector import PalmDetector
-from handtailor_jax.detector.regions import Region, from_box, from_palm, upright
+from handtailor_jax.detector.regions import Region, from_box, from_palm
 from handtailor_jax.detector.weights import load_landmark_network, load_palm_detector
-from handtailor_jax.images import Box, Picture, as_rgb, check_box, whole
+from handtailor_jax.geometry.boxes import Box
+from handtailor_jax.images import Picture, as_rgb, check_box, whole
 from handtailor_jax.types import Side
 
 Tree = TypeVar("Tree")
@@ -43,9 +44,9 @@ class DetectedHand:
     presence: float
     """Probability that there is a hand, 0 to 1."""
     region: Region
-    """The region that was looked at (NumPy arrays)."""
+    """The region that the network saw, as NumPy arrays."""
     next_region: Region
-    """The region around the keypoints, for `HandDetector.follow` in the next frame (NumPy arrays)."""
+    """The region around the keypoints, for `HandDetector.follow` in the next frame, as NumPy arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class DetectorConfig:
     tile_presence: float = 0.7
     """Presence above which a region from a tile shows a hand."""
     most_hands: int = 64
-    """Largest number of regions that are looked at in one image, by falling score of their palms."""
+    """Largest number of forward passes of the landmark network in one image; the best palms come first."""
 
 
 class HandDetector:
@@ -98,10 +99,10 @@ class HandDetector:
             return palms.score, from_palm(palms)
 
         @jax.jit
-        def look(state: Any, crops: Array, regions: Region) -> Hands:
+        def estimate(state: Any, crops: Array, regions: Region) -> Hands:
             return recognise(nnx.merge(landmark_graph, state), _unit(crops), regions)
 
-        self._find, self._look = find, look
+        self._find, self._estimate = find, estimate
 
     @classmethod
     def load(
@@ -127,8 +128,8 @@ class HandDetector:
 
         Args:
             image: (H, W, 3) RGB; every format of `images.as_rgb`.
-            thorough: whether to look at overlapping tiles as well, which finds smaller and fainter hands in about ten
-                times the time; None does so where the plain pass finds nothing.
+            thorough: whether to search overlapping tiles as well, which finds smaller and fainter hands in four to ten
+                times the time; None searches tiles where the whole image shows no hand.
 
         Raises:
             InputError: if the image is not one.
@@ -175,7 +176,7 @@ class HandDetector:
 
     def _find_palms(self, picture: Picture, squares: list[Box], threshold: float, presence: float) -> list[Candidate]:
         """Regions of the palms in squares of the picture, with the presence that each must reach."""
-        regions = [upright(jnp.asarray(square, jnp.float32)) for square in squares]
+        regions = [_square(box) for box in squares]
         found = [
             self._find(self._palm_state, images, batch, np.float32(threshold))
             for images, batch in self._batches(picture, regions, self._palm_size, extend=False)
@@ -191,15 +192,15 @@ class HandDetector:
     def _confirm(self, picture: Picture, candidates: list[Candidate]) -> list[DetectedHand]:
         """The hands in the candidates' regions."""
         candidates = merge_candidates(candidates)[: self.config.most_hands]
-        hands = self._recognise(picture, [candidate.region for candidate in candidates])
-        return merge_hands(
-            [h for h, candidate in zip(hands, candidates, strict=True) if h.presence > candidate.presence]
-        )
+        found = self._recognise(picture, [candidate.region for candidate in candidates])
+        hands = [h for h, candidate in zip(found, candidates, strict=True) if h.presence > candidate.presence]
+        chosen = merge_hands([hand.keypoints_2d for hand in hands], [hand.presence for hand in hands])
+        return [hands[index] for index in chosen]
 
     def _recognise(self, picture: Picture, regions: list[Region]) -> list[DetectedHand]:
         """One forward pass of the landmark network in each region."""
         found = [
-            self._look(self._landmark_state, crops, batch)
+            self._estimate(self._landmark_state, crops, batch)
             for crops, batch in self._batches(picture, regions, self._crop_size, extend=True)
         ]
         return [_detected(hand) for batch in jax.device_get(found) for hand in _unstack(batch)][: len(regions)]
@@ -208,16 +209,21 @@ class HandDetector:
         self, picture: Picture, regions: list[Region], size: int, *, extend: bool
     ) -> Iterator[tuple[Picture, Region]]:
         """Crops of regions in batches of 1, 2, 4 or 8, of which the last one is padded with its last region."""
+        batches = []
         for first in range(0, len(regions), self._most_at_once):
             part = regions[first : first + self._most_at_once]
             padded = part + part[-1:] * (2 ** math.ceil(math.log2(len(part))) - len(part))
-            batch = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
-            maps = np.asarray(_to_image(batch, size))
-            yield np.stack([cut(picture, affine, size, extend=extend) for affine in maps]), batch
+            batches.append(jax.tree.map(lambda *leaves: np.stack(leaves), *padded))
+        # All maps first: once a network runs, they would wait for it.
+        maps = [np.asarray(_to_image(batch, size)) for batch in batches]
+        for batch, affines in zip(batches, maps, strict=True):
+            yield np.stack([cut(picture, affine, size, extend=extend) for affine in affines]), batch
 
 
 def _square(box: Box) -> Region:
-    return upright(jnp.asarray(box, jnp.float32))
+    """The region of a square box."""
+    x, y, w, h = box
+    return Region(np.asarray([x + w / 2.0, y + h / 2.0], np.float32), np.float32(max(w, h)), np.float32(0.0))
 
 
 @functools.partial(jax.jit, static_argnums=1)

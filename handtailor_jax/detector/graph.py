@@ -26,25 +26,25 @@ from handtailor_jax.detector.regions import (
     upright,
     world_to_camera,
 )
-from handtailor_jax.types import pytree
+from handtailor_jax.types import Numbers, pytree
 
 
 @pytree
 class Hands:
-    """What the landmark network found in a batch of regions. Pixels are those of the image."""
+    """Hands estimated in a batch of regions. Pixels are those of the image."""
 
-    keypoints_2d: Float[Array, "batch 21 2"]
+    keypoints_2d: Float[Numbers, "batch 21 2"]
     """Keypoints (u, v), pixels, canonical order."""
-    joints_3d: Float[Array, "batch 21 3"]
+    joints_3d: Float[Numbers, "batch 21 3"]
     """World landmarks in camera axes, metres; the origin is near the finger MCPs and the hand's size is a guess."""
-    presence: Float[Array, "batch"]
+    presence: Float[Numbers, "batch"]
     """Probability that the region shows a hand."""
-    right: Float[Array, "batch"]
+    right: Float[Numbers, "batch"]
     """Probability that it is a right hand, in an image that is not mirrored."""
     region: Region
-    """The region that was looked at."""
+    """The region that the network saw."""
     next_region: Region
-    """The region around the keypoints: for a further pass, or for the next frame of a video."""
+    """The region around the keypoints, for a further pass or for the next frame of a video."""
 
 
 def find_palms(
@@ -94,20 +94,20 @@ def detect(
 
     Args:
         palm_detector: finds the regions.
-        landmark_network: looks at them.
+        landmark_network: estimates the hands in them.
         image: RGB from 0 to 1.
-        count: regions to look at, by falling score of their palms.
+        count: number of regions, by falling score of their palms.
         threshold: palm score; hands of palms below it have presence 0.
     """
     height, width = image.shape[:2]
     square = jax.tree.map(lambda leaf: leaf[None], upright(jnp.asarray([0.0, 0.0, width, height], image.dtype)))
     size = palm_detector.config.image_size
-    inside = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))  # so that what is repeated outside is black
+    inside = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))  # `sample` repeats the edge, which must be black
     shifted = dataclasses.replace(square, center=square.center + 1.0)
     letterbox = jax.vmap(lambda region: sample(inside, region, size))(shifted)
     palms = jax.tree.map(lambda leaf: leaf[0, :count], find_palms(palm_detector, letterbox, square, threshold))
     empty = palms.score == 0.0
-    # Empty entries look at the whole image: a region of no size has no inverse.
+    # Empty entries get the whole image, because a region of size 0 has no inverse.
     regions = jax.tree.map(
         lambda found, spare: jnp.where(
             empty.reshape(-1, *[1] * (found.ndim - 1)), jnp.broadcast_to(spare, found.shape), found

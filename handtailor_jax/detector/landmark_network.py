@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.detector.layers import Convolution, Depthwise, max_pool_2
 from handtailor_jax.skeleton import NUM_KEYPOINTS
-from handtailor_jax.types import pytree
+from handtailor_jax.types import Numbers, pytree
 
 
 class Row(NamedTuple):
@@ -90,15 +90,15 @@ class HandLandmarkConfig:
 class Landmarks:
     """Output of the hand landmark network for a batch of crops."""
 
-    crop: Float[Array, "batch 21 3"]
+    crop: Float[Numbers, "batch 21 3"]
     """Keypoints (u, v) in pixels of the crop (a region's point p lies at pixel p), and z: depth relative to the wrist,
     smaller is closer, in the same unit but compressed; use `world` for depth."""
-    world: Float[Array, "batch 21 3"]
+    world: Float[Numbers, "batch 21 3"]
     """Keypoints in metres: x right, y down, z away from the camera, in the turned frame of the region; the origin is
     near the mean of the four finger MCPs. The size of the hand is a guess."""
-    presence: Float[Array, "batch"]
+    presence: Float[Numbers, "batch"]
     """Probability that the crop shows a hand."""
-    right: Float[Array, "batch"]
+    right: Float[Numbers, "batch"]
     """Probability that the hand is a right hand, in an image that is not mirrored."""
 
 

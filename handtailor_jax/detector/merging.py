@@ -1,17 +1,16 @@
-"""Which squares of an image to search, and which of the palms and hands found there are the same."""
+"""Squares of an image to search for palms, and the choice among palms and hands that are found several times."""
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from handtailor_jax.detector.regions import Region
-from handtailor_jax.images import Box
+from handtailor_jax.geometry.boxes import Box, hand_size
 
-if TYPE_CHECKING:
-    from handtailor_jax.detector.detector import DetectedHand
+Keypoints = npt.NDArray[np.float32]
 
 _TILE_SIDES = (1.0, 2.0 / 3.0)
 """Sides of the tiles of a thorough pass, in shorter sides of the image."""
@@ -23,10 +22,11 @@ _SAME_REGION = 0.5
 """Regions that overlap more (intersection over union, as if not rotated) show the same hand."""
 
 _SAME_HAND = 0.3
-"""Hands whose keypoints are closer, in hand sizes, are the same."""
+"""Hands whose mean keypoint distance is smaller, in sizes of the larger hand, are the same."""
 
 _INSIDE_SIZE, _INSIDE_DISTANCE = 0.5, 0.2
-"""A hand inside of another one's box is wrong if it is smaller and closer to a keypoint than this, in sizes of that."""
+"""A hand inside another hand's box is wrong if it is smaller than the first number and its centre is closer to a
+keypoint of the other hand than the second; both are in sizes of the other hand."""
 
 
 class Candidate(NamedTuple):
@@ -78,27 +78,33 @@ def _overlap(a: Region, b: Region) -> float:
     return float(shared / (sides[0] ** 2 + sides[1] ** 2 - shared))
 
 
-def merge_hands(hands: "Sequence[DetectedHand]") -> "list[DetectedHand]":
-    """Return the hands by falling presence without doubles, and without hands that are parts of larger ones."""
-    kept: list[DetectedHand] = []
-    for hand in sorted(hands, key=lambda hand: hand.presence, reverse=True):
-        if not any(_same(hand.keypoints_2d, other.keypoints_2d) for other in kept):
-            kept.append(hand)
-    return [hand for hand in kept if not any(_inside(hand.keypoints_2d, other.keypoints_2d) for other in kept)]
+def merge_hands(keypoints_2d: Sequence[Keypoints], presence: Sequence[float]) -> list[int]:
+    """Choose hands: no doubles, and none that is a part of a larger one.
+
+    Args:
+        keypoints_2d: (21, 2) pixels for each hand.
+        presence: Presence of each hand.
+
+    Returns:
+        Indices of the chosen hands, by falling presence.
+    """
+    order = sorted(range(len(presence)), key=lambda index: presence[index], reverse=True)
+    kept: list[int] = []
+    for i in order:
+        a_part = any(_inside(keypoints_2d[i], keypoints_2d[other]) for other in order)
+        if not a_part and not any(_same(keypoints_2d[i], keypoints_2d[other]) for other in kept):
+            kept.append(i)
+    return kept
 
 
-def _size(keypoints: npt.NDArray[np.float32]) -> float:
-    return float(np.ptp(keypoints, axis=0).max())
+def _same(a: Keypoints, b: Keypoints) -> bool:
+    return float(np.linalg.norm(a - b, axis=-1).mean()) < _SAME_HAND * max(float(hand_size(a)), float(hand_size(b)))
 
 
-def _same(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> bool:
-    return float(np.linalg.norm(a - b, axis=-1).mean()) < _SAME_HAND * max(_size(a), _size(b))
-
-
-def _inside(part: npt.NDArray[np.float32], hand: npt.NDArray[np.float32]) -> bool:
+def _inside(part: Keypoints, hand: Keypoints) -> bool:
     """Whether a hand is a part of another one: knuckles or a finger taken for a small hand."""
-    size = _size(hand)
+    size = float(hand_size(hand))
     center = (part.min(axis=0) + part.max(axis=0)) / 2.0
-    if _size(part) >= _INSIDE_SIZE * size or (center < hand.min(axis=0)).any() or (center > hand.max(axis=0)).any():
+    if hand_size(part) >= _INSIDE_SIZE * size or (center < hand.min(axis=0)).any() or (center > hand.max(axis=0)).any():
         return False
     return float(np.linalg.norm(hand - center, axis=-1).min()) < _INSIDE_DISTANCE * size

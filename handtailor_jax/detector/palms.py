@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from handtailor_jax.detector.palm_detector import PalmDetectorConfig
-from handtailor_jax.types import pytree
+from handtailor_jax.types import Numbers, pytree
 
 MAX_CANDIDATES = 192
 """Anchors that suppression considers. A single palm raises about three above the threshold."""
@@ -19,7 +19,7 @@ MAX_PALMS = 48
 """Palms that one image can have."""
 
 PALM_WRIST, PALM_MIDDLE_MCP = 0, 2
-"""The palm's keypoints that tell its rotation. All seven: wrist, index, middle, ring and little MCP, thumb CMC, MCP."""
+"""The palm's keypoints from which its rotation is computed (`Palms.keypoints` lists all seven)."""
 
 _SAME_PALM = 0.3
 """Boxes that overlap more (intersection over union) belong to one palm."""
@@ -29,11 +29,11 @@ _SAME_PALM = 0.3
 class Palms:
     """Palms, or candidates for palms; entries with score 0 are empty."""
 
-    score: Float[Array, "*batch palms"]
+    score: Float[Numbers, "*batch palms"]
     """Probability of a palm, 0 to 1."""
-    box: Float[Array, "*batch palms 4"]
+    box: Float[Numbers, "*batch palms 4"]
     """Box around the palm, without fingers: centre, width and height."""
-    keypoints: Float[Array, "*batch palms 7 2"]
+    keypoints: Float[Numbers, "*batch palms 7 2"]
     """Keypoints (x, y): wrist, index, middle, ring and little MCP, thumb CMC, thumb MCP."""
 
 

@@ -14,7 +14,7 @@ from handtailor_jax.detector.landmark_network import Landmarks
 from handtailor_jax.detector.palms import PALM_MIDDLE_MCP, PALM_WRIST, Palms
 from handtailor_jax.geometry.cameras import in_plane_rotation, transform_pixels
 from handtailor_jax.skeleton import KEYPOINTS, ROOT, WRIST
-from handtailor_jax.types import pytree
+from handtailor_jax.types import Numbers, pytree
 
 _PALM_SIDE, _PALM_SHIFT = 2.6, 0.5
 """Side of a palm's region in longer sides of the palm's box, and its shift toward the fingers in box heights."""
@@ -35,11 +35,11 @@ _INDEX_MCP, _RING_MCP = KEYPOINTS.index("index_mcp"), KEYPOINTS.index("ring_mcp"
 class Region:
     """A rotated square of an image. Its frame has x to the right and y down where the hand points up."""
 
-    center: Float[Array, "*batch 2"]
+    center: Float[Numbers, "*batch 2"]
     """Centre (u, v), pixels of the image."""
-    side: Float[Array, "*batch"]
+    side: Float[Numbers, "*batch"]
     """Length of a side, pixels of the image."""
-    rotation: Float[Array, "*batch"]
+    rotation: Float[Numbers, "*batch"]
     """Angle from the image's u axis to the region's x axis, radians, positive from u toward v (clockwise on screen)."""
 
     def to_image(self, size: int) -> Float[Array, "*batch 2 3"]:
@@ -86,7 +86,7 @@ def from_palm(palms: Palms) -> Region:
 
 
 def from_landmarks(keypoints: Float[Array, "*batch 21 2"]) -> Region:
-    """Return the region in which to look at a hand again, in the same image or in the next frame of a video.
+    """Return the region for a further pass on a hand, in the same image or in the next frame of a video.
 
     Args:
         keypoints: (u, v) in pixels of the image, canonical order.
@@ -101,7 +101,7 @@ def from_landmarks(keypoints: Float[Array, "*batch 21 2"]) -> Region:
 
 
 def from_box(box: Float[Array, "*batch 4"]) -> Region:
-    """Return four regions of a box around a hand, since a box does not tell the hand's rotation.
+    """Return four regions of a box around a hand, because the hand's rotation in a box is unknown.
 
     Args:
         box: (x, y, w, h): left, top, width and height in pixels of the image.
