@@ -137,7 +137,7 @@ def open_synthetic(root: Path, split: str, options: SyntheticOptions = Synthetic
         options,
         truth=root,
         versions=(0,),
-        num_vertices=0,
+        num_vertices=-1,
         joint_definition="model",
         remedy=f"write the folder with `handtailor synth --split {split}`",
     )
@@ -166,7 +166,7 @@ class FreihandLayout:
             options: parts of a sample to read.
             truth: folder of all lists except K; None if there is no ground truth.
             versions: versions of the images to read.
-            num_vertices: number of vertices of a mesh; 0 accepts any.
+            num_vertices: number of vertices of a mesh; -1 for any.
             joint_definition: definition of the joints.
             remedy: end of error messages about damaged files.
         """
@@ -189,10 +189,7 @@ class FreihandLayout:
         self, folder: Path, field: str, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float64
     ) -> npt.NDArray[Any]:
         path = folder / f"{self._part}_{field}.json"
-        array = converted_list(path, shape, dtype, self._options.cache, self._remedy)
-        if len(array) != len(self._k):
-            raise InputError(f"{path}: has {len(array)} entries where K has {len(self._k)}: {self._remedy}")
-        return array
+        return converted_list(path, shape, dtype, self._options.cache, self._remedy, len(self._k))
 
     def __len__(self) -> int:
         return len(self._versions) * len(self._k)
