@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from handtailor_jax.data import open_dataset, tfds
+from handtailor_jax.data import open_dataset, prepare, tfds
 from handtailor_jax.data.sample import Sample
 from handtailor_jax.data.tfds import example, features, sample_of
 from handtailor_jax.errors import InputError
@@ -98,11 +98,11 @@ def faked(monkeypatch, tmp_path):
     """Readers of any archive return the samples above; the options they were opened with are recorded."""
     made, opened = samples(5), []
 
-    def open_archive(name, root, split, **options):
+    def fake(name, root, split, **options):
         opened.append((name, split, options))
         return Listed(made)
 
-    monkeypatch.setattr(tfds, "open_archive", open_archive)
+    monkeypatch.setattr(prepare, "open_dataset", fake)
     return tmp_path, made, opened
 
 
@@ -113,13 +113,13 @@ def all_of(name):
 
 @pytest.mark.parametrize("name", ["rhd", "stb"])
 def test_prepared_samples_keep_order_and_content(faked, name):
-    folder, made, opened = faked
-    prepared = tfds.prepare(name, folder / "archive", folder, **all_of(name))
-    assert len(opened) == 2
-    assert tfds.prepare(name, folder / "archive", folder, **all_of(name)) == prepared
-    assert len(opened) == 2, "prepared twice"
+    folder, made, _ = faked
+    prepared = prepare.prepare(name, folder / "archive", folder, **all_of(name))
+    written = (prepared / "dataset_info.json").stat().st_mtime_ns
+    assert prepare.prepare(name, folder / "archive", folder, **all_of(name)) == prepared
+    assert (prepared / "dataset_info.json").stat().st_mtime_ns == written, "prepared twice"
     assert {path.name.split(".")[-1].split("-")[0] for path in prepared.iterdir()} == {"array_record", "json"}
-    for split in tfds.SPLITS[name]:
+    for split in prepare.SPLITS[name]:
         reader = open_dataset(name, prepared, split, **all_of(name))
         assert len(reader) == len(made)
         for index, wanted in enumerate(made):
@@ -132,9 +132,9 @@ def test_prepared_samples_keep_order_and_content(faked, name):
 
 def test_prepared_options_must_agree(faked):
     folder, made, _ = faked
-    prepared = tfds.prepare("stb", folder / "archive", folder, depth=True, wrist="ge")
+    prepared = prepare.prepare("stb", folder / "archive", folder, depth=True, wrist="ge")
     with pytest.raises(InputError, match=r"1\.0\.0: holds the dataset with other options .*: choose another folder"):
-        tfds.prepare("stb", folder / "archive", folder, depth=True)
+        prepare.prepare("stb", folder / "archive", folder, depth=True)
     for wanted, field in (
         ({}, "wrist=ge, not bihand"),
         ({"camera": "BB_left", "wrist": "ge"}, "camera=SK, not BB_left"),
@@ -157,7 +157,7 @@ def test_prepared_options_must_agree(faked):
 def test_poses_of_freihand_depend_on_the_mean_pose(faked):
     folder, _, opened = faked
     mean = np.linspace(-0.1, 0.1, 45)
-    posed = tfds.prepare("freihand", folder / "archive", folder, hands_mean=mean, mask=True)
+    posed = prepare.prepare("freihand", folder / "archive", folder, hands_mean=mean, mask=True)
     assert [options["mask"] for *_, options in opened] == [True, False], "the evaluation split has no masks"
     assert folder in opened[0][2]["cache"].parents, "the archive may be read-only"
     assert open_dataset("freihand", posed, "training", hands_mean=mean.astype(np.float32))[2].pose is not None
@@ -171,7 +171,7 @@ def test_a_loader_reads_prepared_samples(faked):
     from handtailor_jax.data.loader import Loader, LoaderConfig
 
     folder, made, _ = faked
-    reader = open_dataset("rhd", tfds.prepare("rhd", folder / "archive", folder), "training")
+    reader = open_dataset("rhd", prepare.prepare("rhd", folder / "archive", folder), "training")
     config = LoaderConfig(size=16, batch=2, epochs=1, threads=2)
     for one, other in zip(Loader([reader], config), Loader([Listed(made)], config), strict=True):
         assert one.names == other.names
@@ -181,13 +181,13 @@ def test_a_loader_reads_prepared_samples(faked):
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(tfds.SPLITS))
+@pytest.mark.parametrize("name", sorted(prepare.SPLITS))
 def test_a_missing_archive_is_one_line(tmp_path, name, capsys):
     with pytest.raises(SystemExit) as caught:
-        tfds.main([name, str(tmp_path / "archive"), str(tmp_path)])
+        prepare.main([name, str(tmp_path / "archive"), str(tmp_path)])
     error = capsys.readouterr().err
     assert caught.value.code == 2
-    assert re.fullmatch(r"handtailor_jax\.data\.tfds: error: .*archive.*: no such folder: .*\n", error)
+    assert re.fullmatch(r"handtailor_jax\.data\.prepare: error: .*archive.*: no such folder: .*\n", error)
 
 
 def test_an_unreadable_sample_stops_with_its_own_line(faked, monkeypatch):
@@ -196,18 +196,18 @@ def test_an_unreadable_sample_stops_with_its_own_line(faked, monkeypatch):
             raise InputError("color/00000.png: is not an image: unpack the archive again")
 
     folder, made, _ = faked
-    monkeypatch.setattr(tfds, "open_archive", lambda *a, **k: Broken(made))
+    monkeypatch.setattr(prepare, "open_dataset", lambda *a, **k: Broken(made))
     with pytest.raises(InputError, match=r"^color/00000\.png: is not an image: unpack the archive again"):
-        tfds.prepare("rhd", folder / "archive", folder)
+        prepare.prepare("rhd", folder / "archive", folder)
     assert not tfds.is_prepared(folder / "rhd" / "1.0.0")
 
 
 def test_unknown_names_are_refused(faked):
     folder, *_ = faked
     with pytest.raises(InputError, match="photos cannot be prepared: choose one of rhd, stb, freihand"):
-        tfds.prepare("photos", folder, folder)
+        prepare.prepare("photos", folder, folder)
     with pytest.raises(InputError, match="rhd has no option 'wrist'"):
-        tfds.prepare("rhd", folder, folder, wrist="ge")
+        prepare.prepare("rhd", folder, folder, wrist="ge")
 
 
 def test_a_damaged_record_is_named():
@@ -242,9 +242,9 @@ def archives(tmp_path_factory):
     ],
 )
 def test_the_command_prepares_what_the_plain_readers_return(archives, tmp_path, capsys, name, arguments, options):
-    tfds.main([name, str(archives / name), str(tmp_path / "out"), *arguments])
+    prepare.main([name, str(archives / name), str(tmp_path / "out"), *arguments])
     [folder] = re.findall(r"prepared (\S+):", capsys.readouterr().out)
-    for split in tfds.SPLITS[name]:
+    for split in prepare.SPLITS[name]:
         wanted_options = options | ({"mask": False} if (name, split) == ("freihand", "evaluation") else {})
         found = open_dataset(name, Path(folder), split, **wanted_options)
         wanted = open_dataset(name, archives / name, split, **wanted_options)
@@ -282,8 +282,8 @@ def test_tensorflow_is_not_imported(tmp_path):
     code = (
         "import importlib.util\n"
         "assert importlib.util.find_spec('tensorflow') is None\n"
-        "from handtailor_jax.data import open_dataset, tfds\n"
-        "folder = tfds.prepare('rhd', Path(sys.argv[1]) / 'archive', Path(sys.argv[1]) / 'out')\n"
+        "from handtailor_jax.data import open_dataset, prepare\n"
+        "folder = prepare.prepare('rhd', Path(sys.argv[1]) / 'archive', Path(sys.argv[1]) / 'out')\n"
         "found, plain = (open_dataset('rhd', root, 'evaluation') for root in (folder, Path(sys.argv[1]) / 'archive'))\n"
         "assert (found[0].image == plain[0].image).all() and found[0].mirrored\n"
         "print(json.dumps('tensorflow' in sys.modules))\n"
@@ -305,7 +305,7 @@ def test_without_tensorflow_datasets_the_remedy_is_named():
 
 def test_importing_the_readers_is_light():
     code = (
-        "import handtailor_jax.data.tfds, handtailor_jax.data.loader\n"
+        "import handtailor_jax.data.prepare, handtailor_jax.data.loader\n"
         "print(json.dumps([name.split('.')[0] for name in sys.modules]))"
     )
     assert not {"grain", "tensorflow_datasets", "array_record", "cv2"} & set(run(code, []))

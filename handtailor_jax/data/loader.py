@@ -6,8 +6,6 @@ with a state and a training source, which is asked for step s.
 
 import concurrent.futures
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -153,9 +151,6 @@ class Loader:
         self._skipped: dict[tuple[int, int], str] = {}
         streams = [self._stream(number) for number in range(len(readers))]
         self._samples = _grain().MapDataset.mix(streams, weights) if len(streams) > 1 else streams[0]
-        settings = dataclasses.asdict(dataclasses.replace(config, threads=0))
-        plan = [settings, [len(reader) for reader in readers], weights, 0 if backgrounds is None else len(backgrounds)]
-        self._digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         """Number of samples of this shard over all epochs; the largest integer if they repeat forever."""
@@ -181,8 +176,8 @@ class Loader:
                 return _collate([self._samples[int(number)] for number in numbers])
             with concurrent.futures.ThreadPoolExecutor(self._config.threads) as threads:
                 return _collate(list(threads.map(lambda number: self._samples[int(number)], numbers)))
-        except InputError as error:
-            raise _first_line(error) from None
+        except InputError as error:  # Grain appends lines to the message
+            raise InputError(str(error).partition("\n")[0]) from None
 
     def batch(self, step: int, positions: Sequence[int]) -> Batch:
         """Return the samples at some positions, 0 ... config.batch - 1, of a step.
@@ -193,13 +188,13 @@ class Loader:
         """
         return self.loaded([step * self._config.batch + position for position in positions]).batch
 
-    def __iter__(self) -> "LoadedBatches":
-        """Iterate over batches from the first, prepared ahead by threads."""
+    def __iter__(self) -> Any:
+        """Return Grain's iterator over batches, prepared ahead by threads; `get_state` and `set_state` resume it."""
         config = self._config
         batches = self._samples.batch(config.batch, drop_remainder=config.drop_remainder, batch_fn=_collate)
         # An element is a whole batch, so a small buffer is enough.
         ahead = _grain().ReadOptions(num_threads=config.threads, prefetch_buffer_size=2 * config.threads)
-        return LoadedBatches(iter(batches.to_iter_dataset(ahead)), self._digest)
+        return iter(batches.to_iter_dataset(ahead))
 
     def _stream(self, dataset: int) -> Any:
         config, count = self._config, len(self._readers[dataset])
@@ -248,44 +243,9 @@ class Loader:
         raise InputError(f"none of the {len(reader)} samples of dataset {dataset} can be read, e.g. {line}")
 
 
-class LoadedBatches:
-    """Iterator over a loader's batches that can be stopped and resumed anywhere."""
-
-    def __init__(self, batches: Any, digest: str) -> None:
-        self._batches, self._digest = batches, digest
-
-    def __iter__(self) -> "LoadedBatches":
-        return self
-
-    def __next__(self) -> LoadedBatch:
-        try:
-            return next(self._batches)
-        except InputError as error:
-            raise _first_line(error) from None
-
-    def get_state(self) -> dict[str, Any]:
-        """Return the position of the iterator as JSON values."""
-        return {"position": self._batches.get_state(), "loader": self._digest}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Resume at the position of another iterator.
-
-        Raises:
-            InputError: if the other iterator's loader had other datasets or settings.
-        """
-        if state.get("loader") != self._digest:
-            raise InputError("the state is from a loader with other datasets or settings: use the same ones to resume")
-        self._batches.set_state(state["position"])
-
-
 def _collate(elements: Sequence[LoadedBatch]) -> LoadedBatch:
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *(element.batch for element in elements))
     return LoadedBatch(batch, tuple(name for element in elements for name in element.names))
-
-
-def _first_line(error: InputError) -> InputError:
-    """Remove what Grain appends to the message."""
-    return InputError(str(error).partition("\n")[0])
 
 
 def _grain() -> Any:
