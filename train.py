@@ -1,13 +1,15 @@
-"""Trains a hand module: python train.py --config configs/smoke.py --out runs/smoke [--resume] [--steps 100 ...].
+"""Train a hand module: python train.py --config configs/smoke.py --out runs/smoke [--resume] [--steps 100 ...].
 
-A config file holds `config`, a `TrainingConfig`; every field can be overridden, as --help with --config shows.
-On several machines, each with its number: --coordinator HOST:PORT --processes N --process I.
+A config file defines `config`, a `TrainingConfig`. Every field can be overridden on the command line;
+`--config FILE --help` lists all fields with the file's values. docs/training.md explains the rest.
 """
 
-import argparse
-import importlib.util
+import dataclasses
+import runpy
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -15,70 +17,79 @@ from handtailor_jax.errors import InputError, command
 from handtailor_jax.training.config import TrainingConfig
 
 
+@dataclasses.dataclass(frozen=True)
+class ConfigFile:
+    """The part of the command line that is read first, because the file has the defaults of the rest."""
+
+    config: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Command line of train.py."""
+
+    config: Path | None = None
+    """Config file, such as one of configs/."""
+    out: Path | None = None
+    """Folder of the run."""
+    resume: bool = False
+    """Continue from the latest checkpoint in the folder."""
+    devices: int | None = None
+    """Number of local devices; all if not given."""
+    coordinator: str | None = None
+    """HOST:PORT of the first of several processes, the same for all of them."""
+    processes: int = 1
+    """Number of processes."""
+    process: int = 0
+    """Number of this process, from 0."""
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TrainingConfig)
+
+
 @command("train.py")
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line and trains."""
-    parser = argparse.ArgumentParser(description=__doc__, add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--benchmark", action="store_true")
-    parser.add_argument("--devices", type=int)
-    parser.add_argument("--coordinator")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--process", type=int, default=0)
-    known, overrides = parser.parse_known_args(arguments)
-    if known.config is None:
+    """Parse the command line and train."""
+    file, _ = tyro.cli(ConfigFile, args=arguments, return_unknown_args=True, add_help=False)
+    if file.config is None and not {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments):
         raise InputError("--config is missing: give one of the files in configs/")
-    default = read_config(known.config)
-    config = tyro.cli(TrainingConfig, default=default, args=overrides, description=__doc__, prog="train.py")
-    if known.out is None:
-        raise InputError("--out is missing: give a folder for the run")
-    run(config, known)
+    default = Command() if file.config is None else Command(training=read_config(file.config))
+    print(run(tyro.cli(Command, default=default, args=arguments, description=__doc__, prog="train.py")))
 
 
-def run(config: TrainingConfig, known: argparse.Namespace) -> None:
-    """Trains or measures.
+def run(options: Command) -> Path:
+    """Train, and return the path of the weight file.
 
     Raises:
-        InputError: one line that names what is wrong.
+        InputError: With one line that names what is wrong.
     """
+    if options.out is None:
+        raise InputError("--out is missing: give a folder for the run")
     try:
-        from benchmarks import train as benchmark
         from handtailor_jax.training import loop
     except ImportError as error:
         raise InputError(f"training needs more packages ({error}): pip install 'handtailor-jax[train]'") from None
-    if known.coordinator is not None:
-        loop.connect(known.coordinator, known.processes, known.process)
-    elif known.processes != 1:
+    if options.coordinator is not None:
+        loop.connect(options.coordinator, options.processes, options.process)
+    elif options.processes != 1:
         raise InputError("--processes needs --coordinator HOST:PORT, the same for all processes")
-    if known.benchmark:
-        print(benchmark.benchmark(config, known.out, devices=known.devices))
-    else:
-        print(loop.train(config, known.out, resume=known.resume, devices=known.devices))
+    return loop.train(options.training, options.out, resume=options.resume, devices=options.devices)
 
 
 def read_config(path: Path) -> TrainingConfig:
-    """The `config` of a Python file.
+    """Return the `config` of a Python file.
 
     Raises:
-        InputError: if there is none.
+        InputError: If there is none.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file: give one of the files in configs/")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        config = runpy.run_path(str(path)).get("config")
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__}: {error}): correct it") from None
-    config = getattr(module, "config", None)
     if not isinstance(config, TrainingConfig):
-        raise InputError(f"{path}: defines no config of type TrainingConfig")
+        raise InputError(f"{path}: does not define `config` of type TrainingConfig: define it")
     return config
 
 

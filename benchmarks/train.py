@@ -1,19 +1,27 @@
-"""Where the time of a training step goes: `train.py --benchmark`."""
+"""Time of a training step: python benchmarks/train.py --config configs/small_gpu.py [--rounds 10] [--batch 64 ...].
+
+Every field of the configuration can be overridden as in train.py. Nothing of the training is kept.
+"""
 
 import dataclasses
+import runpy
 import statistics
+import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
 
 import jax
+import tyro
+from timing import check_json, check_positive, publish
 
-from handtailor_jax.results import write_json
+from handtailor_jax.errors import InputError, command
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.loop import Run
 from handtailor_jax.training.report import provenance
 
 _WARM = 2
-# Dense bfloat16 operations per second that the makers state, by a part of JAX's name of the device.
+# Dense bfloat16 operations per second as the makers state them, by a part of JAX's name of the device.
 _PEAKS = {
     "H100 PCIe": 756e12,
     "H100": 989e12,
@@ -31,23 +39,46 @@ _PEAKS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark:
+class ConfigFile:
+    """The part of the command line that is read first, because the file has the defaults of the rest."""
+
+    config: Path = Path("configs/small_gpu.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainBenchmark:
+    """Options of the benchmark."""
+
+    config: Path = ConfigFile.config
+    """Config file, such as one of configs/."""
+    rounds: int = 10
+    """Number of timed steps."""
+    devices: int | None = None
+    """Number of local devices; all if not given."""
+    json: Path | None = None
+    """Also write the figures to this JSON file."""
+    training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TrainingConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTime:
     """Medians over steps."""
 
     images_per_second: float
-    """When making samples and training go on beside each other."""
+    """Rate of the training loop, which prepares samples while the devices work."""
     data_seconds: float
-    """Per step, to make its samples on the host."""
+    """Time per step to prepare its samples on the host."""
     step_seconds: float
-    """Per step, on the devices, with rendering and augmentation."""
+    """Time per step on the devices, rendering and augmentation included."""
     compile_seconds: float
+    """Time of the first step, compilation included."""
     step_operations: float | None
-    """Floating-point operations of a step on all devices together, counted by XLA; without rendering."""
+    """XLA's count of floating-point operations per step on all devices, rendering excluded."""
     peak_share: float | None
-    """Those per second, as a share of what the devices can do in bfloat16; None where that is not known."""
+    """Operations per second as a share of the devices' bfloat16 peak; None if the peak is not known."""
 
     def __str__(self) -> str:
-        """One line."""
+        """Return one line."""
         text = (
             f"{self.images_per_second:.1f} images/s; a step takes {1e3 * self.step_seconds:.0f} ms on the devices and "
             f"{1e3 * self.data_seconds:.0f} ms of host data beside it; compiled in {self.compile_seconds:.0f} s"
@@ -57,43 +88,53 @@ class Benchmark:
         return text if self.peak_share is None else f"{text}, {100.0 * self.peak_share:.1f} % of the bfloat16 peak"
 
 
-def benchmark(config: TrainingConfig, folder: Path, *, steps: int = 10, devices: int | None = None) -> Benchmark:
-    """Times training steps without keeping anything of them but benchmark.json.
+def measure(options: TrainBenchmark) -> StepTime:
+    """Time training steps, and print one line.
 
     Raises:
-        InputError: as in `loop.train`.
+        InputError: An option or the configuration cannot be used.
     """
-    run = Run(config, folder, devices=devices)
-    started = time.perf_counter()
-    jax.block_until_ready(run.advance(0, run.feed.from_host(0)))
-    compiled = time.perf_counter() - started
-    data, device = [], []
-    for step in range(1, _WARM + steps + 1):
-        started = time.perf_counter()
-        batch = run.feed.from_host(step)
-        between = time.perf_counter()
-        jax.block_until_ready(run.advance(step, batch))
-        data.append(between - started)
-        device.append(time.perf_counter() - between)
-    data_seconds, step_seconds = statistics.median(data[_WARM:]), statistics.median(device[_WARM:])
-    operations = run.operations()
+    check_positive(options, "rounds")
+    check_json(options.json)
+    config = options.training
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(config, Path(folder), devices=options.devices)
+        data, device = [], []
+        for step in range(1 + _WARM + options.rounds):
+            started = time.perf_counter()
+            batch = run.from_host(step)
+            between = time.perf_counter()
+            jax.block_until_ready(run.advance(step, batch))
+            data.append(between - started)
+            device.append(time.perf_counter() - between)
+        operations = run.operations()
+        run.checkpoints.close()
+    data_seconds, step_seconds = (statistics.median(times[1 + _WARM :]) for times in (data, device))
     peak = bfloat16_peak(run.devices[0].device_kind)
-    found = Benchmark(
-        images_per_second=config.batch / max(data_seconds, step_seconds),
-        data_seconds=data_seconds,
-        step_seconds=step_seconds,
-        compile_seconds=compiled,
-        step_operations=operations,
-        peak_share=None
-        if operations is None or peak is None
-        else operations / step_seconds / (peak * len(run.devices) * jax.process_count()),
-    )
-    run.checkpoints.close()
-    write_json(folder / "benchmark.json", dataclasses.asdict(found) | provenance(len(run.devices)))
+    share = None
+    if operations is not None and peak is not None:
+        share = operations / step_seconds / (peak * run.total_devices)
+    rate = config.batch / max(data_seconds, step_seconds)
+    found = StepTime(rate, data_seconds, step_seconds, device[0], operations, share)
+    publish(str(found), dataclasses.asdict(found) | provenance(len(run.devices)), options.json)
     return found
 
 
 def bfloat16_peak(device_kind: str) -> float | None:
-    """Dense bfloat16 operations per second of a device, by JAX's name of it; None if not known, as for CPUs."""
+    """Return a device's dense bfloat16 operations per second by JAX's name of it; None if not known, as for CPUs."""
     known = [peak for name, peak in _PEAKS.items() if name in device_kind]
     return known[0] if known else None
+
+
+@command("train.py")
+def main() -> None:
+    """Parse the command line and measure."""
+    file, _ = tyro.cli(ConfigFile, return_unknown_args=True, add_help=False)
+    if not file.config.is_file():
+        raise InputError(f"{file.config}: no such file: give one of the files in configs/")
+    default = TrainBenchmark(training=runpy.run_path(str(file.config))["config"])
+    measure(tyro.cli(TrainBenchmark, default=default, description=__doc__))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,16 +1,14 @@
-"""The paper's second of three stages, which its datasets share: IKNet on poses alone (L_ik), 50 epochs at 3e-4.
+"""The paper's second stage: IKNet on sampled poses alone (L_ik), 50 epochs at 3e-4; the same for every dataset.
 
-python train.py --config configs/paper_iknet.py --out runs/paper_iknet [--hand MANO_RIGHT.pkl]
+    python train.py --config configs/paper_iknet.py --out runs/iknet [--hand MANO_RIGHT.pkl]
 
-With MANO, as in the paper, or with the embedded hand; the last stage wants the same. The paper does not say how many
-poses make an epoch: here as many as in BiHand's SIK-1M, drawn anew in each.
+The paper uses MANO; the embedded hand works, too. The last stage needs the same hand. The paper does not state how many
+poses are in an epoch: here it is the million of BiHand's SIK-1M, sampled anew in every epoch.
 
-Hardware: anything. Hours: not run here; 48,829 steps of 1,024 poses. Expected score: none measured, and none in the
-paper.
+Hardware: any. Hours: not run; 48,829 steps of 1,024 poses.
+Expected score: not measured, and not stated in the paper.
 """
 
-from handtailor_jax.training.paper import iknet_stage
+from handtailor_jax.training.config import TrainingConfig
 
-POSES = 1_000_000
-
-config = iknet_stage(POSES)
+config = TrainingConfig.paper("ik")

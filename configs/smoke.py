@@ -1,6 +1,8 @@
-"""A run of seconds that goes through every part: python train.py --config configs/smoke.py --out runs/smoke.
+"""A run of a tiny network that uses every part of the training.
 
-Hardware: anything. Time: a minute, nearly all of it compiling. Expected score: none, the network is far too small.
+    python train.py --config configs/smoke.py --out runs/smoke
+
+Hardware: any; one minute on 2 CPU cores, most of it compilation. Expected score: none, the network is far too small.
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
-"""Fine-tuning with losses on the fitted mesh, through the tailor: a short run from weights that are trained already.
+"""Fine-tuning with losses on the tailored mesh, from trained weights.
 
-python train.py --config configs/through_tailor.py --weights runs/small/weights.safetensors --out runs/through
-python train.py --config configs/through_tailor.py --weights runs/small/weights.safetensors --out runs/without \
-    --loss.tailored-keypoints 1e-9 --loss.tailored-mesh 1e-9
+    python train.py --config configs/through_tailor.py --out runs/through --weights runs/small/weights.safetensors
+    python train.py --config configs/through_tailor.py --out runs/without --weights runs/small/weights.safetensors \
+        --loss.tailored-keypoints 1e-9 --loss.tailored-mesh 1e-9
 
-The second run sees the same samples in the same order and reports the same losses, but does not follow them.
+The second run gets the same samples in the same order and reports the same losses, but does not follow their gradients.
 Hardware: 2 CPU cores, 4 GB of memory. Expected score: in docs/model-card.md.
 """
 

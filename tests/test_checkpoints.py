@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.train import Benchmark, bfloat16_peak
+from benchmarks.train import StepTime, bfloat16_peak
 from handtailor_jax.errors import InputError
 from handtailor_jax.training.checkpoints import Checkpoints
-from handtailor_jax.training.state import TrainState
+from handtailor_jax.training.config import OptimizerConfig
+from handtailor_jax.training.state import TrainState, create_optimizer
 
 
 def state(step: int) -> TrainState:
     numbers = np.random.default_rng(step).normal(size=150_000).astype(np.float32)
-    numbers, few, count = jnp.asarray(numbers), jnp.asarray(numbers[:10]), jnp.asarray(step, jnp.int32)
-    full = TrainState(count, numbers, few[:0], few, (numbers,), numbers, few, -jnp.ones((), jnp.int32))
+    params, statistics = {"kernel": jnp.asarray(numbers)}, {"mean": jnp.asarray(numbers[:10])}
+    optimizer = create_optimizer(OptimizerConfig(), 10).init(params)
+    full = TrainState(jnp.asarray(step, jnp.int32), params, {}, statistics, optimizer, params, statistics)
     return jax.tree.map(np.asarray, full)
 
 
@@ -39,7 +41,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, capfd):
     assert again.latest() == 1
     for restored in (again.restore(state(0)), again.restore_best(state(0))):
         assert int(restored.step) == 1
-        np.testing.assert_array_equal(restored.params, state(1).params)
+        np.testing.assert_array_equal(restored.params["kernel"], state(1).params["kernel"])
     again.save(state(2))
     again.finish()
     assert again.latest() == 2
@@ -51,7 +53,7 @@ def test_share_of_the_peak_is_of_the_right_device():
     assert bfloat16_peak("NVIDIA H100 PCIe") == 756e12
     assert bfloat16_peak("NVIDIA L40S") == 362e12
     assert bfloat16_peak("cpu") is None
-    assert str(Benchmark(64.0, 0.001, 0.5, 20.0, 1e12, 0.25)) == (
+    assert str(StepTime(64.0, 0.001, 0.5, 20.0, 1e12, 0.25)) == (
         "64.0 images/s; a step takes 500 ms on the devices and 1 ms of host data beside it; compiled in 20 s; "
         "2.000 Tflop/s, 25.0 % of the bfloat16 peak"
     )

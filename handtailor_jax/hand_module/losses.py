@@ -1,7 +1,10 @@
-"""The losses, one function each, element by element: masks and means are the caller's (`masked_mean`).
+"""Every loss of the paper (Eq. 6, 7 and Table 4), one function a loss, as errors of single elements.
 
-Every function takes arrays of equal shapes and refuses to broadcast: a missing axis would silently average the wrong
-differences.
+`weighted_mean` turns the errors into a term; training/objective.py lists the terms with their weights, and
+`LossWeights.paper` has the weights of Eq. 6 (L_theta = 100 L_kpt2D + L_kpt3D + 0.1 L_d) and of Eq. 7
+(L = L_theta + L_beta + 0.1 L_mano).
+
+The functions refuse to broadcast, because a missing axis would silently average the wrong differences.
 """
 
 import jax
@@ -9,12 +12,36 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from handtailor_jax.hand_module.iknet import Rotations
+from handtailor_jax.types import pytree
+
+
+@pytree
+class Term:
+    """A weighted mean in two parts, so that the parts of several devices add up to the mean over all their samples."""
+
+    total: Float[Array, ""]
+    """Sum of the weighted errors."""
+    weight: Float[Array, ""]
+    """Sum of the weights."""
+
+
+def weighted_mean(errors: Float[Array, "..."], weights: Float[Array, "..."]) -> Term:
+    """Return the mean of errors as a term.
+
+    Args:
+        errors: Errors; elements of weight 0 may hold anything, NaN included.
+        weights: Weights of the leading axes of the errors: one per sample, per keypoint, and so on.
+    """
+    _refuse_to_broadcast(errors.shape[: weights.ndim], weights.shape)
+    weights = weights.reshape(*weights.shape, *([1] * (errors.ndim - weights.ndim)))
+    weights = jnp.broadcast_to(weights, errors.shape)
+    return Term(jnp.sum(jnp.where(weights == 0.0, 0.0, errors) * weights), jnp.sum(weights))
 
 
 def keypoint_2d_loss(
     heatmaps: Float[Array, "*batch rows columns k"], target: Float[Array, "*batch rows columns k"]
 ) -> Float[Array, "*batch rows columns k"]:
-    """L_kpt2D: squared error of heatmaps against Gaussians, per pixel; both of peak 1, or both of sum 1."""
+    """L_kpt2D: squared error of heatmaps, per pixel; both of peak 1, or both of sum 1."""
     return _squared_error(heatmaps, target)
 
 
@@ -23,11 +50,10 @@ def heatmap_cross_entropy(
 ) -> Float[Array, "*batch k"]:
     """Cross-entropy of softmax heatmaps against maps of sum 1, per keypoint; not in the paper.
 
-    Its gradient, unlike the squared error's, does not vanish where a narrow peak is missed altogether.
+    The gradient of the squared error vanishes where the heatmap misses a narrow peak altogether; this one does not.
     """
-    _refuse_to_broadcast(logits, target)
-    log_heatmaps = jax.nn.log_softmax(logits, axis=(-3, -2))
-    return -jnp.sum(target * log_heatmaps, axis=(-3, -2))
+    _refuse_to_broadcast(logits.shape, target.shape)
+    return -jnp.sum(target * jax.nn.log_softmax(logits, axis=(-3, -2)), axis=(-3, -2))
 
 
 def keypoint_3d_loss(
@@ -38,7 +64,7 @@ def keypoint_3d_loss(
 
 
 def depth_loss(root_depth: Float[Array, "*batch"], target: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """L_d: squared error of the root's depth."""
+    """L_d: squared error of the root depth."""
     return _squared_error(root_depth, target)
 
 
@@ -53,11 +79,11 @@ def mano_loss(joints: Float[Array, "*batch 21 3"], target: Float[Array, "*batch 
 
 
 def ik_loss(rotations: Rotations, target: Float[Array, "*batch 16 3 3"]) -> Float[Array, "*batch 16"]:
-    """L_ik but for its joints: L_cos + L_l2 + L_norm per rotation (Zhou et al., CVPR 2020).
+    """L_cos + L_l2 + L_norm of L_ik, per rotation (Zhou et al., CVPR 2020); L_xyz is a loss of the posed keypoints.
 
-    Written for matrices, on which the sign of a quaternion leaves no trace: L_cos = 1 - cos of the angle between
-    prediction and truth, L_l2 the squared distance of the matrices, L_norm how far the raw prediction is from
-    normalised. Add L_xyz, `mano_loss` of the keypoints posed with these rotations.
+    Written for matrices, which do not depend on the sign of a quaternion: L_cos = 1 - cos of the angle between
+    prediction and ground truth, L_l2 is the squared distance of the matrices, and L_norm measures how far the raw
+    prediction is from normalised.
     """
     difference = jnp.sum(_squared_error(rotations.matrices, target), axis=(-2, -1))
     # ||R - R*||^2 = 2 (3 - tr(R^T R*)) = 4 (1 - cos), without the cancellation that 1 - cos would suffer.
@@ -65,7 +91,7 @@ def ik_loss(rotations: Rotations, target: Float[Array, "*batch 16 3 3"]) -> Floa
 
 
 def normalisation_loss(raw: Float[Array, "*batch parameters"]) -> Float[Array, "*batch"]:
-    """L_norm: how far a quaternion is from length 1, or two columns of a matrix from being orthonormal."""
+    """L_norm: how far a quaternion is from length 1, or two columns of a matrix are from orthonormal."""
     if raw.shape[-1] == 4:
         return jnp.square(1.0 - jnp.sum(jnp.square(raw), axis=-1))
     columns = raw.reshape(*raw.shape[:-1], 2, 3)
@@ -75,41 +101,31 @@ def normalisation_loss(raw: Float[Array, "*batch parameters"]) -> Float[Array, "
 
 def shape_depth_loss(
     rendered: Float[Array, "*batch rows columns"], target: Float[Array, "*batch rows columns"]
-) -> Float[Array, "*batch rows columns"]:
-    """L_betaD: squared error of the rendered mesh's depth map, per pixel; mask the pixels that either leaves out."""
-    return _squared_error(rendered, target)
+) -> Float[Array, "*batch"]:
+    """L_betaD (Table 4): mean squared error of a rendered depth map over the pixels that both maps cover; 0 if none.
+
+    Args:
+        rendered: Camera z of the rendered mesh; not finite where no hand is.
+        target: Camera z in the same unit; 0 where unknown.
+    """
+    both = jnp.isfinite(rendered) & (target > 0.0)
+    # Masked before the difference: an infinite error times a weight of 0 would have a gradient that is not a number.
+    error = _squared_error(jnp.where(both, rendered, 0.0), jnp.where(both, target, 0.0))
+    return jnp.sum(error, axis=(-2, -1)) / jnp.maximum(jnp.sum(both, axis=(-2, -1), dtype=error.dtype), 1.0)
 
 
 def shape_silhouette_loss(
     rendered: Float[Array, "*batch rows columns"], target: Float[Array, "*batch rows columns"]
-) -> Float[Array, "*batch rows columns"]:
-    """L_betaS: squared error of the rendered mesh's soft silhouette, 0 to 1, per pixel."""
-    return _squared_error(rendered, target)
-
-
-def pose_loss(kpt_2d: Float[Array, ""], kpt_3d: Float[Array, ""], root_depth: Float[Array, ""]) -> Float[Array, ""]:
-    """L_theta = 100 L_kpt2D + L_kpt3D + 0.1 L_d, of means (Eq. 6)."""
-    return 100.0 * kpt_2d + kpt_3d + 0.1 * root_depth
-
-
-def total_loss(pose: Float[Array, ""], betas: Float[Array, ""], mano: Float[Array, ""]) -> Float[Array, ""]:
-    """L = L_theta + L_beta + 0.1 L_mano, of means (Eq. 7)."""
-    return pose + betas + 0.1 * mano
-
-
-def masked_mean(values: Float[Array, "*axes"], mask: Float[Array, "*axes"]) -> Float[Array, ""]:
-    """The mean of the values weighted by a mask of the same shape, e.g. visibility; 0 where all is masked."""
-    _refuse_to_broadcast(values, mask)
-    # What a mask hides may be anything, also not a number.
-    hidden = mask == 0.0
-    return jnp.sum(jnp.where(hidden, 0.0, values) * mask) / jnp.maximum(jnp.sum(mask), 1e-6)
+) -> Float[Array, "*batch"]:
+    """L_betaS (Table 4): mean squared error of the rendered mesh's soft silhouette, 0 to 1."""
+    return jnp.mean(_squared_error(rendered, target), axis=(-2, -1))
 
 
 def _squared_error(prediction: Float[Array, "..."], target: Float[Array, "..."]) -> Float[Array, "..."]:
-    _refuse_to_broadcast(prediction, target)
+    _refuse_to_broadcast(prediction.shape, target.shape)
     return jnp.square(prediction - target)
 
 
-def _refuse_to_broadcast(first: Float[Array, "..."], second: Float[Array, "..."]) -> None:
-    if first.shape != second.shape:
-        raise ValueError(f"shapes {first.shape} and {second.shape} differ, and a loss does not broadcast")
+def _refuse_to_broadcast(first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    if first != second:
+        raise ValueError(f"shapes {first} and {second} differ: a loss does not broadcast, give arrays of equal shapes")

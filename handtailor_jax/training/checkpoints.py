@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax: the latest ones and the best one, each complete or absent."""
+"""Checkpoints of a run, written by Orbax: the latest two and the best one, each complete or absent."""
 
 import logging
 import re
@@ -19,16 +19,16 @@ class Checkpoints:
     """The checkpoints of a run, in its folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens the folder; nothing is read yet.
+        """Open the folder; nothing is read yet.
 
         Raises:
-            InputError: if Orbax is not installed or the folder cannot be used.
+            InputError: If Orbax is not installed or the folder cannot be used.
         """
         try:
             import orbax.checkpoint as orbax
         except ImportError as error:
             raise InputError(f"training needs Orbax ({error}): pip install orbax-checkpoint") from None
-        # Orbax logs an error with its traceback in each of its threads; here it becomes one line.
+        # Orbax logs an error with its traceback in each of its threads; `_refused` turns it into one line.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._orbax = orbax
         self._folder = folder
@@ -39,7 +39,7 @@ class Checkpoints:
             raise InputError(f"{folder}: cannot be written to ({error.strerror}): choose another --out") from None
 
     def _manager(self, folder: Path, keep: int) -> Any:
-        # Every process holds the whole state in host memory: the first one writes, all read, and none waits in Orbax.
+        # Every process has the whole state in host memory: the first writes, all read, and none waits in Orbax.
         process = jax.process_index()
         alone = self._orbax.options.MultiprocessingOptions(
             primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"{folder.name}{process}"
@@ -57,14 +57,14 @@ class Checkpoints:
         )
 
     def save(self, state: TrainState, best: bool = False) -> None:
-        """Starts writing a checkpoint, in the first process only; training may go on meanwhile.
+        """Start writing a checkpoint, in the first process only; training may continue meanwhile.
 
         Args:
-            state: of one device, in host memory.
-            best: also keep it as the best one so far.
+            state: The state of one device, in host memory.
+            best: Whether to keep it as the best one so far, too.
 
         Raises:
-            InputError: if the disk refuses; the checkpoints before are still there.
+            InputError: If the disk refuses; earlier checkpoints are intact.
         """
         if jax.process_index() != 0:
             return
@@ -78,10 +78,10 @@ class Checkpoints:
             self._refused(error)
 
     def finish(self) -> None:
-        """Waits until everything is on disk.
+        """Wait until everything is on disk.
 
         Raises:
-            InputError: if the disk refuses.
+            InputError: If the disk refuses.
         """
         try:
             self._last.wait_until_finished()
@@ -90,28 +90,28 @@ class Checkpoints:
             self._refused(error)
 
     def close(self) -> None:
-        """Waits and frees what the managers hold."""
+        """Wait, and free the resources of the managers."""
         self.finish()
         self._last.close()
         self._best.close()
 
     def latest(self) -> int | None:
-        """The step of the latest checkpoint; None if there is none."""
+        """Return the step of the latest checkpoint; None if there is none."""
         return self._last.latest_step()
 
     def restore(self, like: TrainState) -> TrainState:
-        """The latest checkpoint.
+        """Read the latest checkpoint.
 
         Args:
-            like: a state of the shapes that the run's configuration gives.
+            like: A state with the shapes that the run's configuration gives.
 
         Raises:
-            InputError: if it was written under another configuration or cannot be read.
+            InputError: If the checkpoint has another configuration or cannot be read.
         """
         return self._restore(self._last, like)
 
     def restore_best(self, like: TrainState) -> TrainState:
-        """The best checkpoint, or the latest if none was evaluated."""
+        """Read the best checkpoint, or the latest if none was evaluated."""
         return self._restore(self._best if self._best.latest_step() is not None else self._last, like)
 
     def _restore(self, manager: Any, like: TrainState) -> TrainState:
@@ -120,22 +120,19 @@ class Checkpoints:
         wanted = _named(like)
         try:
             shapes = {name: tuple(leaf.shape) for name, leaf in manager.item_metadata(step).items()}
+            expected = {name: leaf.shape for name, leaf in wanted.items()}
+            different = sorted(name for name in shapes | expected if shapes.get(name) != expected.get(name))
+            if different:
+                raise InputError(
+                    f"{where} has another configuration ({len(different)} arrays differ, such as {different[0]}): "
+                    "resume with the run's own configuration or choose another --out"
+                )
+            arrays = manager.restore(step, args=self._orbax.args.StandardRestore(wanted))
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{where} cannot be read ({_line(error)}): remove it or choose another --out") from None
-        expected = {name: leaf.shape for name, leaf in wanted.items()}
-        if shapes != expected:
-            names = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
-            raise InputError(
-                f"{where} is of another configuration ({len(names)} arrays differ, such as {names[0]}): resume with "
-                "the run's own configuration or choose another --out"
-            )
-        try:
-            arrays = manager.restore(step, args=self._orbax.args.StandardRestore(wanted))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{where} cannot be read ({_line(error)}): remove it or choose another --out") from None
-        empty = {name: leaf for name, leaf in zip(_names(like), jax.tree.leaves(like), strict=True) if not leaf.size}
-        leaves = [jnp.asarray(arrays[name]) if name in arrays else empty[name] for name in _names(like)]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in wanted])
 
     def _refused(self, error: Exception) -> None:
         system = re.search(r"([^:]+) \[os_error_code", str(error))
@@ -146,14 +143,10 @@ class Checkpoints:
         ) from None
 
 
-def _names(state: TrainState) -> list[str]:
-    return [jax.tree_util.keystr(path).replace("/", "|") for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]]
-
-
 def _named(state: TrainState) -> dict[str, np.ndarray]:
-    named = zip(_names(state), map(np.asarray, jax.tree.leaves(state)), strict=True)
-    # Orbax refuses arrays without elements, such as the frozen numbers of a stage that trains everything.
-    return {name: array for name, array in named if array.size}
+    """Return the arrays of a state by path."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {jax.tree_util.keystr(path).replace("/", "|"): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _line(error: Exception) -> str:

@@ -1,6 +1,7 @@
-"""Everything that decides what a training run does."""
+"""The configuration of a training run. The field texts are the help texts of train.py."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ DatasetChoice = Literal["rhd", "stb", "freihand"]
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """How many samples of a step come from where."""
+    """Number of samples per step from each kind of source."""
 
     synthetic: int
     photographs: int
@@ -24,40 +25,40 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where training samples come from."""
+    """Sources of the training samples."""
 
     cache: Path = Path("cache")
-    """Folder for what is computed once: rendered samples, fitted photographs, backgrounds."""
+    """Folder for everything that is computed once: rendered samples, fitted photographs, backgrounds."""
     size: int = 160
-    """Side of the pictures before augmentation, pixels; somewhat more than the network's input."""
+    """Side of the images before augmentation, pixels; somewhat larger than the network's input."""
     synthetic: Literal["pool", "rendered"] = "pool"
-    """Rendered samples: a fixed number from disk, or new ones all the time, which wants an accelerator."""
+    """Rendered samples: a fixed pool on disk, or new samples rendered in every step, which needs an accelerator."""
     pool: int = 16384
-    """Samples in the pool."""
+    """Number of samples in the pool."""
     photographs: Path | None = None
-    """Folder of labelled photographs, layout "photos"; None trains without."""
+    """Folder of labelled photographs (docs/training.md, Your own photographs); none if not given."""
     photograph_share: float = 0.25
     """Share of photographs in every batch."""
     photograph_3d: float = 0.2
-    """Weight of the 3D terms of photographs, whose pose and shape are fits to their keypoints; 0 is 2D supervision."""
+    """Weight of the 3D terms of photographs, whose pose and shape are fits to their keypoints; 0 trains in 2D only."""
     pasted: float = 0.6
-    """Share of photographs with a plain background whose hand is put before another background."""
+    """Share of photographs with a plain background whose hand is pasted onto another background."""
     dataset: DatasetChoice | None = None
-    """Published dataset whose training split is learnt from; None trains without."""
+    """Published dataset whose training split is used; none if not given."""
     dataset_folder: Path | None = None
-    """Its folder, as its archive unpacks."""
+    """Folder of the dataset, as its archive unpacks."""
     dataset_share: float = 1.0
-    """Share of the dataset in every batch; 1 is the paper's. What is neither of it nor of photographs is rendered."""
+    """Share of the dataset in every batch. Samples that are neither from the dataset nor photographs are rendered."""
     test: int = 256
-    """Samples of each test split, synthetic or of the dataset, for the periodic evaluation."""
+    """Number of samples in each test set, rendered or from the dataset, for the periodic evaluation."""
     poses: PoseConfig = dataclasses.field(default_factory=PoseConfig)
     """Poses that IKNet is trained on in stage "ik"."""
 
     def __post_init__(self) -> None:
-        """Refuses counts and shares that make no data.
+        """Check the fields.
 
         Raises:
-            InputError: naming the field.
+            InputError: If counts or shares give no data.
         """
         if self.pool < 1 or self.test < 1:
             raise InputError(f"data.pool and data.test must be at least 1, got {self.pool} and {self.test}")
@@ -70,15 +71,14 @@ class DataConfig:
         if (self.dataset is None) != (self.dataset_folder is None):
             given, missing = ("dataset_folder", "dataset") if self.dataset is None else ("dataset", "dataset_folder")
             raise InputError(f"data.{given} is set but data.{missing} is not: set both or neither")
-        if self.dataset is not None and self.photographs is not None:
-            shares = self.dataset_share + self.photograph_share
-            if shares > 1.0:
-                raise InputError(
-                    f"data.dataset_share and data.photograph_share are {shares:g} together: lower them to 1 at most"
-                )
+        shares = self.dataset_share + self.photograph_share
+        if self.dataset is not None and self.photographs is not None and shares > 1.0:
+            raise InputError(
+                f"data.dataset_share and data.photograph_share add up to {shares:g}: lower them to a sum of at most 1"
+            )
 
-    def counts(self, batch: int) -> "Counts":
-        """How many of a batch's samples come from where."""
+    def counts(self, batch: int) -> Counts:
+        """Return the number of samples from each kind of source in a batch."""
         photographs = 0 if self.photographs is None else round(self.photograph_share * batch)
         dataset = 0 if self.dataset is None else min(round(self.dataset_share * batch), batch - photographs)
         return Counts(synthetic=batch - photographs - dataset, photographs=photographs, dataset=dataset)
@@ -86,32 +86,53 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """The weight of every term of the objective (`objective.Losses`); 0 leaves a term out."""
+    """Weight of every term of the objective; 0 leaves the term out. training/objective.py defines the terms."""
 
     heatmap: float = 0.0
+    """Weight of the cross-entropy of all stacks' heatmaps against Gaussians of sum 1."""
     keypoints_2d: float = 0.0
+    """Weight of the Huber error of the keypoints, in crop sides."""
     relative_depth: float = 0.0
+    """Weight of the Huber error of the relative depths, in reference bones."""
     joints: float = 0.0
+    """Weight of the Huber error of the lifted keypoints, root-relative, in reference bones."""
     rotations: float = 0.0
+    """Weight of L_ik (without L_xyz) of the rotations predicted from the predicted joints."""
     rotations_from_truth: float = 0.0
+    """Weight of L_ik (without L_xyz) of the rotations predicted from the true joints with noise."""
     model_keypoints: float = 0.0
+    """Weight of the Huber error of the posed hand model's keypoints, root-relative, in reference bones."""
     model_keypoints_2d: float = 0.0
+    """Weight of the Huber error of the posed hand model's keypoints after the best-fitting scale and shift in the
+    image, in hand sizes; needs no 3D ground truth."""
     betas: float = 0.0
+    """Weight of the mean squared error of the shape coefficients."""
     bone: float = 0.0
+    """Weight of the squared error of the logarithm of the reference bone's length."""
     root_depth: float = 0.0
+    """Weight of the Huber error of the logarithm of the root depth."""
     paper_heatmap: float = 0.0
+    """Weight of L_kpt2D: squared error of sigmoid heatmaps against Gaussians of peak 1."""
     paper_joints: float = 0.0
+    """Weight of L_kpt3D: squared error of the lifted keypoints in the camera frame, in metres."""
     paper_root_depth: float = 0.0
+    """Weight of L_d: squared error of the root depth, in metres."""
     paper_betas: float = 0.0
+    """Weight of L_beta: squared norm of the shape coefficients."""
     paper_model_keypoints: float = 0.0
+    """Weight of L_mano: squared error of the posed hand model's keypoints, root-relative, in metres."""
     paper_depth: float = 0.0
+    """Weight of L_betaD (Table 4): squared error of the rendered depth map where both maps show the hand, in metres."""
     paper_silhouette: float = 0.0
+    """Weight of L_betaS (Table 4): squared error of the rendered silhouette, in shares of a pixel."""
     tailored_keypoints: float = 0.0
+    """Weight of the Huber error of the tailored hand's keypoints, root-relative, in reference bones."""
     tailored_mesh: float = 0.0
+    """Weight of the Huber error of the tailored hand's vertices, root-relative, in reference bones."""
 
     @classmethod
     def ours(cls) -> "LossWeights":
-        """Our recipe for `HandModuleConfig.small`."""
+        """Return our weights for `HandModuleConfig.small`."""
         return cls(
             heatmap=0.3,
             keypoints_2d=10.0,
@@ -127,35 +148,34 @@ class LossWeights:
         )
 
     @classmethod
-    def paper(cls) -> "LossWeights":
-        """Eq. 6 and 7: 100 L_kpt2D + L_kpt3D + 0.1 L_d + L_beta + 0.1 L_mano."""
-        return cls(
-            paper_heatmap=100.0,
-            paper_joints=1.0,
-            paper_root_depth=0.1,
-            paper_betas=1.0,
-            paper_model_keypoints=0.1,
-        )
+    def paper(cls, stage: Stage = "end_to_end") -> "LossWeights":
+        """Return the weights of the paper: Eq. 7 for "end_to_end", Eq. 6 for "keypoints", L_ik for "ik"."""
+        if stage == "ik":
+            return cls(rotations_from_truth=1.0, model_keypoints=1.0)  # the second term is L_xyz
+        eq_6 = cls(paper_heatmap=100.0, paper_joints=1.0, paper_root_depth=0.1)
+        if stage == "keypoints":
+            return eq_6
+        return dataclasses.replace(eq_6, paper_betas=1.0, paper_model_keypoints=0.1)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a warm-up and a cosine decay."""
+    """AdamW with a linear warm-up and a cosine decay of the learning rate."""
 
     learning_rate: float = 1e-3
-    """The highest."""
+    """Highest learning rate."""
     warm_up: int = 200
-    """Steps in which it grows from 0."""
+    """Number of warm-up steps, during which the learning rate rises linearly from 0."""
     final: float = 0.02
-    """What is left of it at the last step, as a share; 1 keeps it constant."""
+    """Learning rate at the last step as a share of the highest; 1 keeps the learning rate constant."""
     weight_decay: float = 1e-4
-    """Of kernels; not of biases and normalisation."""
+    """Weight decay of kernels; biases and normalisation parameters are not decayed."""
     clip: float = 5.0
-    """The gradient's norm is kept below this."""
+    """Largest global norm of the gradients; longer gradients are scaled down to it."""
     average: float = 0.999
-    """Decay of the running average of the weights, which is what is evaluated and kept."""
+    """Decay of the exponential moving average of the weights, which is evaluated and exported."""
     accumulate: int = 1
-    """Parts that a batch is split into, one after the other, where memory is short."""
+    """Number of microbatches that a batch is split into to save memory; their gradients are averaged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,84 +183,123 @@ class TrainingConfig:
     """One training run."""
 
     module: HandModuleConfig = dataclasses.field(default_factory=HandModuleConfig.small)
-    """The network."""
+    """Network architecture."""
     hand: Path | None = None
-    """Hand model that the network is to pose (MANO pickle or npz); the embedded hand if None. FreiHAND's poses and
-    shapes are MANO's and are learnt from only with MANO; with another hand, its joints alone are."""
+    """Hand model (MANO pickle or npz); the embedded hand if not given. FreiHAND's poses and shapes are MANO's, so only
+    runs with MANO use them; other hand models use FreiHAND's joints alone."""
     stage: Stage = "end_to_end"
-    """What is trained: all but IKNet, IKNet on poses alone, or everything."""
+    """Trained part: everything but IKNet ("keypoints"), IKNet alone on sampled poses ("ik"), or everything."""
     steps: int = 20_000
-    """Steps in all."""
+    """Total number of steps."""
     batch: int = 32
-    """Samples a step, over all devices."""
+    """Number of samples per step over all devices."""
     seed: int = 0
-    """Of weights and data."""
+    """Seed of the initial weights and of the data order."""
     data: DataConfig = DataConfig()
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     loss: LossWeights = dataclasses.field(default_factory=LossWeights.ours)
     detached: bool = True
-    """Losses of lifted joints, rotations and lengths do not reach the maps. At first all keypoints coincide, and those
-    gradients, divided by the length of a bone in pixels, drown the heatmaps' own; switch off to fine-tune."""
+    """Stop the gradients of lifted joints, rotations and lengths at the heatmaps and depth maps. In an untrained
+    network all keypoints coincide, and these gradients, divided by the length of a bone in pixels, exceed the heatmaps'
+    own. Switch off to fine-tune."""
     heatmap_sigma: float = 1.0
-    """Standard deviation of heatmap targets in map cells."""
+    """Standard deviation of the target Gaussians, in heatmap cells."""
     joint_noise: float = 0.05
-    """Standard deviation of noise on true joints that IKNet is trained on, in reference bones."""
+    """Standard deviation of the noise on the true joints that IKNet is trained on, in reference bones."""
     optimizer: OptimizerConfig = OptimizerConfig()
     weights: Path | None = None
-    """Weights to start from (.safetensors)."""
+    """Weight file to start from (.safetensors)."""
     iknet_weights: Path | None = None
-    """Weights whose IKNet to start from (.safetensors)."""
+    """Weight file whose IKNet is the initial IKNet (.safetensors)."""
     log_every: int = 20
-    """Steps between lines in metrics.jsonl."""
+    """Number of steps between lines in metrics.jsonl."""
     evaluate_every: int = 1000
-    """Steps between evaluations."""
+    """Number of steps between evaluations."""
     checkpoint_every: int = 500
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
+
+    @classmethod
+    def paper(cls, stage: Stage) -> "TrainingConfig":
+        """Return a stage of the paper's training, for RHD: Eq. 6 and 7, Adam at 3e-4 and 3e-5, 100, 50 and 100 epochs.
+
+        The network is the released one. The paper states neither the batch size nor the augmentation nor the number of
+        poses that IKNet is trained on. Those here are BiHand's, on whose code HandTailor's training was built.
+        """
+        ik, rate = stage == "ik", 3e-5 if stage == "end_to_end" else 3e-4
+        samples, epochs, batch = (1_000_000, 50, 1024) if ik else (41_258, 100, 64)
+        return cls(
+            module=HandModuleConfig.official(),
+            stage=stage,
+            steps=math.ceil(epochs * samples / batch),
+            batch=batch,
+            # Crops of 256 pixels from squares of twice the hand size: as many pixels as in the smallest crop.
+            data=DataConfig(size=320)
+            if ik
+            else DataConfig(size=320, dataset="rhd", dataset_folder=Path("RHD_published_v2")),
+            augmentation=AugmentationConfig(
+                # Squares of twice the hand size, larger or smaller by up to 20 %, whose centre moves by up to a tenth.
+                fill=(1.0 / 2.4, 1.0 / 1.6),
+                shift=0.0,
+                rotation=math.pi / 2.0,
+                drop_intrinsics=0.0,  # the paper trains in perspective only
+                gamma=0.0,
+                saturation=(0.5, 1.5),
+                grey=0.0,
+                blur=0.5,
+                noise=0.0,
+                cut_out=0.0,
+            ),
+            loss=LossWeights.paper(stage),
+            detached=False,
+            heatmap_sigma=2.0,
+            # Plain Adam: no warm-up, no decay, no clipping, no average.
+            optimizer=OptimizerConfig(rate, warm_up=0, final=1.0, weight_decay=0.0, clip=1e9, average=0.0),
+            log_every=100 if ik else 50,
+            evaluate_every=2_000,
+            checkpoint_every=2_000 if ik else 1_000,
+        )
 
     def __post_init__(self) -> None:
-        """Refuses settings that cannot be run.
+        """Check the fields.
 
         Raises:
-            InputError: naming the field.
+            InputError: If the settings contradict each other.
         """
-        counts = ("steps", "batch", "log_every", "evaluate_every", "checkpoint_every")
-        for name in counts:
+        for name in ("steps", "batch", "log_every", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.optimizer.accumulate < 1 or self.batch % self.optimizer.accumulate:
             raise InputError(
-                f"batch {self.batch} cannot be split into optimizer.accumulate = {self.optimizer.accumulate} parts"
+                f"batch {self.batch} cannot be split into optimizer.accumulate = {self.optimizer.accumulate} parts: "
+                "choose a divisor of the batch"
             )
-        if self.detached and (
-            self.module.decoding == "released" or self.loss.tailored_keypoints + self.loss.tailored_mesh
-        ):
+        through_tailor = self.loss.tailored_keypoints + self.loss.tailored_mesh > 0.0
+        if self.detached and (self.module.decoding == "released" or through_tailor):
             raise InputError(
-                "detached applies to our decoding without the tailor's losses: set detached to False for the released "
+                "detached needs our decoding and no losses through the tailor: set detached to False for the released "
                 "decoding or to train through the tailor"
             )
-        self._check_shape_losses()
         if self.module.batch_axis is not None:
-            raise InputError("module.batch_axis is set by training itself: leave it out")
-        of_dataset = self.data.counts(self.batch).dataset
-        if self.data.dataset is not None and of_dataset == 0:
+            raise InputError("module.batch_axis is set by the training itself: leave it out")
+        self._check_data()
+
+    def _check_data(self) -> None:
+        """Check that the samples have what the losses and the hand model need."""
+        dataset = self.data.counts(self.batch).dataset
+        if self.data.dataset is not None and dataset == 0:
             raise InputError(
                 f"data.dataset_share {self.data.dataset_share:g} of batch {self.batch} is not one sample: raise either"
             )
-        if self.hand is not None and self.stage != "ik" and of_dataset < self.batch:
+        if self.hand is not None and self.stage != "ik" and dataset < self.batch:
             raise InputError(
                 "hand is set, but rendered samples and photographs are labelled with the embedded hand: train on "
                 "data.dataset alone, or leave hand out"
             )
-
-    def _check_shape_losses(self) -> None:
-        """Refuses masks and depth maps where there are none."""
         for name, weight in (("paper_depth", self.loss.paper_depth), ("paper_silhouette", self.loss.paper_silhouette)):
-            if weight <= 0.0:
-                continue
-            if self.stage == "ik" or self.data.counts(self.batch).dataset < self.batch:
+            if weight > 0.0 and (self.stage == "ik" or dataset < self.batch):
                 raise InputError(
-                    f"loss.{name} compares with masks and depth maps of data.dataset, which poses, renderings and "
-                    "photographs lack: train on the dataset alone, or leave it out"
+                    f"loss.{name} needs the masks and depth maps of data.dataset, which sampled poses, renderings and "
+                    "photographs lack: train on the dataset alone, or leave the loss out"
                 )
-            if name == "paper_depth" and self.data.dataset == "freihand":
-                raise InputError("loss.paper_depth needs depth maps, which FreiHAND lacks: train on rhd or stb")
+        if self.loss.paper_depth > 0.0 and self.data.dataset == "freihand":
+            raise InputError("loss.paper_depth needs depth maps, which FreiHAND lacks: train on rhd or stb")

@@ -1,6 +1,8 @@
-"""How well a network does on samples it never trains on: figures and a sheet of pictures."""
+"""Evaluation of a network on samples that it is not trained on: figures, and a sheet of images."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,24 +13,78 @@ from jaxtyping import Array, Float
 from handtailor_jax.data.augmentation import center_crop, without_intrinsics
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.evaluation.alignment import similarity
+from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.rotations import angle_between, matrix_from_axis_angle
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.iknet import normalise_joints
 from handtailor_jax.images import opencv
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.skeleton import BONES, ROOT
-from handtailor_jax.synthetic.poses import sample_betas, sample_pose
+from handtailor_jax.synthetic.pool import SamplePool
 from handtailor_jax.training.config import TrainingConfig
-from handtailor_jax.training.objective import model_keypoints
+from handtailor_jax.training.photographs import prepare_photographs
+from handtailor_jax.training.prediction import posed_keypoints
+from handtailor_jax.training.sources import evaluation_samples, synthetic_config
 from handtailor_jax.training.state import Network, TrainState
+from handtailor_jax.training.step import sampled_poses
 from handtailor_jax.types import pytree
+
+T = TypeVar("T")
 
 _PIECE = 32
 _LOOSE = 1.6
-"""Side of evaluation crops in sides of the keypoints' box."""
+"""Side of evaluation crops as a multiple of the hand size, as a loose detector gives them."""
 _SHOWN = 8
 _PIXELS = 256
 _IK_POSES = 512
+_FINGER_COLORS = ((255, 80, 60), (255, 200, 40), (80, 220, 80), (60, 170, 255), (200, 100, 255))
+
+
+@dataclasses.dataclass(frozen=True)
+class TestSet:
+    """Fixed crops of one kind, in host memory."""
+
+    name: str
+    crops: Batch
+    metric: bool
+    """Whether the true joints are in metres."""
+
+
+def test_sets(config: TrainingConfig, hand: HandModel) -> list[TestSet]:
+    """Return the samples that a run is evaluated on; none in stage "ik".
+
+    Rendered samples and datasets are evaluated with and without their intrinsics, photographs per collection.
+    """
+    data = config.data
+    if config.stage == "ik":
+        return []
+    metric: dict[str, Batch] = {}
+    if data.counts(config.batch).synthetic:
+        pool = SamplePool(data.cache, synthetic_config(config), data.test, "test")
+        metric["synthetic"] = pool.batch(np.arange(data.test))
+    if data.dataset is not None:
+        metric[data.dataset] = evaluation_samples(config, hand)
+    sets = []
+    for name, batch in metric.items():
+        crops = crops_of(batch, config.module.image_size)
+        unknown = jax.tree.map(np.asarray, without_intrinsics(jax.tree.map(jnp.asarray, crops)))
+        sets += [TestSet(name, crops, True), TestSet(f"{name}_without_intrinsics", unknown, True)]
+    if data.photographs is not None:
+        found = prepare_photographs(data.photographs, "val", data.size, data.cache)
+        # Mid-grey outside of the photograph.
+        share = found.inside[..., None].astype(np.float32) / 255.0
+        images = np.round(share * found.image + (1.0 - share) * 128.0).astype(np.uint8)
+        for source in sorted(set(found.source.tolist())):
+            rows = np.flatnonzero(found.source == source)
+            crops = crops_of(found.batch(rows, images[rows], 1.0), config.module.image_size)
+            sets.append(TestSet(source, crops, False))
+    return sets
+
+
+def crops_of(batch: Batch, size: int) -> Batch:
+    """Crop samples to the square around their hands, in host memory."""
+    crop = jax.jit(lambda batch: center_crop(batch, size, _LOOSE))
+    return _in_pieces(lambda piece: crop(piece), batch)
 
 
 @pytree
@@ -36,54 +92,29 @@ class Errors:
     """Errors of single samples."""
 
     keypoints: Float[Array, "*batch 21"]
-    """Distances of keypoints, shares of the hand's size (longer side of the true keypoints' box)."""
+    """Distances of the keypoints, in hand sizes."""
     joints: Float[Array, "*batch"]
-    """Mean distance of lifted keypoints, root-relative, mm."""
+    """Mean distance of the lifted keypoints, root-relative, mm."""
     joints_aligned: Float[Array, "*batch"]
-    """The same after similarity alignment."""
+    """Mean distance of the lifted keypoints after similarity alignment, mm."""
     model_aligned: Float[Array, "*batch"]
-    """That of the hand model's keypoints under the predicted pose and shape, mm."""
+    """Mean distance of the posed hand model's keypoints after similarity alignment, mm."""
     angle: Float[Array, "*batch"]
     """Mean angle between predicted and true joint rotations, degrees."""
     predicted: Float[Array, "*batch 21 2"]
-    """Keypoints, pixels of the crop."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TestSet:
-    """Fixed crops of one kind."""
-
-    name: str
-    crops: Batch
-    """On the host."""
-    metric: bool
-    """Whether its 3D truth is true."""
-
-
-def crops_of(name: str, batch: Batch, config: TrainingConfig, *, metric: bool, known_cameras: bool = True) -> TestSet:
-    """Crops of samples around their hands, by a factor that a loose detector would give."""
-    size = config.module.image_size
-    crop = jax.jit(lambda batch: center_crop(batch, size, _LOOSE))
-    count = len(batch.image)
-    pieces = [crop(_rows(batch, start)) for start in range(0, count, _PIECE)]
-    crops = jax.tree.map(lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves])[:count], *pieces)
-    if metric and not known_cameras:
-        crops = jax.tree.map(np.asarray, without_intrinsics(jax.tree.map(jnp.asarray, crops)))
-    return TestSet(name, crops, metric)
+    """Predicted keypoints, pixels of the crop."""
 
 
 def errors_of(module: HandModule, hand: HandModel, batch: Batch) -> Errors:
-    """Errors of a network in evaluation mode on crops."""
+    """Return the errors of a network in evaluation mode on crops."""
     estimate = module(batch.image.astype(hand.dtype) / 255.0, batch.camera)
-    low, high = jnp.min(batch.keypoints_2d, axis=1), jnp.max(batch.keypoints_2d, axis=1)
-    size = jnp.max(high - low, axis=-1)
     distance = jnp.sqrt(jnp.sum(jnp.square(estimate.keypoints_2d - batch.keypoints_2d), axis=-1))
     truth = batch.joints - batch.joints[:, ROOT, None]
     lifted = normalise_joints(estimate.joints) * estimate.bone[:, None, None]
-    model = model_keypoints(hand, estimate.betas, estimate.rotations)
+    model = posed_keypoints(hand, estimate.betas, estimate.rotations)
     angle = angle_between(estimate.rotations, matrix_from_axis_angle(jnp.asarray(batch.pose)))
     return Errors(
-        keypoints=distance / size[:, None],
+        keypoints=distance / hand_size(batch.keypoints_2d)[:, None],
         joints=1e3 * _mean_distance(lifted, truth),
         joints_aligned=1e3 * _mean_distance(similarity(lifted, truth), truth),
         model_aligned=1e3 * _mean_distance(similarity(model, truth), truth),
@@ -96,33 +127,25 @@ class Evaluator:
     """Evaluates states of one network on fixed samples."""
 
     def __init__(self, network: Network, hand: HandModel, sets: list[TestSet]) -> None:
-        self._network, self._hand, self._sets = network, hand, sets
+        self._hand, self._sets = hand, sets
+        self._errors = jax.jit(lambda state, batch, hand: errors_of(network.averaged(state), hand, batch))
 
-        def run(state: TrainState, batch: Batch, hand: HandModel) -> Errors:
-            return errors_of(network.averaged(state), hand, batch)
-
-        self._run = jax.jit(run)
-
-    def figures(self, state: TrainState) -> tuple[dict[str, float], npt.NDArray[np.uint8]]:
-        """Named figures, and a sheet of pictures (height, width, 3) with true (white) and predicted keypoints.
+    def figures(self, state: TrainState) -> tuple[dict[str, float], npt.NDArray[np.uint8] | None]:
+        """Return named figures, and a sheet of images (height, width, 3) with true (white) and predicted keypoints.
 
         Args:
-            state: of one device.
+            state: The state of one device.
         """
         figures: dict[str, float] = {}
         rows = []
         for each in self._sets:
-            count = len(each.crops.image)
-            pieces = [
-                jax.device_get(self._run(state, _rows(each.crops, start), self._hand))
-                for start in range(0, count, _PIECE)
-            ]
-            errors = _joined(pieces, count)
-            keypoints = errors.keypoints[each.crops.keypoint_weight > 0.0]
+            crops = each.crops
+            errors = _in_pieces(lambda piece: self._errors(state, piece, self._hand), crops)
+            keypoints = errors.keypoints[crops.keypoint_weight > 0.0]
             figures[f"{each.name}/pck10"] = float((keypoints < 0.1).mean())
             figures[f"{each.name}/median_percent"] = 100.0 * float(np.median(keypoints))
-            # Datasets that were measured know joints but no pose.
-            known, posed = each.crops.has_joints > 0.0, each.crops.has_3d > 0.0
+            # Measured datasets have joints but no poses.
+            known, posed = crops.has_joints > 0.0, crops.has_3d > 0.0
             if known.any():
                 figures[f"{each.name}/joints_aligned_mm"] = float(errors.joints_aligned[known].mean())
                 figures[f"{each.name}/model_aligned_mm"] = float(errors.model_aligned[known].mean())
@@ -130,10 +153,8 @@ class Evaluator:
                 figures[f"{each.name}/angle_degrees"] = float(errors.angle[posed].mean())
             if each.metric and known.any():
                 figures[f"{each.name}/joints_mm"] = float(errors.joints[known].mean())
-            chosen = np.linspace(0, count - 1, _SHOWN).round().astype(int)
-            rows.append(
-                np.concatenate([_drawn(each.crops, np.asarray(errors.predicted), int(i)) for i in chosen], axis=1)
-            )
+            shown = np.linspace(0, len(crops.image) - 1, _SHOWN).round().astype(int).tolist()
+            rows.append(np.concatenate([_drawn(crops, errors.predicted[i], i) for i in shown], axis=1))
         return figures, np.concatenate(rows)
 
 
@@ -142,64 +163,70 @@ class PoseEvaluator:
 
     def __init__(self, network: Network, hand: HandModel, config: TrainingConfig) -> None:
         self._hand = hand
+        # A seed that training does not use.
+        keys = jax.random.split(jax.random.key(config.seed + 1_000_003), _IK_POSES)
+        self._poses = jax.jit(lambda hand, keys: sampled_poses(hand, keys, config))(hand, keys)
 
-        def truth(hand: HandModel) -> tuple[Array, Array, Array]:
-            # A seed that training does not use.
-            keys = jax.random.split(jax.random.key(config.seed + 1_000_003), _IK_POSES)
-            first, second = jax.vmap(lambda key: tuple(jax.random.split(key)))(keys)
-            pose = jax.vmap(lambda key: sample_pose(hand, key, config.data.poses))(first)
-            betas = jax.vmap(lambda key: sample_betas(hand, key, config.data.poses))(second)
-            return pose, betas, jax.vmap(lambda p, b: hand.shape(b).pose(p).keypoints)(pose, betas)
-
-        self._pose, self._betas, self._joints = jax.jit(truth)(hand)
-
-        def run(state: TrainState, hand: HandModel, pose: Array, betas: Array, joints: Array) -> Array:
-            found = network.averaged(state).iknet(normalise_joints(joints))
-            angle = jnp.degrees(jnp.mean(angle_between(found.matrices, matrix_from_axis_angle(pose))))
-            posed = model_keypoints(hand, betas, found.matrices)
-            relative = (posed - posed[:, ROOT, None]) - (joints - joints[:, ROOT, None])
-            return jnp.stack([angle, 1e3 * jnp.mean(jnp.sqrt(jnp.sum(jnp.square(relative), axis=-1)))])
+        def run(state: TrainState, hand: HandModel, poses: Batch) -> tuple[Array, Array]:
+            found = network.averaged(state).iknet(normalise_joints(poses.joints))
+            angle = angle_between(found.matrices, matrix_from_axis_angle(poses.pose))
+            posed = posed_keypoints(hand, poses.betas, found.matrices)
+            truth = poses.joints - poses.joints[:, ROOT, None]
+            distance = _mean_distance(posed - posed[:, ROOT, None], truth)
+            return jnp.degrees(jnp.mean(angle)), 1e3 * jnp.mean(distance)
 
         self._run = jax.jit(run)
 
-    def figures(self, state: TrainState) -> dict[str, float]:
-        """Mean angle error in degrees and mean joint error in mm."""
-        angle, joints = self._run(state, self._hand, self._pose, self._betas, self._joints)
-        return {"poses/angle_degrees": float(angle), "poses/joints_mm": float(joints)}
+    def figures(self, state: TrainState) -> tuple[dict[str, float], npt.NDArray[np.uint8] | None]:
+        """Return the mean angle in degrees and the mean joint error in mm; there are no images."""
+        angle, joints = self._run(state, self._hand, self._poses)
+        return {"poses/angle_degrees": float(angle), "poses/joints_mm": float(joints)}, None
+
+
+def create_evaluator(network: Network, hand: HandModel, config: TrainingConfig) -> Evaluator | PoseEvaluator:
+    """Return the evaluator of a stage."""
+    if config.stage == "ik":
+        return PoseEvaluator(network, hand, config)
+    return Evaluator(network, hand, test_sets(config, hand))
+
+
+def score(figures: Mapping[str, float | int]) -> float | None:
+    """Return the figure that the best checkpoint has most of; None if the figures are of no evaluation.
+
+    That is the share of keypoints within 10 % of the hand size, averaged over the test sets; in stage "ik" the negative
+    angle.
+    """
+    if "poses/angle_degrees" in figures:
+        return -figures["poses/angle_degrees"]
+    shares = [value for name, value in figures.items() if name.endswith("/pck10")]
+    return sum(shares) / len(shares) if shares else None
 
 
 def _mean_distance(points: Array, target: Array) -> Float[Array, "batch"]:
     return jnp.mean(jnp.sqrt(jnp.sum(jnp.square(points - target), axis=-1)), axis=-1)
 
 
-def _rows(batch: Batch, start: int) -> Batch:
-    """`_PIECE` samples from `start` on, the last one repeated where there are fewer: one shape, one program."""
-    count = len(batch.image)
-    rows = np.minimum(np.arange(start, start + _PIECE), count - 1)
-    return jax.tree.map(lambda leaf: leaf[rows], batch)
-
-
-def _joined(pieces: list[Errors], count: int) -> Errors:
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *pieces)
+def _in_pieces(function: Callable[[Batch], T], batch: Batch) -> T:
+    """Call a compiled function on pieces of one size, the last filled up with its last sample; results on the host."""
+    count, parts = len(batch.image), []
+    for start in range(0, count, _PIECE):
+        rows = np.minimum(np.arange(start, start + _PIECE), count - 1)
+        parts.append(jax.device_get(function(jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch))))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
 
 
 def _drawn(batch: Batch, predicted: npt.NDArray[np.floating], index: int) -> npt.NDArray[np.uint8]:
     cv2 = opencv()
-    picture = np.ascontiguousarray(batch.image[index])
-    zoom = _PIXELS / picture.shape[0]
-    picture = cv2.resize(picture, (_PIXELS, _PIXELS), interpolation=cv2.INTER_LINEAR)
+    image = np.ascontiguousarray(batch.image[index])
+    zoom = _PIXELS / image.shape[0]
+    image = cv2.resize(image, (_PIXELS, _PIXELS), interpolation=cv2.INTER_LINEAR)
 
     def draw(points: npt.NDArray[np.floating], color: tuple[int, int, int] | None, width: int) -> None:
         places = np.round((points + 0.5) * zoom - 0.5).clip(-1e4, 1e4).astype(int).tolist()
         for a, b in BONES:
             shade = _FINGER_COLORS[(b - 1) // 4] if color is None else color
-            cv2.line(picture, places[a], places[b], shade, width, cv2.LINE_AA)
+            cv2.line(image, places[a], places[b], shade, width, cv2.LINE_AA)
 
     draw(np.asarray(batch.keypoints_2d[index]), (255, 255, 255), 1)
-    draw(predicted[index], None, 2)
-    return picture
-
-
-_FINGER_COLORS = ((255, 80, 60), (255, 200, 40), (80, 220, 80), (60, 170, 255), (200, 100, 255))
-
-__all__ = ["Errors", "Evaluator", "PoseEvaluator", "TestSet", "crops_of", "errors_of"]
+    draw(predicted, None, 2)
+    return image

@@ -1,19 +1,20 @@
-"""The samples of every step, from wherever they come: what step s sees follows from the seed and s alone.
+"""Training samples in host memory, read by Grain; what a step sees follows from the seed and the step alone.
 
-Another source of training data is one more class with `batch(step, positions)`, such as `data.loader.Loader`.
+To add a dataset: write a reader (`data.sample.Reader`); a `data.loader.Loader` of readers is a `Source`. So is a
+`Stream` of any Grain dataset whose elements are batches of one sample.
 """
 
-import functools
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 import numpy.typing as npt
 
 from handtailor_jax.data import open_dataset
-from handtailor_jax.data.loader import Loader, LoaderConfig
+from handtailor_jax.data.loader import Loader, LoaderConfig, index_stream
 from handtailor_jax.data.sample import Batch, Reader
 from handtailor_jax.errors import InputError
 from handtailor_jax.mano.hand_model import HandModel
@@ -29,133 +30,153 @@ _STB_SPLITS: Mapping[Split, str] = {"training": "train", "evaluation": "test"}
 _THREADS = min(8, os.cpu_count() or 1)
 
 
+@runtime_checkable
 class Source(Protocol):
     """Samples in host memory."""
 
     def batch(self, step: int, positions: Sequence[int]) -> Batch:
-        """The samples at some positions of a step's share of this source."""
+        """Return the samples at some positions, 0 to n - 1, of the n that a step takes from this source."""
 
 
-class PoolSource:
-    """Rendered samples from disk, in another order every epoch."""
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A source that takes consecutive elements of an endless Grain dataset."""
 
-    def __init__(self, pool: SamplePool, per_step: int, seed: int) -> None:
-        self._pool, self._per_step, self._seed = pool, per_step, seed
-
-    def batch(self, step: int, positions: Sequence[int]) -> Batch:
-        """The samples at some positions of a step's share."""
-        return self._pool.batch(_shuffled(len(self._pool), self._per_step, self._seed, step, positions))
-
-
-class PhotoSource:
-    """Photographs, every collection equally often, in another order every epoch, their backgrounds drawn anew."""
-
-    def __init__(
-        self,
-        photographs: PhotoSet,
-        pictures: npt.NDArray[np.uint8],
-        per_step: int,
-        config: TrainingConfig,
-    ) -> None:
-        self._photographs, self._pictures, self._per_step, self._config = photographs, pictures, per_step, config
-        source = photographs.source
-        self._collections = [np.flatnonzero(source == name) for name in sorted(set(source.tolist()))]
+    samples: Any
+    """`grain.MapDataset` whose elements are batches of one sample."""
+    per_step: int
+    """Number of samples per step."""
 
     def batch(self, step: int, positions: Sequence[int]) -> Batch:
-        """The samples at some positions of a step's share."""
-        data, seed = self._config.data, self._config.seed
-        indices, images = [], []
-        for position in positions:
-            number = step * self._per_step + position
-            which = number % len(self._collections)
-            collection = self._collections[which]
-            [place] = _shuffled(len(collection), 1, seed + 1 + which, number // len(self._collections), [0])
-            index = int(collection[place])
-            random = np.random.default_rng([seed, step, position])
-            images.append(composed(self._photographs, index, random, self._pictures, data.pasted))
-            indices.append(index)
-        return self._photographs.batch(np.asarray(indices), np.stack(images), data.photograph_3d)
-
-
-def synthetic_config(config: TrainingConfig) -> SyntheticConfig:
-    """What rendered samples are like."""
-    return SyntheticConfig(size=config.data.size)
-
-
-class HostSamples:
-    """The part of every step's samples that comes from host memory: a fixed number from each source."""
-
-    def __init__(self, config: TrainingConfig, hand: HandModel) -> None:
-        """Prepares the sources; the first time, this renders and fits.
-
-        Args:
-            config: of the run.
-            hand: of the run.
-
-        Raises:
-            InputError: if a source cannot be used.
-        """
-        data = config.data
-        counts = data.counts(config.batch)
-        self.rendered = counts.synthetic if data.synthetic == "rendered" else 0
-        """Samples of a step that are rendered on the device instead."""
-        self._sources: list[tuple[Source, int]] = []
-        # First what fails at once where a folder is missing, then what takes time.
-        reader = open_split(config, hand, "training") if counts.dataset else None
-        if data.synthetic == "pool" and counts.synthetic:
-            pool = SamplePool(data.cache, synthetic_config(config), data.pool, "train", config.seed)
-            self._sources.append((PoolSource(pool, counts.synthetic, config.seed), counts.synthetic))
-        if counts.photographs:
-            assert data.photographs is not None
-            found = prepare_photographs(data.photographs, "train", data.size, data.cache)
-            pictures = backgrounds(data.size, data.cache)
-            self._sources.append((PhotoSource(found, pictures, counts.photographs, config), counts.photographs))
-        if reader is not None:
-            settings = LoaderConfig(
-                size=data.size,
-                batch=counts.dataset,
-                seed=config.seed,
-                masks=config.loss.paper_silhouette > 0.0,
-                depths=config.loss.paper_depth > 0.0,
-                threads=_THREADS,
-            )
-            self._sources.append((Loader([reader], settings), counts.dataset))
-        self.count = sum(count for _, count in self._sources)
-        """Samples of a step that come from here."""
-
-    def batch(self, step: int, first: int, last: int) -> Batch:
-        """Samples number first to last - 1 of a step's `count`, in host memory."""
-        parts, start = [], 0
-        for source, count in self._sources:
-            positions = range(max(first - start, 0), min(last - start, count))
-            if positions:
-                parts.append(source.batch(step, positions))
-            start += count
+        """Return the samples at some positions of a step."""
+        parts = [self.samples[step * self.per_step + position] for position in positions]
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def open_split(config: TrainingConfig, hand: HandModel, split: Split) -> Reader:
-    """The reader of a split of the configured dataset, with what training needs of it.
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """A source that takes a fixed number of samples per step from each of several sources."""
+
+    parts: tuple[tuple[Source, int], ...]
+    """Sources with their numbers of samples per step."""
+
+    @property
+    def count(self) -> int:
+        """Number of samples per step."""
+        return sum(count for _, count in self.parts)
+
+    def batch(self, step: int, positions: Sequence[int]) -> Batch:
+        """Return the samples at some positions of a step; the sources follow each other."""
+        found, start = [], 0
+        for source, count in self.parts:
+            own = [position - start for position in positions if start <= position < start + count]
+            if own:
+                found.append(source.batch(step, own))
+            start += count
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
+
+
+def open_sources(config: TrainingConfig, hand: HandModel) -> Mixture:
+    """Return the source of all samples that come from host memory; the first call renders and fits.
 
     Args:
-        config: of the run; has a dataset.
-        hand: of the run: where it is MANO, FreiHAND's samples have poses.
-        split: training, or the test split.
+        config: The configuration of the run.
+        hand: The hand model of the run.
 
     Raises:
-        InputError: if the dataset is missing or damaged.
+        InputError: If a source cannot be used.
+    """
+    if config.stage == "ik":
+        return Mixture(())
+    data, counts = config.data, config.data.counts(config.batch)
+    # First whatever fails at once where a folder is missing, then whatever takes time.
+    reader = open_split(config, hand, "training") if counts.dataset else None
+    parts: list[tuple[Source, int]] = []
+    if counts.synthetic and data.synthetic == "pool":
+        pool = SamplePool(data.cache, synthetic_config(config), data.pool, "train", config.seed)
+        parts.append((pool_stream(pool, counts.synthetic, config.seed), counts.synthetic))
+    if counts.photographs:
+        assert data.photographs is not None
+        photographs = prepare_photographs(data.photographs, "train", data.size, data.cache)
+        images = backgrounds(data.size, data.cache)
+        parts.append((photograph_stream(photographs, images, counts.photographs, config), counts.photographs))
+    if reader is not None:
+        settings = LoaderConfig(
+            size=data.size,
+            batch=counts.dataset,
+            seed=config.seed,
+            masks=config.loss.paper_silhouette > 0.0,
+            depths=config.loss.paper_depth > 0.0,
+            threads=_THREADS,
+        )
+        parts.append((Loader([reader], settings), counts.dataset))
+    return Mixture(tuple(parts))
+
+
+def rendered_count(config: TrainingConfig) -> int:
+    """Return the number of samples per step that are rendered on the devices."""
+    on_devices = config.stage != "ik" and config.data.synthetic == "rendered"
+    return config.data.counts(config.batch).synthetic if on_devices else 0
+
+
+def synthetic_config(config: TrainingConfig) -> SyntheticConfig:
+    """Return the configuration of rendered samples."""
+    return SyntheticConfig(size=config.data.size)
+
+
+def pool_stream(pool: SamplePool, per_step: int, seed: int) -> Stream:
+    """Return the samples of a pool in another order every epoch."""
+    return Stream(index_stream(len(pool), seed).map(lambda index: pool.batch(np.asarray([index]))), per_step)
+
+
+def photograph_stream(
+    photographs: PhotoSet, images: npt.NDArray[np.uint8], per_step: int, config: TrainingConfig
+) -> Stream:
+    """Return photographs before random backgrounds, every collection equally often, in another order every epoch.
+
+    Args:
+        photographs: The photographs.
+        images: Backgrounds, sRGB (count, size, size, 3).
+        per_step: Number of samples per step.
+        config: The configuration of the run.
+    """
+    data, source = config.data, photographs.source
+
+    def collection(number: int, name: str) -> Any:
+        rows = np.flatnonzero(source == name)
+        return index_stream(len(rows), config.seed + 1 + number).map(lambda place: int(rows[place]))
+
+    def sample(position: int, row: int) -> Batch:
+        random = np.random.default_rng([config.seed, position])
+        image = composed(photographs, row, random, images, data.pasted)
+        return photographs.batch(np.asarray([row], np.int64), image[None], data.photograph_3d)
+
+    collections = [collection(number, name) for number, name in enumerate(sorted(set(source.tolist())))]
+    return Stream(type(collections[0]).mix(collections).map_with_index(sample), per_step)
+
+
+def open_split(config: TrainingConfig, hand: HandModel, split: Split) -> Reader:
+    """Open a split of the configured dataset.
+
+    Args:
+        config: The configuration of a run that has a dataset.
+        hand: The hand model of the run; FreiHAND's samples have poses only with MANO.
+        split: The split.
+
+    Raises:
+        InputError: If the dataset is missing or damaged.
     """
     data = config.data
     assert data.dataset is not None
     assert data.dataset_folder is not None
-    # Evaluation compares joints alone.
+    # The evaluation compares joints only.
     depth = split == "training" and config.loss.paper_depth > 0.0
     mask = split == "training" and (depth or config.loss.paper_silhouette > 0.0)
     if data.dataset == "stb":
         return open_dataset("stb", data.dataset_folder, _STB_SPLITS[split], mask=mask, depth=depth)
     if data.dataset == "rhd":
         return open_dataset("rhd", data.dataset_folder, split, mask=mask, depth=depth)
-    # Meshes are over a gigabyte, and not learnt from.
+    # The file of vertices has over a gigabyte, and training does not use it.
     is_mano = config.hand is not None and hand.skin.template.shape[0] == MANO_VERTICES
     mean = np.asarray(hand.pose_mean) if is_mano else None
     return open_dataset(
@@ -164,10 +185,10 @@ def open_split(config: TrainingConfig, hand: HandModel, split: Split) -> Reader:
 
 
 def evaluation_samples(config: TrainingConfig, hand: HandModel) -> Batch:
-    """`data.test` samples, evenly spread over the dataset's test split, always the same.
+    """Return `data.test` samples, evenly spread over the dataset's test split and always the same.
 
     Raises:
-        InputError: if they cannot be read or have no joints to compare with.
+        InputError: If they cannot be read or have no joints.
     """
     reader = open_split(config, hand, "evaluation")
     chosen = np.linspace(0, len(reader) - 1, min(config.data.test, len(reader))).round().astype(int).tolist()
@@ -180,30 +201,20 @@ def evaluation_samples(config: TrainingConfig, hand: HandModel) -> Batch:
     return batch
 
 
-def check_devices(config: TrainingConfig, samples: HostSamples, devices: int) -> None:
-    """Refuses numbers of devices that a batch cannot be dealt to.
+def check_devices(config: TrainingConfig, devices: int) -> None:
+    """Check that every device gets the same number of samples of either kind.
 
     Raises:
-        InputError: naming the batch.
+        InputError: If the batch does not fit the number of devices.
     """
+    rendered = rendered_count(config)
     if devices > config.batch:
         raise InputError(f"batch {config.batch} is smaller than the {devices} devices: raise --batch")
-    for name, count in (("rendered samples", samples.rendered), ("samples from disk", samples.count)):
+    for name, count in (("rendered samples", rendered), ("samples from the host", config.batch - rendered)):
         if count % devices:
-            raise InputError(f"{count} {name} a step cannot be dealt to {devices} devices: change --batch")
+            raise InputError(f"{count} {name} per step cannot be dealt to {devices} devices: change --batch")
     if (config.batch // devices) % config.optimizer.accumulate:
         raise InputError(
             f"batch {config.batch} on {devices} devices cannot be split into {config.optimizer.accumulate} parts: "
             "change --batch or --optimizer.accumulate"
         )
-
-
-@functools.lru_cache(maxsize=16)
-def _order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-def _shuffled(count: int, per_step: int, seed: int, step: int, positions: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Which of `count` samples stand at positions of a step, when all are gone through once per epoch."""
-    numbers = step * per_step + np.asarray(positions, np.int64)
-    return np.asarray([_order(count, seed, int(n) // count)[int(n) % count] for n in numbers])

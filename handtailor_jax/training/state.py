@@ -1,9 +1,9 @@
-"""What changes during training, as arrays by name, and how a network is made of it."""
+"""The state of a training run, the optimiser, and the network that the state belongs to."""
 
 import dataclasses
-import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
@@ -16,158 +16,131 @@ from handtailor_jax.training.config import OptimizerConfig, Stage, TrainingConfi
 from handtailor_jax.types import pytree
 
 DEVICES = "devices"
-"""The one name of the mapped axis over devices."""
+"""Name of the mapped axis over devices."""
 
-Arrays = dict[str, Array]
-Vector = Float[Array, "numbers"]
+Arrays = dict[Any, Any]
+"""Nested dictionary of arrays, as Flax names the variables of a module."""
 
 
 @pytree
 class TrainState:
-    """Everything that a step changes. Each group of the network's numbers is one vector (`Layout`): one addition
-    instead of hundreds, and one message between devices."""
+    """Everything that a step changes."""
 
     step: Int[Array, ""]
-    """Steps done."""
-    params: Float[Array, "trained"]
-    """What is trained."""
-    frozen: Float[Array, "frozen"]
-    """Parameters that this stage leaves alone."""
-    statistics: Float[Array, "running"]
+    """Number of completed steps."""
+    params: Arrays
+    """Trained parameters."""
+    frozen: Arrays
+    """Parameters that the stage does not train."""
+    statistics: Arrays
     """Running statistics of batch normalisation."""
-    optimizer: Any
-    """State of the optimiser."""
-    average_params: Float[Array, "trained"]
-    """Running average of `params`."""
-    average_statistics: Float[Array, "running"]
-    """Running average of `statistics`."""
-    failed: Int[Array, ""]
-    """The first step whose loss or gradients were not finite, after which nothing changes any more; -1 if none."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where named arrays are in a vector: those of several dimensions first, each kind by name."""
-
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
-
-    @classmethod
-    def of(cls, shapes: dict[str, tuple[int, ...]]) -> "Layout":
-        """The layout of arrays of the given shapes."""
-        return cls(tuple(sorted(shapes.items(), key=lambda item: (len(item[1]) < 2, item[0]))))
-
-    @property
-    def kernels(self) -> int:
-        """How many of the first numbers belong to arrays of several dimensions."""
-        return sum(math.prod(shape) for _, shape in self.shapes if len(shape) > 1)
-
-    def vector(self, arrays: Arrays) -> Vector:
-        """Arrays as a vector."""
-        if not self.shapes:
-            return jnp.zeros(0)
-        return jnp.concatenate([arrays[name].reshape(-1) for name, _ in self.shapes])
-
-    def arrays(self, vector: Vector) -> Arrays:
-        """A vector as arrays."""
-        found, start = {}, 0
-        for name, shape in self.shapes:
-            size = math.prod(shape)
-            found[name] = vector[start : start + size].reshape(shape)
-            start += size
-        return found
+    optimizer: optax.ApplyIfFiniteState
+    """State of the optimiser. Its `total_notfinite` is above 0 after a loss or gradient that is not finite; from then
+    on steps change nothing, and `step` is the number of the failed step."""
+    average_params: Arrays
+    """Exponential moving average of `params`."""
+    average_statistics: Arrays
+    """Exponential moving average of `statistics`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The network's structure; its numbers are in a `TrainState`."""
+    """The structure of the network, whose arrays are in a `TrainState`."""
 
-    graph: Any
-    evaluation_graph: Any
-    variables: dict[tuple[Any, ...], Any]
-    """Path -> variable of shapes."""
-    params: Layout
-    frozen: Layout
-    statistics: Layout
+    graph: nnx.GraphDef[HandModule]
+    trained: Any
+    """Filter of the trained parameters."""
 
-    def module(self, arrays: Arrays, *, training: bool) -> HandModule:
-        """The network with the given numbers, which must be complete."""
-        state = nnx.from_flat_state([(path, v.replace(arrays[_name(path)])) for path, v in self.variables.items()])
-        # A copy, since the layers replace their statistics while they are traced.
-        return nnx.merge(self.graph if training else self.evaluation_graph, state, copy=True)
+    def split(self, module: HandModule) -> tuple[Arrays, Arrays, Arrays]:
+        """Return the trained parameters, the other parameters and the running statistics of a module."""
+        _, *groups = nnx.split(module, self.trained, nnx.Param, nnx.BatchStat)
+        params, frozen, statistics = map(nnx.to_pure_dict, groups)
+        return params, frozen, statistics
+
+    def module(self, params: Arrays, frozen: Arrays, statistics: Arrays) -> HandModule:
+        """Return the network with the given arrays, in training mode."""
+        # A copy, because layers replace their statistics while they are traced.
+        return nnx.merge(self.graph, params, frozen, statistics, copy=True)
 
     def averaged(self, state: TrainState) -> HandModule:
-        """The network that a run is about, in evaluation mode: the running average of a state."""
-        arrays = self.params.arrays(state.average_params) | self.frozen.arrays(state.frozen)
-        return self.module(arrays | self.statistics.arrays(state.average_statistics), training=False)
+        """Return the network with the averaged weights, in evaluation mode."""
+        module = self.module(state.average_params, state.frozen, state.average_statistics)
+        module.eval()
+        return module
 
 
 def create_network(config: TrainingConfig) -> Network:
-    """The structure of the configured network, whose batch statistics are those of all devices together."""
+    """Return the structure of the configured network; batch normalisation averages over all devices."""
     on_devices = dataclasses.replace(config.module, batch_axis=DEVICES)
     module = nnx.eval_shape(lambda: HandModule(on_devices, rngs=nnx.Rngs(0)))
     module.train()
-    graph, state = nnx.split(module)
-    module.eval()
-    evaluation_graph, _ = nnx.split(module)
-    variables = dict(nnx.to_flat_state(state))
-    groups: tuple[dict[str, tuple[int, ...]], ...] = ({}, {}, {})
-    for path, variable in variables.items():
-        name = _name(path)
-        group = 2 if not isinstance(variable, nnx.Param) else 0 if is_trained(name, config.stage) else 1
-        groups[group][name] = variable.shape
-    return Network(graph, evaluation_graph, variables, *map(Layout.of, groups))
+    trained = nnx.All(nnx.Param, lambda path, _: _is_trained(path, config.stage))
+    return Network(nnx.split(module, trained, nnx.Param, nnx.BatchStat)[0], trained)
 
 
-def arrays_of(module: HandModule) -> Arrays:
-    """A network's numbers by name."""
-    return {_name(path): jnp.asarray(v[...]) for path, v in nnx.to_flat_state(nnx.state(module))}
-
-
-def create_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping, then Adam's directions; the step adds weight decay and learning rate."""
-    return optax.chain(optax.clip_by_global_norm(config.clip), optax.scale_by_adam())
+def _is_trained(path: tuple[Any, ...], stage: Stage) -> bool:
+    return stage == "end_to_end" or (stage == "ik") == (path[0] == "iknet")
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate at each step."""
+    """Return the learning rate as a function of the step: linear warm-up, then cosine decay."""
     peak, warm_up = config.learning_rate, min(config.warm_up, max(steps - 1, 1))
     return optax.warmup_cosine_decay_schedule(
         0.0 if config.warm_up else peak, peak, warm_up, max(steps, warm_up + 1), config.final * peak
     )
 
 
-def initial_state(config: TrainingConfig, network: Network) -> TrainState:
-    """The state before the first step.
-
-    Raises:
-        InputError: if weights to start from do not fit the network.
-    """
-    arrays = arrays_of(HandModule(config.module, rngs=nnx.Rngs(config.seed)))
-    for path, only in ((config.weights, ""), (config.iknet_weights, "iknet.")):
-        if path is not None:
-            given = arrays_of(load_weights(path))
-            for name in arrays:
-                if name.startswith(only):
-                    if name not in given or given[name].shape != arrays[name].shape:
-                        raise InputError(f"{path}: has no {name} of shape {arrays[name].shape}: give fitting weights")
-                    arrays[name] = given[name]
-    params, statistics = network.params.vector(arrays), network.statistics.vector(arrays)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        frozen=network.frozen.vector(arrays),
-        statistics=statistics,
-        optimizer=create_optimizer(config.optimizer).init(params),
-        average_params=jnp.copy(params),
-        average_statistics=jnp.copy(statistics),
-        failed=jnp.full((), -1, jnp.int32),
+def create_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExtraArgs:
+    """Return AdamW with clipping that ignores gradients that are not finite."""
+    adamw = optax.adamw(
+        learning_rate(config, steps),
+        weight_decay=config.weight_decay,
+        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+    )
+    return optax.apply_if_finite(
+        optax.chain(optax.clip_by_global_norm(config.clip), adamw), max_consecutive_errors=2**31 - 2
     )
 
 
-def is_trained(name: str, stage: Stage) -> bool:
-    """Whether a stage trains a parameter."""
-    return stage == "end_to_end" or (stage == "ik") == name.startswith("iknet.")
+def moving_average(average: Arrays, new: Arrays, step: Int[Array, ""], config: OptimizerConfig) -> Arrays:
+    """Return the exponential moving average after a step, the first of which has number 1."""
+    # A shorter average at the beginning, where a long one would consist of the random initial weights.
+    taken = step.astype(jnp.result_type(float))
+    decay: Float[Array, ""] = jnp.minimum(config.average, (1.0 + taken) / (10.0 + taken))
+    return optax.incremental_update(new, average, 1.0 - decay)
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return ".".join(map(str, path))
+def initial_state(config: TrainingConfig, network: Network) -> TrainState:
+    """Return the state before the first step.
+
+    Raises:
+        InputError: If weights to start from do not fit the network.
+    """
+    module = HandModule(config.module, rngs=nnx.Rngs(config.seed))
+    variables = dict(nnx.to_flat_state(nnx.state(module)))
+    for file, part in ((config.weights, None), (config.iknet_weights, "iknet")):
+        if file is None:
+            continue
+        given = dict(nnx.to_flat_state(nnx.state(load_weights(file))))
+        for path, variable in variables.items():
+            if part in (None, path[0]):
+                if path not in given or given[path].shape != variable.shape:
+                    name = ".".join(map(str, path))
+                    raise InputError(f"{file}: has no {name} of shape {variable.shape}: give fitting weights")
+                variables[path] = given[path]
+    nnx.update(module, nnx.from_flat_state(variables))
+    params, frozen, statistics = network.split(module)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        frozen=frozen,
+        statistics=statistics,
+        optimizer=create_optimizer(config.optimizer, config.steps).init(params),
+        average_params=jax.tree.map(jnp.copy, params),
+        average_statistics=jax.tree.map(jnp.copy, statistics),
+    )
+
+
+def first_copy(leaf: Any) -> Any:
+    """Return one device's copy of an array that is the same on all devices."""
+    return leaf.addressable_shards[0].data[0]

@@ -1,22 +1,23 @@
-"""One training step, for one device or many."""
+"""One training step, the same function for one device and for many."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import optax
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from handtailor_jax.data.augmentation import augment
 from handtailor_jax.data.sample import Batch
+from handtailor_jax.hand_module.losses import Term, weighted_mean
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.synthetic.dataset import SyntheticAssets, SyntheticConfig, render_batch, sample_key
 from handtailor_jax.synthetic.poses import sample_betas, sample_pose
 from handtailor_jax.training.config import TrainingConfig
-from handtailor_jax.training.objective import Losses, Term, image_losses, objective, pose_losses
+from handtailor_jax.training.objective import objective
+from handtailor_jax.training.prediction import predict
 from handtailor_jax.training.state import (
     DEVICES,
     Arrays,
@@ -25,34 +26,35 @@ from handtailor_jax.training.state import (
     create_network,
     create_optimizer,
     learning_rate,
+    moving_average,
 )
 from handtailor_jax.types import HandEstimate, pytree
 
 
 @pytree
-class Sums:
-    """What one pass over samples reports, over all devices."""
+class Losses:
+    """The objective and its parts over the samples of all devices."""
 
-    loss: Float[Array, ""]
+    total: Float[Array, ""]
     """The objective."""
-    losses: Losses
-    """Its terms."""
+    terms: tuple[Term, ...]
+    """The terms, in the order of `objective`."""
     keypoint_error: Term
-    """Distance of keypoints in pictures, shares of the crop's side."""
+    """Distance of the keypoints from the true ones, in crop sides; of weight 0 in stage "ik"."""
 
 
 @pytree
 class StepMetrics:
     """What a step reports, equal on all devices."""
 
-    sums: Sums
+    losses: Losses
     gradient_norm: Float[Array, ""]
-    """Before clipping."""
+    """Global norm of the gradients before clipping."""
     learning_rate: Float[Array, ""]
 
 
 def sample_keys(seed: int, step: Int[Array, ""], samples: Int[Array, "n"]) -> Key[Array, "n"]:
-    """The random key of each sample of a step, the same on however many devices."""
+    """Return the random key of each sample of a step, which does not depend on the number of devices."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda sample: jax.random.fold_in(key, sample))(samples)
 
@@ -66,156 +68,169 @@ def train_step(
     network: Network,
     config: TrainingConfig,
 ) -> tuple[TrainState, StepMetrics]:
-    """One step on one device's samples; runs under a mapped axis `DEVICES`.
+    """Take one step on the samples of one device; runs under the mapped axis `DEVICES`.
 
     Args:
-        state: the same on all devices.
-        batch: this device's pictures before augmentation; None in stage "ik", where poses are sampled here.
-        samples: numbers of this device's samples in the whole batch.
-        hand: right hand model.
-        network: structure of the network.
-        config: of the run.
+        state: The state, the same on all devices.
+        batch: Images of this device before augmentation; None in stage "ik", where the step samples poses.
+        samples: Positions of this device's samples in the whole batch.
+        hand: The right hand model.
+        network: The structure of the network.
+        config: The configuration of the run.
     """
     keys = sample_keys(config.seed, state.step, samples)
-    params, frozen = network.params.arrays(state.params), network.frozen.arrays(state.frozen)
-    found = functools.partial(_gradients, params, frozen, hand=hand, network=network, config=config)
+    of_part = functools.partial(_gradients, state, hand=hand, network=network, config=config)
     parts = config.optimizer.accumulate
     if parts == 1:
-        gradients, statistics, sums = found(state.statistics, batch, keys)
+        gradients, statistics, losses = of_part(state.statistics, batch, keys)
     else:
         pieces = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), (batch, keys))
 
-        def part(carry: Any, piece: tuple[Batch | None, Key[Array, "part"]]) -> tuple[Any, None]:
-            gradients, statistics, sums = found(carry[1], *piece)
-            return (_add(carry[0], gradients), statistics, _add(carry[2], sums)), None
+        def one(statistics: Arrays, piece: Any) -> tuple[Arrays, tuple[Arrays, Losses]]:
+            gradients, statistics, losses = of_part(statistics, *piece)
+            return statistics, (gradients, losses)
 
-        shapes = jax.eval_shape(lambda: found(state.statistics, *jax.tree.map(lambda leaf: leaf[0], pieces)))
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        (gradients, statistics, sums), _ = jax.lax.scan(part, (zeros[0], state.statistics, zeros[2]), pieces)
-        gradients = gradients / parts
-        sums = dataclasses.replace(sums, loss=sums.loss / parts)
-    loss = sums.loss
+        statistics, (gradients, losses) = jax.lax.scan(one, state.statistics, pieces)
+        gradients, losses = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), (gradients, losses))
 
-    # Optax counts on implicit promotion, which some of its users, and the tests, forbid.
+    norm = optax.tree.norm(gradients)
+    # After the first failure every gradient is replaced by NaN, so that the optimiser ignores all later steps too.
+    sound = jnp.isfinite(losses.total) & jnp.isfinite(norm) & (state.optimizer.total_notfinite == 0)
+    gradients = jax.tree.map(lambda leaf: jnp.where(sound, leaf, jnp.nan), gradients)
+    # Optax relies on implicit promotion, which users of JAX, and the tests, may forbid.
     with jax.numpy_dtype_promotion("standard"):
-        directions, optimizer_state = create_optimizer(config.optimizer).update(gradients, state.optimizer)
-        rate = jnp.asarray(learning_rate(config.optimizer, config.steps)(state.step), loss.dtype)
-    kernel = jnp.arange(state.params.size) < network.params.kernels
-    decayed = jnp.where(kernel, config.optimizer.weight_decay * state.params, 0.0)
-    params = state.params - rate * (directions + decayed)
-    norm = jnp.sqrt(jnp.sum(jnp.square(gradients)))
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.failed < 0)
-    done = state.step + 1
-    # Early on an average over many steps would mostly be the random start.
-    taken = done.astype(loss.dtype)
-    decay = jnp.minimum(config.optimizer.average, (1.0 + taken) / (10.0 + taken))
+        updates, optimizer = create_optimizer(config.optimizer, config.steps).update(
+            gradients, state.optimizer, state.params
+        )
+        rate = jnp.asarray(learning_rate(config.optimizer, config.steps)(state.step), norm.dtype)
+    params, done = optax.apply_updates(state.params, updates), state.step + 1
     new = TrainState(
         step=done,
         params=params,
         frozen=state.frozen,
         statistics=statistics,
-        optimizer=optimizer_state,
-        average_params=decay * state.average_params + (1.0 - decay) * params,
-        average_statistics=decay * state.average_statistics + (1.0 - decay) * statistics,
-        failed=state.failed,
+        optimizer=optimizer,
+        average_params=moving_average(state.average_params, params, done, config.optimizer),
+        average_statistics=moving_average(state.average_statistics, statistics, done, config.optimizer),
     )
-    kept = dataclasses.replace(state, failed=jnp.where(state.failed < 0, state.step, state.failed))
-    state = jax.tree.map(functools.partial(jnp.where, finite), new, kept)
-    return state, StepMetrics(sums, norm, rate)
+    held = TrainState(
+        state.step,
+        state.params,
+        state.frozen,
+        state.statistics,
+        optimizer,
+        state.average_params,
+        state.average_statistics,
+    )
+    state = jax.tree.map(functools.partial(jnp.where, sound), new, held)
+    return state, StepMetrics(losses, norm, rate)
 
 
 def _gradients(
-    params: Arrays,
-    frozen: Arrays,
-    statistics: Float[Array, "running"],
+    state: TrainState,
+    statistics: Arrays,
     batch: Batch | None,
     keys: Key[Array, "batch"],
     *,
     hand: HandModel,
     network: Network,
     config: TrainingConfig,
-) -> tuple[Float[Array, "trained"], Float[Array, "running"], Sums]:
-    """Gradients over all devices, new statistics, and what there is to report."""
+) -> tuple[Arrays, Arrays, Losses]:
+    """Return the gradients over all devices, the new statistics and the losses."""
     noise_keys = jax.vmap(lambda key: jax.random.fold_in(key, 7))(keys)
-    crops = None if batch is None else augment(batch, keys, config.augmentation, config.module.image_size)
+    if batch is None:
+        crops = sampled_poses(hand, keys, config)
+    else:
+        crops = augment(batch, keys, config.augmentation, config.module.image_size)
 
-    def of(params: Arrays) -> tuple[Array, tuple[Array, Sums]]:
-        module = network.module(params | frozen | network.statistics.arrays(statistics), training=True)
-        if crops is None:
-            pose, betas = sampled_poses(hand, keys, config)
-            terms = pose_losses(module, hand, pose, betas, noise_keys, config)
-            error = Term(jnp.zeros(()), jnp.zeros(()))
-        else:
-            terms, estimate = image_losses(module, hand, crops, noise_keys, config)
-            error = keypoint_error(estimate, crops, config)
+    def loss(params: Arrays) -> tuple[Array, tuple[Arrays, Losses]]:
+        module = network.module(params, state.frozen, statistics)
+        prediction = predict(module, hand, crops, noise_keys, config)
+        weighted = objective(config)
+        terms = tuple(term(prediction.batch, prediction) for _, term in weighted)
+        error = keypoint_error(crops, prediction.estimate)
         everywhere, error = jax.lax.psum(jax.lax.stop_gradient((terms, error)), DEVICES)
-        loss = objective(terms, config.loss, everywhere)
-        values = {".".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(nnx.state(module))}
-        return loss, (network.statistics.vector(values), Sums(loss, everywhere, error))
+        # This device's share of every mean: the gradients, and the totals, of all devices add up.
+        total = jnp.zeros((), hand.dtype)
+        for (weight, _), own, whole in zip(weighted, terms, everywhere, strict=True):
+            total = total + weight * own.total / jnp.maximum(whole.weight, 1e-6)
+        return total, (network.split(module)[2], Losses(total, everywhere, error))
 
-    gradients, (new_statistics, sums) = jax.grad(of, has_aux=True)(params)
-    gradient, loss = jax.lax.psum((network.params.vector(gradients), sums.loss), DEVICES)
-    return gradient, new_statistics, dataclasses.replace(sums, loss=loss)
+    gradients, (new_statistics, losses) = jax.grad(loss, has_aux=True)(state.params)
+    gradients, total = jax.lax.psum((gradients, losses.total), DEVICES)
+    return gradients, new_statistics, Losses(total, losses.terms, losses.keypoint_error)
 
 
-def sampled_poses(hand: HandModel, keys: Key[Array, "batch"], config: TrainingConfig) -> tuple[Array, Array]:
-    """Poses and shapes for IKNet, one a key."""
+def sampled_poses(hand: HandModel, keys: Key[Array, "batch"], config: TrainingConfig) -> Batch:
+    """Sample poses and shapes for IKNet, one per key, as a batch whose images are empty."""
 
-    def one(key: PRNGKeyArray) -> tuple[Array, Array]:
+    def one(key: PRNGKeyArray) -> tuple[Array, Array, Array]:
         first, second = jax.random.split(key)
-        return sample_pose(hand, first, config.data.poses), sample_betas(hand, second, config.data.poses)
+        pose = sample_pose(hand, first, config.data.poses)
+        betas = sample_betas(hand, second, config.data.poses)
+        return pose, betas, hand.shape(betas).pose(pose).keypoints
 
-    return jax.vmap(one)(keys)
+    pose, betas, joints = jax.vmap(one)(keys)
+    count = pose.shape[0]
+    return Batch(
+        image=jnp.zeros((count, 0, 0, 3), jnp.uint8),
+        keypoints_2d=jnp.zeros((count, 21, 2)),
+        keypoint_weight=jnp.zeros((count, 21)),
+        intrinsics=jnp.zeros((count, 3, 3)),
+        joints=joints,
+        pose=pose,
+        betas=betas,
+        has_joints=jnp.ones(count),
+        has_3d=jnp.ones(count),
+        has_intrinsics=jnp.zeros(count),
+    )
 
 
-def keypoint_error(estimate: HandEstimate, batch: Batch, config: TrainingConfig) -> Term:
-    """Distance of the keypoints inside the pictures from the truth, shares of the crop's side."""
+def keypoint_error(batch: Batch, estimate: HandEstimate | None) -> Term:
+    """Return the mean distance of the keypoints inside the crops from the true ones, in crop sides."""
+    if estimate is None:
+        return Term(jnp.zeros(()), jnp.zeros(()))
+    side = batch.image.shape[-2]
     difference = jax.lax.stop_gradient(estimate.keypoints_2d) - batch.keypoints_2d
-    distance = jnp.sqrt(jnp.sum(jnp.square(difference), axis=-1)) / config.module.image_size
-    inside = jnp.all((batch.keypoints_2d > 0.0) & (batch.keypoints_2d < config.module.image_size - 1.0), axis=-1)
-    weight = jnp.where(inside, batch.keypoint_weight, 0.0)
-    return Term(jnp.sum(distance * weight), jnp.sum(weight))
+    inside = jnp.all((batch.keypoints_2d > 0.0) & (batch.keypoints_2d < side - 1.0), axis=-1)
+    distance = jnp.sqrt(jnp.sum(jnp.square(difference), axis=-1)) / side
+    return weighted_mean(distance, jnp.where(inside, batch.keypoint_weight, 0.0))
 
 
 @functools.lru_cache(maxsize=8)
 def compile_step(
     config: TrainingConfig, devices: tuple[jax.Device, ...]
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-    """The step over all devices: every argument has a leading axis of local devices."""
+    """Return the step over all devices: every argument has a leading axis of local devices."""
     step = functools.partial(train_step, network=create_network(config), config=config)
-    return jax.pmap(step, axis_name=DEVICES, donate_argnums=(0,), devices=_named_devices(devices))
+    return jax.pmap(step, axis_name=DEVICES, donate_argnums=(0,), devices=pmap_devices(devices))
 
 
 def compile_rendering(
     config: TrainingConfig, synthetic: SyntheticConfig, devices: tuple[jax.Device, ...]
 ) -> Callable[..., Batch]:
-    """Renders a step's samples: (assets, step, samples), each with a leading axis of local devices."""
+    """Return a function that renders a step's samples: (assets, step, samples), each with a leading axis of devices."""
 
     def render(assets: SyntheticAssets, step: Int[Array, ""], samples: Int[Array, "n"]) -> Batch:
-        number = step * config.batch + samples
-        keys = jax.vmap(lambda index: sample_key(config.seed, "train", index))(number)
+        keys = jax.vmap(lambda index: sample_key(config.seed, "train", index))(step * config.batch + samples)
         sample = render_batch(assets, keys, synthetic)
-        count, dtype = samples.shape[0], sample.joints.dtype
+        ones = jnp.ones(samples.shape[0], sample.joints.dtype)
         return Batch(
             image=sample.image,
             keypoints_2d=sample.keypoints_2d,
-            keypoint_weight=jnp.ones((count, 21), dtype),
+            keypoint_weight=jnp.ones((samples.shape[0], 21), sample.joints.dtype),
             intrinsics=sample.camera.matrix,
             joints=sample.joints,
             pose=sample.pose,
             betas=sample.betas,
-            has_joints=jnp.ones(count, dtype),
-            has_3d=jnp.ones(count, dtype),
-            has_intrinsics=jnp.ones(count, dtype),
+            has_joints=ones,
+            has_3d=ones,
+            has_intrinsics=ones,
         )
 
-    return jax.pmap(render, axis_name=DEVICES, devices=_named_devices(devices))
+    return jax.pmap(render, axis_name=DEVICES, devices=pmap_devices(devices))
 
 
-def _named_devices(devices: tuple[jax.Device, ...]) -> tuple[jax.Device, ...] | None:
-    # Several processes always work on all of their devices together.
+def pmap_devices(devices: tuple[jax.Device, ...]) -> tuple[jax.Device, ...] | None:
+    """Return the devices to name to `jax.pmap`; None for several processes, which always use all devices."""
     return None if jax.process_count() > 1 else devices
-
-
-def _add(first: Any, second: Any) -> Any:
-    return jax.tree.map(jnp.add, first, second)

@@ -1,0 +1,173 @@
+"""The prediction that the terms of the objective compare with a batch."""
+
+import dataclasses
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from handtailor_jax.data.augmentation import MAP_STRIDE, map_affine
+from handtailor_jax.data.sample import Batch
+from handtailor_jax.geometry.cameras import transform_camera
+from handtailor_jax.geometry.heatmaps import expected_index, expected_value, pixels_from_indices, softmax_heatmaps
+from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.iknet import Rotations, normalise_joints
+from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.pipeline import recover
+from handtailor_jax.render.soft import SoftMaps, soft_rasterise
+from handtailor_jax.skeleton import ROOT
+from handtailor_jax.tailor.placement import camera_mesh
+from handtailor_jax.tailor.presets import TailorConfig
+from handtailor_jax.training.config import TrainingConfig
+from handtailor_jax.types import Camera, HandEstimate, HandMesh, HandParameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Everything that a term may compare with a batch; parts are computed when a term first reads them.
+
+    Exists only while a step is traced.
+    """
+
+    batch: Batch
+    """The batch that the prediction is for."""
+    module: HandModule
+    hand: HandModel
+    config: TrainingConfig
+    noise_keys: Key[Array, "batch"]
+    """Random keys of the noise on true joints."""
+    estimate: HandEstimate | None
+    """Output of the hand module; None in stage "ik"."""
+    tailored: HandParameters | None
+    """Tailored hand; None without losses through the tailor."""
+
+    @property
+    def estimated(self) -> HandEstimate:
+        """Output of the hand module, for terms of images."""
+        assert self.estimate is not None, "stage ik has no images"
+        return self.estimate
+
+    @cached_property
+    def rotations_from_truth(self) -> Rotations:
+        """IKNet's rotations from the true joints with noise."""
+        joints = normalise_joints(self.batch.joints)
+        draw = jax.vmap(lambda key: jax.random.normal(key, (21, 3), joints.dtype))
+        return self.module.iknet(normalise_joints(joints + self.config.joint_noise * draw(self.noise_keys)))
+
+    @cached_property
+    def model_keypoints(self) -> Float[Array, "batch 21 3"]:
+        """Keypoints of the hand model under the predicted pose and shape (the true shape in stage "ik"), metres."""
+        if self.estimate is None:
+            return posed_keypoints(self.hand, jnp.asarray(self.batch.betas), self.rotations_from_truth.matrices)
+        return posed_keypoints(self.hand, self.estimate.betas, self.estimate.rotations)
+
+    @cached_property
+    def maps(self) -> SoftMaps:
+        """Silhouette and depth map of the hand model under the predicted pose and shape."""
+        size = self.config.module.image_size // MAP_STRIDE
+        return rendered_maps(self.hand, self.estimated.betas, self.estimated.rotations, self.batch, size)
+
+    @cached_property
+    def tailored_mesh(self) -> HandMesh:
+        """Mesh of the tailored hand in the camera frame."""
+        assert self.tailored is not None, "no loss asked for the tailor"
+        return jax.vmap(lambda one: camera_mesh(self.hand, one))(self.tailored)
+
+
+def predict(
+    module: HandModule, hand: HandModel, batch: Batch, noise_keys: Key[Array, "batch"], config: TrainingConfig
+) -> Prediction:
+    """Predict the hands of a batch.
+
+    Args:
+        module: The hand module, in training mode.
+        hand: The right hand model.
+        batch: Crops of the network's size; poses without images in stage "ik".
+        noise_keys: One key per sample, for the noise on true joints.
+        config: The configuration of the run.
+
+    Returns:
+        The prediction with the completed batch that the terms compare it with.
+    """
+    estimate, tailored = None, None
+    if config.stage != "ik":
+        image = batch.image.astype(hand.dtype) / 255.0
+        if config.loss.tailored_keypoints + config.loss.tailored_mesh > 0.0:
+            identity = jnp.broadcast_to(jnp.eye(2, 3, dtype=hand.dtype), (image.shape[0], 2, 3))
+            estimate, found = recover(module, hand, image, batch.camera, identity, TailorConfig.network())
+            tailored = found.parameters
+        elif config.detached:
+            estimate = _detached_estimate(module, image, batch.camera)
+        else:
+            estimate = module(image, batch.camera)
+        batch = _completed(batch, estimate)
+    return Prediction(batch, module, hand, config, noise_keys, estimate, tailored)
+
+
+def _completed(batch: Batch, estimate: HandEstimate) -> Batch:
+    """Return the batch with the estimated joints where the true ones are unknown, and a hand at rest for unknown poses.
+
+    Terms of unknown quantities have weight 0. Their values must be finite nevertheless, because 0 times a gradient that
+    is not finite is not a number, and IKNet's batch statistics include every sample.
+    """
+    known, posed = batch.has_joints > 0.0, batch.has_3d > 0.0
+    return dataclasses.replace(
+        batch,
+        joints=jnp.where(known[:, None, None], batch.joints, jax.lax.stop_gradient(estimate.joints)),
+        pose=jnp.where(posed[:, None, None], batch.pose, 0.0),
+        betas=jnp.where(posed[:, None], batch.betas, 0.0),
+    )
+
+
+def _detached_estimate(module: HandModule, image: Float[Array, "batch size size 3"], camera: Camera) -> HandEstimate:
+    """Return an estimate of which only keypoints and relative depths have gradients to the heatmaps and depth maps."""
+    stacks = module.stacks(module.stem(image - 0.5))
+    features, shape_vector = module.shape_branch(stacks[-1].encoding)
+    estimate = module.decode(camera, jax.lax.stop_gradient(stacks), features, shape_vector)
+    last, stride = stacks[-1], module.config.image_size // module.config.map_size
+    assert last.depth_maps is not None
+    heatmaps = softmax_heatmaps(last.heatmap_logits.astype(image.dtype))
+    depth = expected_value(heatmaps, last.depth_maps.astype(image.dtype))
+    return dataclasses.replace(
+        estimate,
+        heatmap_logits=tuple(stack.heatmap_logits for stack in stacks),
+        keypoints_2d=pixels_from_indices(expected_index(heatmaps), stride),
+        relative_depth=depth - depth[:, ROOT, None],
+    )
+
+
+def posed_keypoints(
+    hand: HandModel, betas: Float[Array, "batch 10"], rotations: Float[Array, "batch 16 3 3"]
+) -> Float[Array, "batch 21 3"]:
+    """Return the hand model's keypoints, metres, in its own frame turned by the global rotation."""
+    return jax.vmap(lambda b, r: hand.shape(b).articulate(r).keypoints)(betas, rotations)
+
+
+def rendered_maps(
+    hand: HandModel,
+    betas: Float[Array, "batch 10"],
+    rotations: Float[Array, "batch 16 3 3"],
+    batch: Batch,
+    size: int,
+) -> SoftMaps:
+    """Render silhouettes and depth maps (metres) of hands in the crops of a batch.
+
+    Each hand is put at its true root, as in L_mano, so that the losses train shape and pose, not placement.
+
+    Args:
+        hand: The hand model.
+        betas: Shape coefficients.
+        rotations: Joint rotations.
+        batch: Cameras and joints.
+        size: Side of the maps; a pixel of a map covers `MAP_STRIDE` pixels of the crop.
+    """
+    identity = jnp.broadcast_to(jnp.eye(2, 3, dtype=hand.dtype), (betas.shape[0], 2, 3))
+    cameras = transform_camera(batch.camera, map_affine(identity))
+
+    def one(betas: Array, rotations: Array, root: Array, camera: Camera) -> SoftMaps:
+        posed = hand.shape(betas).articulate(rotations)
+        vertices = posed.skin().vertices + (root - posed.keypoints[ROOT])[None]
+        return soft_rasterise(vertices, hand.faces, camera, size, size)
+
+    return jax.vmap(one)(betas, rotations, jnp.asarray(batch.joints[:, ROOT]), cameras)
