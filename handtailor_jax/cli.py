@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_predict(options: Predict) -> None:
     """Recover the hands of all inputs and write the results."""
     from handtailor_jax import predict
-    from handtailor_jax.detections import as_camera
+    from handtailor_jax.geometry.cameras import as_camera
     from handtailor_jax.mano.loading import load_hand
     from handtailor_jax.pipeline import HandTailor
     from handtailor_jax.tailor.presets import PRESETS

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from handtailor_jax.detections import Detection, as_camera, detection
+from handtailor_jax.detections import Detection, detection
 from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.geometry.mirror import choose, mirror_camera, mirror_hand, mirror_pixels, mirror_points, mirror_pose
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention

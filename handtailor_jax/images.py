@@ -1,7 +1,4 @@
-"""Pictures as arrays: reading them, and cutting out the square that a network looks at.
-
-The only places that import OpenCV are this module and the ones that draw and film.
-"""
+"""Images as arrays: reading them, and cropping the square that is the input of a network."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,28 +12,29 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import Box
 
 Picture = npt.NDArray[np.uint8]
+"""An RGB image (height, width, 3)."""
 
 
 def opencv() -> Any:
-    """cv2, or one clear line."""
+    """Import cv2, or raise an `InputError` that tells how to install it."""
     try:
         import cv2
     except ImportError as error:
-        raise InputError(f"OpenCV is not usable ({error}): pip install opencv-python-headless") from None
+        raise InputError(f"OpenCV cannot be imported ({error}): pip install opencv-python-headless") from None
     return cv2
 
 
 def read_picture(path: Path) -> Picture:
-    """Reads a photograph as uint8 RGB, turned upright by its EXIF orientation; 16-bit, grey and RGBA are converted.
+    """Read an image file as uint8 RGB, rotated by its EXIF orientation; 16-bit, grey and RGBA images are converted.
 
     Raises:
-        InputError: if it is missing or not a picture that OpenCV can read.
+        InputError: If the file is missing or OpenCV cannot read it.
     """
     cv2 = opencv()
     try:
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
-        raise InputError(f"{path}: the image cannot be read ({error.strerror}): correct its name") from None
+        raise InputError(f"{path}: the image cannot be read ({error.strerror}): correct its path") from None
     try:
         with quiet(cv2):
             picture = None if _cut_short(data.tobytes()) else cv2.imdecode(data, cv2.IMREAD_COLOR)
@@ -48,49 +46,50 @@ def read_picture(path: Path) -> Picture:
 
 
 def as_rgb(image: Any) -> Picture:
-    """An array as uint8 RGB (H, W, 3).
+    """Convert an array to uint8 RGB (H, W, 3).
 
-    Accepts uint8, uint16 and floats in [0, 1]; grey (H, W) or (H, W, 1), RGB and RGBA (whose alpha is ignored).
+    The array may be uint8, uint16 or float with values 0 to 1; grey (H, W) or (H, W, 1), RGB, or RGBA, whose alpha is
+    ignored.
 
     Raises:
-        InputError: for anything else.
+        InputError: If it is anything else.
     """
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or min(array.shape[:2]) < 1:
-        raise InputError(f"an image has shape (H, W, 3), (H, W, 4), (H, W, 1) or (H, W), not {np.shape(image)}")
+        raise InputError(f"image has shape {np.shape(image)}: give (H, W, 3), (H, W, 4), (H, W, 1) or (H, W)")
     if array.dtype == np.uint16:
         array = (array // 257).astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all() or array.min() < 0.0 or array.max() > 1.0:
-            raise InputError("an image of floats has values between 0 and 1")
+            raise InputError("image has float values outside 0 to 1: scale them, or give uint8 values")
         array = np.round(array * 255.0).astype(np.uint8)
     elif array.dtype != np.uint8:
-        raise InputError(f"an image is uint8, uint16 or float, not {array.dtype}")
+        raise InputError(f"image has type {array.dtype}: give uint8, uint16 or float values")
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else np.ascontiguousarray(array[..., :3])
 
 
 def whole(picture: Picture) -> Box:
-    """The box of the whole picture."""
+    """Return the box of the whole image."""
     return 0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])
 
 
 def check_box(box: Any, picture: Picture) -> Box:
-    """A box as four floats.
+    """Check a box and convert it to four floats.
 
     Raises:
-        InputError: if it is not four finite numbers, has no area or lies outside of the picture.
+        InputError: If it is not four finite numbers, has no area or lies outside the image.
     """
     values = np.asarray(box, np.float64)
     if values.shape != (4,) or not np.isfinite(values).all():
-        raise InputError(f"a box is four finite numbers x y w h, not {box}")
+        raise InputError(f"box is {box}: give four finite numbers x y w h")
     x, y, w, h = map(float, values)
     if w <= 0.0 or h <= 0.0:
         raise InputError(f"box {x:g} {y:g} {w:g} {h:g} has no area: give its left, top, width and height in pixels")
     height, width = picture.shape[:2]
     if x >= width or y >= height or x + w <= 0.0 or y + h <= 0.0:
-        raise InputError(f"box {x:g} {y:g} {w:g} {h:g} lies outside of the {width} x {height} image")
+        raise InputError(f"box {x:g} {y:g} {w:g} {h:g} lies outside the {width} x {height} image: give pixels of it")
     return x, y, w, h
 
 
@@ -103,10 +102,10 @@ def crop_square(
     pixels. The intrinsic matrix goes through the same map (`geometry.cameras.transform_camera`).
 
     Args:
-        picture: image (height, width, 3), or one channel (height, width).
-        box: box in pixels of the image.
-        size: side of the crop in pixels.
-        outside: value of pixels outside the image; None repeats the image's border.
+        picture: Image (height, width, 3), or one channel (height, width).
+        box: Box in pixels of the image.
+        size: Side of the crop in pixels.
+        outside: Value of pixels outside the image; None repeats the image's border.
 
     Returns:
         The crop, the affine map (2, 3) from pixels of the image to pixels of the crop, and the square.
@@ -117,7 +116,7 @@ def crop_square(
     square = _window(picture, left, top, side, outside)
     if side != size:
         cv2 = opencv()
-        # Averaging over areas is free of aliasing; enlarging needs interpolation.
+        # Averaging over areas avoids aliasing when shrinking; enlarging needs interpolation.
         square = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
     zoom = size / side
     # OpenCV resamples about pixel centres: u' + 1/2 = zoom (u - left + 1/2).
@@ -141,7 +140,7 @@ def _window(picture: Picture, left: int, top: int, side: int, outside: int | Non
 
 
 def _cut_short(data: bytes) -> bool:
-    """Whether a PNG or JPEG file lacks its end: decoders complain about that on stderr, or fill the rest with grey."""
+    """Return whether a PNG or JPEG file lacks its end; decoders only warn on stderr or fill the rest with grey."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return b"IEND" not in data
     if data[:2] == b"\xff\xd8":
@@ -151,7 +150,7 @@ def _cut_short(data: bytes) -> bool:
 
 @contextlib.contextmanager
 def quiet(cv2: Any) -> Iterator[None]:
-    """OpenCV without its warnings: what is wrong with a picture or film is said once, by us."""
+    """Silence OpenCV's warnings, because the errors of this package report unreadable images and videos."""
     logging = getattr(getattr(cv2, "utils", None), "logging", None)
     if logging is None:
         yield

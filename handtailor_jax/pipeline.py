@@ -28,11 +28,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from handtailor_jax.detections import as_camera
 from handtailor_jax.detector.scan import HandTrack, Stage, closer_box
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import Box
-from handtailor_jax.geometry.cameras import inverse_affine, transform_camera, transform_pixels
+from handtailor_jax.geometry.cameras import as_camera, inverse_affine, transform_camera, transform_pixels
 from handtailor_jax.geometry.mirror import choose, mirror_camera, mirror_hand, mirror_pose
 from handtailor_jax.geometry.rotations import rotate_towards
 from handtailor_jax.hand_module.hand_module import HandModule, inference_form

@@ -206,10 +206,10 @@ WHOLE_FILES = {
     "blank": (" \n\t", "is empty"),
     "truncated": ('[{"id": "one", "keypoints_2d": [[1.0, 2.0], [3', "is not complete JSON"),
     "no JSON": ("keypoints: 21", "is not complete JSON"),
-    "number": ("3", "no JSON object"),
-    "text": ('"hand"', "no JSON object"),
-    "null": ("null", "no JSON object"),
-    "numbers": ("[1, 2, 3]", "entry 0: is no JSON object"),
+    "number": ("3", "not a JSON object"),
+    "text": ('"hand"', "not a JSON object"),
+    "null": ("null", "not a JSON object"),
+    "numbers": ("[1, 2, 3]", "entry 0: is not a JSON object"),
     "no hands": ("[]", "holds no hands"),
     "empty object": ("{}", "has no keypoints_2d"),
     "nested": ("[" * 100_000, "nested too deeply"),
@@ -272,15 +272,15 @@ BAD_FIELDS = {
     "camera with text": ({"camera": {**CAMERA, "fx": "300"}}, "camera must hold numbers only"),
     "camera is a number": ({"camera": 300}, "camera must be 3 x 3 numbers"),
     "camera is no intrinsic matrix": ({"camera": np.eye(3)[::-1].tolist()}, "camera"),
-    "side": ({"side": "both"}, "use right or left"),
+    "side": ({"side": "both"}, "use one of right, left"),
     "side is a number": ({"side": 1}, "must be text"),
     "convention": ({"convention": "coco"}, "use one of mano, mediapipe"),
     "convention is a list": ({"convention": ["mano"]}, "must be text"),
     "order": ({"order": "alphabetical"}, "use one of canonical"),
     "order is an object": ({"order": {"a": 1}}, "must be text"),
     "confidence is short": ({"confidence": [1.0] * 20}, "confidence must be 21"),
-    "confidence is negative": ({"confidence": [-0.5] + [1.0] * 20}, "between 0 and 1"),
-    "confidence in percent": ({"confidence": [90.0] * 21}, "between 0 and 1"),
+    "confidence is negative": ({"confidence": [-0.5] + [1.0] * 20}, "outside 0 to 1"),
+    "confidence in percent": ({"confidence": [90.0] * 21}, "outside 0 to 1"),
     "nothing is seen": ({"confidence": [0.0] * 21}, "at least 6"),
     "joints_3d is short": ({"joints_3d": [[0.0, 0.0, 0.0]] * 16}, "joints_3d must be 21 x 3"),
     "joints_3d coincide": ({"joints_3d": [[0.0, 0.0, 0.5]] * 21}, "all at one point"),
@@ -329,7 +329,7 @@ def test_ids_must_differ(refused, tmp_path, entry):
     for ids in (["a", "b", "a"], ["a", "b", "A"], [2, "b", "2"]):
         line = refused(write(tmp_path / "hands.json", [{**entry, "id": id} for id in ids]))
         assert "entry 2: " in line
-        assert "also that of entry 0" in line
+        assert "also the id of entry 0" in line
 
 
 @pytest.mark.parametrize("ending", [".jpg", ".png"])

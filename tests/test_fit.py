@@ -281,7 +281,7 @@ def test_from_mediapipe():
     assert from_mediapipe(landmarks, 640, 480, handedness="Left", mirrored=True).side == "left"
     assert from_mediapipe(landmarks, 640, 480, handedness="Right").side == "left"
     assert from_mediapipe(landmarks, 640, 480, handedness="Right").joints_3d is None
-    with pytest.raises(InputError, match="21 landmarks, not 20"):
+    with pytest.raises(InputError, match="has 20 entries"):
         from_mediapipe(landmarks[:20], 640, 480, handedness="Left")
     with pytest.raises(InputError, match="use Left or Right"):
         from_mediapipe(landmarks, 640, 480, handedness="Both")

@@ -15,7 +15,7 @@ PACKAGE = "handtailor_jax"
 
 # Each part may import from earlier ones and from itself; two of the same rank never import each other.
 RANKS = (
-    {"errors", "skeleton", "types"},
+    {"errors", "skeleton", "types", "arrays"},
     {"geometry"},
     {"mano", "images"},
     {"render", "detections"},
@@ -31,7 +31,7 @@ RANKS = (
     {"cli", "__main__"},
 )
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
-WITHIN_A_RANK = {("types", "skeleton"), ("training", "evaluation")}
+WITHIN_A_RANK = {("types", "skeleton"), ("arrays", "errors"), ("training", "evaluation")}
 
 
 def modules():

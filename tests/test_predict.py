@@ -365,7 +365,7 @@ def test_bad_files_among_good_ones(weights, tmp_path, capfd):
     (tmp_path / "text.png").write_text("no picture")
     picture(tmp_path / "small.png", size=(4, 4))  # which the box misses
     last = picture(tmp_path / "last.png", 3)
-    bad = {"cut.jpg": "not an image", "text.png": "not an image", "small.png": "lies outside of the 4 x 4 image"}
+    bad = {"cut.jpg": "not an image", "text.png": "not an image", "small.png": "lies outside the 4 x 4 image"}
     inputs = [tmp_path / "cut.jpg", good, tmp_path / "text.png", tmp_path / "small.png", last]
     assert quick(weights, *inputs, out=tmp_path / "out", more=(*BOX, "--batch", "2")) == 2
     printed = capfd.readouterr()
@@ -382,7 +382,7 @@ def test_bad_files_among_good_ones(weights, tmp_path, capfd):
     [
         (("10", "5", "0", "40"), "has no area"),
         (("10", "5", "40", "-1"), "has no area"),
-        (("64", "0", "5", "5"), "lies outside of the 64 x 48 image"),
+        (("64", "0", "5", "5"), "lies outside the 64 x 48 image"),
         (("0", "0", "nan", "5"), "four finite numbers"),
     ],
 )

@@ -5,10 +5,16 @@ moving the pixel with the image.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from handtailor_jax.arrays import FloatArray, checked_array, numbers
+from handtailor_jax.errors import InputError
 from handtailor_jax.types import Camera
 
 
@@ -103,3 +109,38 @@ def crop_affine(
     linear = zoom[..., None, None] * rotation
     offset = 0.5 * (size - 1) - jnp.einsum("...ij,...j->...i", linear, center)
     return jnp.concatenate([linear, offset[..., None]], axis=-1)
+
+
+def as_camera(camera: Any) -> Camera:
+    """Return a camera of NumPy arrays from a `Camera`, intrinsics, or None (weak perspective in pixels).
+
+    Raises:
+        InputError: If it is none of these.
+    """
+    if isinstance(camera, Camera):
+        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), camera)
+    matrix = np.eye(3, dtype=np.float32) if camera is None else intrinsic_matrix(camera)
+    return Camera(matrix[:2, :2], matrix[:2, 2], np.asarray(camera is not None, np.float32))
+
+
+def intrinsic_matrix(camera: Any) -> FloatArray:
+    """Return {fx, fy, cx, cy}, those four numbers or a matrix as a checked intrinsic matrix (3, 3), pixels.
+
+    Raises:
+        InputError: If it is none of these, or no camera has such intrinsics.
+    """
+    if isinstance(camera, Mapping):
+        missing = [key for key in ("fx", "fy", "cx", "cy") if key not in camera]
+        if missing:
+            raise InputError(f"camera lacks {', '.join(missing)}: give fx, fy, cx and cy in pixels")
+        camera = [camera[key] for key in ("fx", "fy", "cx", "cy")]
+    array = np.asarray(numbers("camera", camera))
+    if array.shape == (4,):
+        fx, fy, cx, cy = array
+        array = np.asarray([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
+    matrix = checked_array("camera", array, (3, 3))
+    if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
+        raise InputError(f"camera has the focal lengths {matrix[0, 0]:g} and {matrix[1, 1]:g}: they must be positive")
+    if not np.array_equal(matrix[2], [0.0, 0.0, 1.0]) or np.linalg.det(matrix.astype(np.float64)) <= 0:
+        raise InputError("camera is not an intrinsic matrix: its last row must be 0 0 1 and it must be invertible")
+    return matrix

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from handtailor_jax.detections import as_camera
 from handtailor_jax.detector.scan import HandTrack, Stage, TrackingConfig
 from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.geometry.mirror import choose, mirror_camera, mirror_hand, mirror_parameters, mirror_pixels
 from handtailor_jax.images import as_rgb, check_box
 from handtailor_jax.mano.hand_model import HandModel

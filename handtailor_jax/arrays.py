@@ -1,0 +1,64 @@
+"""Arrays of numbers from user input: conversion, and checks of shape and values."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from handtailor_jax.errors import InputError
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def numbers(name: str, values: Any) -> Any:
+    """Convert nested sequences of numbers to a float64 array.
+
+    Raises:
+        InputError: If they hold anything else, or rows of different lengths; the message begins with `name`.
+    """
+    try:
+        # NumPy would parse text and convert true to 1.
+        if np.asarray(values).dtype.kind not in "OSUbc":
+            return np.asarray(values, dtype=np.float64)
+        if not _holds(values, (str, bytes, bool, complex)):
+            return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        pass
+    raise InputError(f"{name} must hold numbers only, all rows of one length")
+
+
+def _holds(values: Any, kinds: tuple[type, ...]) -> bool:
+    """Return whether nested sequences contain a value of these types."""
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if isinstance(values, list | tuple):
+        return any(_holds(value, kinds) for value in values)
+    return isinstance(values, kinds)
+
+
+def checked_array(
+    name: str, values: Any, shape: tuple[int, ...], ignored: npt.NDArray[np.bool_] | None = None
+) -> FloatArray:
+    """Convert nested sequences of numbers to a float32 array of a shape.
+
+    Args:
+        name: Beginning of the message of an error.
+        values: Nested sequences of numbers.
+        shape: Required shape.
+        ignored: Rows whose values may be anything; those that are not finite become 0.
+
+    Raises:
+        InputError: If the shape differs or a value is not finite or absurdly large.
+    """
+    array = numbers(name, values)
+    if array.shape != shape:
+        expected, got = (" x ".join(str(n) for n in s) or "one number" for s in (shape, array.shape))
+        raise InputError(f"{name} must be {expected} numbers, not {got}")
+    finite = np.isfinite(array) & (np.abs(array) < 1e9)
+    if ignored is not None:
+        finite |= ignored.reshape(-1, *([1] * (array.ndim - 1)))
+    if not finite.all():
+        missing = name == "keypoints_2d"
+        remedy = "give missing keypoints a confidence of 0" if missing else "leave it out if it is unknown"
+        raise InputError(f"{name} holds NaN, infinite or absurdly large numbers: {remedy}")
+    return np.where(np.isfinite(array), array, 0.0).astype(np.float32)
