@@ -121,6 +121,7 @@ def script(monkeypatch):
 def test_everything_from_a_noise_model(tmp_path, truth, predictions, script, monkeypatch, capsys):
     # Each variant of the energy is a program to compile: one preset with equally many steps everywhere shows as much.
     monkeypatch.setattr(table4, "CLAIM_PRESETS", ("official",))
+    monkeypatch.setattr(table4, "_MAP", 16)
     monkeypatch.setattr(figures, "FIGURE_4_ITERATIONS", TailorConfig.official().solver.iterations)
     random = np.random.default_rng(0)
     order = np.asarray(permutation(KEYPOINTS, KEYPOINT_ORDERS["rhd"]))

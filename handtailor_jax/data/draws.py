@@ -16,7 +16,8 @@ class Draws:
     """
 
     def __init__(self, key: PRNGKeyArray, dtype: Any, uniforms: int = 256, normals: int = 256) -> None:
-        uniform, normal = jax.random.split(key)
+        # A pair of keys, one for uniform and one for normal numbers, is taken as it is.
+        uniform, normal = jax.random.split(key) if key.ndim == 0 else key
         self._uniforms = jax.random.uniform(uniform, (uniforms,), dtype)
         self._normals = jax.random.normal(normal, (normals,), dtype)
         self._uniforms_used = self._normals_used = 0

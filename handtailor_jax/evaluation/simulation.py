@@ -1,7 +1,7 @@
-"""A seeded set of tailor problems with known truth, made from the hand model alone.
+"""Simulated problems of the tailor with known ground truth, for tests and benchmarks.
 
-Every problem is a hand in front of a camera, what a keypoint detector would see of it, and what a pose network would
-propose. All of it is a function of the seed, the count and the options.
+A problem is a hand in front of a camera, its noisy keypoints, and a noisy proposal of pose, shape and depth. All of it
+follows from the hand model, the seed, the count and the options.
 """
 
 import functools
@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from handtailor_jax.data.draws import Draws
+from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import project, unproject
 from handtailor_jax.geometry.lifting import reference_bone_length
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, axis_angle_from_quaternion, matrix_from_axis_angle
@@ -26,29 +28,29 @@ from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.types import Camera, HandParameters, Observation, pytree
 
 Noise = Literal["gaussian", "heavy_tailed"]
-"""Keypoint noise: one Gaussian for all, or Student-t of each joint's own width with outliers among them."""
+"""Keypoint noise: the same Gaussian for all keypoints, or Student-t with a width for each joint and with outliers."""
 
 View = Literal["perspective", "weak_perspective"]
 
 _CROP = 256  # pixels
-_HAND = 0.18  # metres, a hand's length; sets the focal length that makes it fill the crop
+_HAND = 0.18  # metres, length of a hand; sets the focal length at which the hand fills the crop
 _BETAS_NOISE = 0.5  # standard deviations
 _DEPTH_NOISE = 0.03  # share of the root's depth
 _BONE_NOISE = 0.03  # share of the reference bone
-_OUTLIERS = 0.02  # share of keypoints that a heavy-tailed detector puts somewhere else
-_OUTLIER_NOISE = 0.15  # how far away, as a share of the hand's size
+_OUTLIERS = 0.02  # share of keypoints that are outliers under heavy-tailed noise
+_OUTLIER_NOISE = 0.15  # standard deviation of outliers, share of the hand size
 
-_GESTURES = 0.4  # share of hands that are near a gesture or on the way from one to another
-_CURL = 0.5**0.5  # the share of flexion, as a standard deviation, that the four fingers have in common
+_GESTURES = 0.4  # share of hands near a gesture or between two gestures
+_CURL = 0.5**0.5  # standard deviation of the flexion that the four fingers have in common, share of the whole
 
-_COORDINATES = {name: 3 * i for i, name in enumerate(MANO_JOINTS[1:])}  # where a joint's flexion is among the 45
+_COORDINATES = {name: 3 * i for i, name in enumerate(MANO_JOINTS[1:])}  # index of a joint's flexion among the 45
 _CURLING = np.asarray([_COORDINATES[f"{f}_{j}"] for f in FINGERS[1:] for j in ("mcp", "pip")], np.int32)
 _DIP = np.asarray([_COORDINATES[f"{f}_dip"] for f in FINGERS[1:]], np.int32)
 _PIP = np.asarray([_COORDINATES[f"{f}_pip"] for f in FINGERS[1:]], np.int32)
 
 
 def _noise_of(keypoint: str) -> float:
-    """How much noisier than the average a detector is on a keypoint: most on tips and on the thumb."""
+    """Return the keypoint's noise relative to the mean: the largest on fingertips and on the thumb."""
     along = {"mcp": 0.7, "cmc": 0.9, "pip": 0.9, "ip": 1.0, "dip": 1.0, "tip": 1.4}
     finger, _, joint = keypoint.partition("_")
     return 0.9 if not joint else along[joint] * (1.2 if finger == "thumb" else 1.0)
@@ -59,38 +61,31 @@ _JOINT_NOISE = np.asarray([_noise_of(name) for name in KEYPOINTS], np.float32)
 
 @pytree
 class TailorProblems:
-    """Problems along a leading axis."""
+    """Simulated problems along a leading axis."""
 
     truth: HandParameters
-    """The hand in the camera frame; its scale is 1 in perspective."""
+    """True hand in the camera frame; its scale is 1 in perspective."""
     keypoints: Float[Array, "*batch 21 3"]
-    """Its keypoints in the camera frame: metres, or pixels in weak perspective."""
+    """True keypoints in the camera frame: metres, or pixels in weak perspective."""
     observation: Observation
-    """Noisy keypoints in the pixels of a 256 x 256 crop, their confidences, the true camera."""
+    """Noisy keypoints in pixels of a 256 x 256 crop, their confidences, and the true camera."""
     pose: Float[Array, "*batch 16 3"]
     """Proposed rotations, axis-angle, radians."""
     betas: Float[Array, "*batch betas"]
-    """Proposed shape."""
+    """Proposed shape, standard deviations."""
     root_depth: Float[Array, "*batch"]
     """Proposed depth of the root joint, metres; 0 in weak perspective."""
     bone: Float[Array, "*batch"]
     """Proposed length of the reference bone, metres."""
 
     def starts(self, hand: HandModel, config: TailorConfig) -> HandParameters:
-        """The start of the tailor in every problem."""
+        """Return the start of the tailor for every problem."""
         return jax.vmap(lambda problem: problem.start(hand, config))(self)
 
     def start(self, hand: HandModel, config: TailorConfig) -> HandParameters:
-        """The start of the tailor in a single problem (no leading axis)."""
-        return initialize(
-            hand,
-            self.pose,
-            self.betas,
-            self.observation,
-            root_depth=self.root_depth,
-            bone=self.bone,
-            scale=config.scale,
-        )
+        """Return the start of the tailor for a single problem (no leading axis)."""
+        proposal = (self.pose, self.betas, self.observation)
+        return initialize(hand, *proposal, root_depth=self.root_depth, bone=self.bone, scale=config.scale)
 
 
 def tailor_problems(
@@ -103,59 +98,40 @@ def tailor_problems(
     keypoint_noise: float = 0.0125,
     start_noise: float = 0.15,
 ) -> TailorProblems:
-    """Hands in anatomically likely poses and shapes, seen from all sides 0.3 to 1 m away.
+    """Simulate hands in anatomically likely poses and shapes, seen from all sides at 0.3 to 1 m.
 
     Args:
-        hand: the hand model.
-        count: number of problems.
-        seed: everything else follows from it.
-        noise: of the keypoints.
-        camera: a pinhole camera with fx != fy and an off-centre principal point, or weak perspective.
-        keypoint_noise: standard deviation of the keypoints as a share of the hand's size (the longer side of the box
-            around its keypoints), per axis; heavy-tailed noise has it on average over the joints, outliers aside.
-        start_noise: standard deviation of each proposed rotation about each axis, radians.
+        hand: Hand model.
+        count: Number of problems.
+        seed: Seed of all draws.
+        noise: Kind of keypoint noise.
+        camera: Kind of camera: a pinhole camera with fx != fy and an off-centre principal point, or weak perspective.
+        keypoint_noise: Standard deviation of the keypoints per axis, share of the hand size. Heavy-tailed noise has it
+            on average over the joints, without outliers.
+        start_noise: Standard deviation of each proposed rotation about each axis, radians.
 
     Raises:
         ValueError: on an unknown `noise` or `camera`.
     """
     if noise not in get_args(Noise):
-        raise ValueError(f"noise must be one of {', '.join(get_args(Noise))}, not {noise!r}")
+        raise ValueError(f"noise is {noise!r}: choose one of {', '.join(get_args(Noise))}")
     if camera not in get_args(View):
-        raise ValueError(f"camera must be one of {', '.join(get_args(View))}, not {camera!r}")
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # the same problems whatever the accelerator
+        raise ValueError(f"camera is {camera!r}: choose one of {', '.join(get_args(View))}")
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # the same problems on every accelerator
         widths = (jnp.asarray(width, hand.dtype) for width in (keypoint_noise, start_noise))
         return _problems(hand, jax.random.key(seed), count, noise, camera, *widths)
 
 
-class _Draws:
-    """Random numbers handed out in pieces: drawn at once, because every generator in a program is slow to compile."""
-
-    def __init__(self, key: Array, dtype: jnp.dtype) -> None:
-        normal, uniform = jax.random.split(key)
-        self._normals = jax.random.normal(normal, (512,), dtype)
-        self._uniforms = jax.random.uniform(uniform, (64,), dtype)
-
-    def normal(self, *shape: int) -> Array:
-        count = math.prod(shape)
-        piece, self._normals = self._normals[:count], self._normals[count:]
-        return piece.reshape(shape)
-
-    def uniform(self, *shape: int) -> Array:
-        count = math.prod(shape)
-        piece, self._uniforms = self._uniforms[:count], self._uniforms[count:]
-        return piece.reshape(shape)
-
-
-def _fingers(hand: HandModel, draws: _Draws) -> Float[Array, "15 3"]:
-    """Flexion, abduction and twist (radians) of a likely pose, within the joint limits."""
+def _fingers(hand: HandModel, draws: Draws) -> Float[Array, "15 3"]:
+    """Draw flexion, abduction and twist (radians) of a likely pose, within the joint limits."""
     anatomy, dtype = hand.anatomy, hand.dtype
-    # From the prior: the fingers curl together in part, and DIP joints follow PIP joints.
+    # A pose of the prior, in which fingers partly curl together and DIP joints follow PIP joints.
     z = draws.normal(45)
     z = z.at[_CURLING].set(_CURL * z[_CURLING] + _CURL * draws.normal())
     sample = anatomy.mean.reshape(45) + anatomy.std.reshape(45) * z
     dip = 0.6 * sample[_PIP] + math.radians(10.0) * z[_DIP]
     sample = sample.at[_DIP].set(dip).reshape(15, 3)
-    # Near a gesture, or on the way between two.
+    # A pose near a gesture or between two.
     gestures = jnp.asarray(_gestures(), dtype)
     first, second = gestures[(draws.uniform(2) * gestures.shape[0]).astype(jnp.int32)]
     near = first + draws.uniform() * (second - first) + 0.3 * anatomy.std * draws.normal(15, 3)
@@ -163,7 +139,7 @@ def _fingers(hand: HandModel, draws: _Draws) -> Float[Array, "15 3"]:
 
 
 def _gestures() -> np.ndarray:
-    """The gestures of assets/gestures.json, anatomical coordinates in radians, (n, 15, 3)."""
+    """Return the gestures of assets/gestures.json: anatomical coordinates (n, 15, 3), radians."""
     text = importlib.resources.files("handtailor_jax").joinpath("assets", "gestures.json").read_text()
     return np.radians(np.asarray(list(json.loads(text).values()), np.float32))
 
@@ -173,16 +149,18 @@ def _problems(
     hand: HandModel, key: Array, count: int, noise: Noise, view: View, keypoint_noise: Array, start_noise: Array
 ) -> TailorProblems:
     def problem(key: Array) -> TailorProblems:
-        return _problem(hand, _Draws(key, hand.dtype), noise, view, keypoint_noise, start_noise)
+        normal, uniform = jax.random.split(key)
+        draws = Draws(jnp.stack([uniform, normal]), hand.dtype, uniforms=64, normals=512)
+        return _problem(hand, draws, noise, view, keypoint_noise, start_noise)
 
     return jax.vmap(problem)(jax.random.split(key, count))
 
 
 def _problem(
-    hand: HandModel, draws: _Draws, noise: Noise, view: View, keypoint_noise: Array, start_noise: Array
+    hand: HandModel, draws: Draws, noise: Noise, view: View, keypoint_noise: Array, start_noise: Array
 ) -> TailorProblems:
     fingers = hand.anatomy.finger_pose(_fingers(hand, draws))
-    turn = axis_angle_from_quaternion(draws.normal(4))  # a normal quaternion is a rotation uniform on SO(3)
+    turn = axis_angle_from_quaternion(draws.normal(4))  # a normal quaternion gives a rotation uniform on SO(3)
     pose = jnp.concatenate([turn[None], fingers])
     betas = draws.normal(hand.num_betas)
     posed = hand.shape(betas).pose(pose)
@@ -192,7 +170,7 @@ def _problem(
     camera, truth = _place(relative, pose, betas, view, draws.uniform(7))
     keypoints = camera_keypoints(hand, truth)
     pixels = project(camera, keypoints)
-    size = jnp.max(jnp.max(pixels, axis=0) - jnp.min(pixels, axis=0))
+    size = hand_size(pixels)
     error, confidence = _keypoint_noise(draws, noise, keypoint_noise)
     disturbance = matrix_from_axis_angle(start_noise * draws.normal(16, 3))
     return TailorProblems(
@@ -213,7 +191,7 @@ def _place(
     view: View,
     uniform: Float[Array, "7"],
 ) -> tuple[Camera, HandParameters]:
-    """A camera and a place in front of it where the hand fills between a half and three quarters of the crop."""
+    """Draw a camera and place the hand so that it fills between a half and three quarters of the crop."""
     dtype = relative.dtype
     middle = 0.5 * (jnp.max(relative, axis=0) + jnp.min(relative, axis=0))
     magnification = _CROP * (0.5 + 0.25 * uniform[0]) / _HAND  # pixels per metre
@@ -225,7 +203,7 @@ def _place(
         return camera, HandParameters(pose=pose, betas=betas, scale=magnification, translation=translation)
     distance = 0.3 + 0.7 * uniform[3]
     focal = magnification * distance
-    # A crop out of a larger picture: the optical axis need not pass through it, and it may have been stretched.
+    # A crop of a larger image: the optical axis need not pass through it, and its pixels need not be square.
     principal = 0.5 * (_CROP - 1) + 0.5 * _CROP * (uniform[4:6] * 2.0 - 1.0)
     stretch = 0.95 + 0.1 * uniform[6]
     camera = Camera.perspective(focal * stretch, focal / stretch, principal[0], principal[1])
@@ -233,8 +211,8 @@ def _place(
     return camera, HandParameters(pose=pose, betas=betas, scale=one, translation=translation)
 
 
-def _keypoint_noise(draws: _Draws, noise: Noise, width: Array) -> tuple[Float[Array, "21 2"], Float[Array, "21"]]:
-    """Keypoint errors (share of the hand's size) and the confidences that a detector would report with them."""
+def _keypoint_noise(draws: Draws, noise: Noise, width: Array) -> tuple[Float[Array, "21 2"], Float[Array, "21"]]:
+    """Draw keypoint errors (share of the hand size) and the confidences that a detector would report with them."""
     error = width * draws.normal(21, 2)
     if noise == "gaussian":
         return error, jnp.ones((21,), width.dtype)
@@ -242,7 +220,7 @@ def _keypoint_noise(draws: _Draws, noise: Noise, width: Array) -> tuple[Float[Ar
     error = error / jnp.sqrt(jnp.sum(draws.normal(21, 2, 3) ** 2, axis=-1))
     error = error * jnp.asarray(_JOINT_NOISE, width.dtype)[:, None]
     error = jnp.where(draws.uniform(21, 1) < _OUTLIERS, _OUTLIER_NOISE * draws.normal(21, 2), error)
-    # The detector feels its error, through noise, except for one keypoint in five on which it is simply sure.
-    felt = jnp.sqrt(jnp.sum(error * error, axis=-1)) / jnp.maximum(width, 1e-6)
-    unsure = 1.0 / (1.0 + (felt * jnp.exp(0.5 * draws.normal(21)) / 3.0) ** 2)
-    return error, jnp.where(draws.uniform(21) < 0.2, 1.0, unsure)
+    # Confidence falls with the error, with noise of its own; one keypoint in five has confidence 1 at any error.
+    relative = jnp.sqrt(jnp.sum(error * error, axis=-1)) / jnp.maximum(width, 1e-6)
+    confidence = 1.0 / (1.0 + (relative * jnp.exp(0.5 * draws.normal(21)) / 3.0) ** 2)
+    return error, jnp.where(draws.uniform(21) < 0.2, 1.0, confidence)
