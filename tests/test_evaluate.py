@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import sys
+import types
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from handtailor_jax.geometry.cameras import project
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.skeleton import FINGER_KEYPOINTS, KEYPOINT_ORDERS, KEYPOINTS, permutation
+from handtailor_jax.synthetic.dataset import SyntheticDataset
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.types import Camera
 from tests.fixtures import write_freihand_fixture, write_rhd, write_stb
@@ -122,6 +124,9 @@ def test_everything_from_a_noise_model(tmp_path, truth, predictions, script, mon
     # Each variant of the energy is a program to compile: one preset with equally many steps everywhere shows as much.
     monkeypatch.setattr(table4, "CLAIM_PRESETS", ("official",))
     monkeypatch.setattr(table4, "_MAP", 16)
+    # Rendering is a program of its own, tested elsewhere.
+    images = np.random.default_rng(1).integers(0, 256, (COUNT, 256, 256, 3), np.uint8)
+    monkeypatch.setattr(SyntheticDataset, "__getitem__", lambda _, i: types.SimpleNamespace(image=images[i]))
     monkeypatch.setattr(figures, "FIGURE_4_ITERATIONS", TailorConfig.official().solver.iterations)
     random = np.random.default_rng(0)
     order = np.asarray(permutation(KEYPOINTS, KEYPOINT_ORDERS["rhd"]))

@@ -1,1 +1,1 @@
-"""What is measured, on which problems, and how the figures are printed."""
+"""Metrics, alignments and protocols; `paper` has the tables and figures of the paper."""

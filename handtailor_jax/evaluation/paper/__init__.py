@@ -1,1 +1,1 @@
-"""The paper's tables and figures."""
+"""The paper's tables and figures: one file a table; `evaluate.py` runs them."""
