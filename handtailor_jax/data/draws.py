@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 
 class Draws:
@@ -15,7 +15,7 @@ class Draws:
     stream exists only while a function is traced, so it is not a pytree.
     """
 
-    def __init__(self, key: PRNGKeyArray, dtype: Any, uniforms: int = 256, normals: int = 256) -> None:
+    def __init__(self, key: Key[Array, "*pair"], dtype: Any, uniforms: int = 256, normals: int = 256) -> None:
         # A pair of keys, one for uniform and one for normal numbers, is taken as it is.
         uniform, normal = jax.random.split(key) if key.ndim == 0 else key
         self._uniforms = jax.random.uniform(uniform, (uniforms,), dtype)
