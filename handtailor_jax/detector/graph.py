@@ -62,7 +62,7 @@ def find_palms(
         threshold: score from which a candidate counts.
 
     Returns:
-        `palms.MAX_PALMS` palms of each crop, in pixels of the image; those with score 0 are empty.
+        `palms.MAX_PALMS` palms of each crop, in pixels of the image; entries with score 0 are empty.
     """
     logits, boxes = network(images)
     found = jax.vmap(lambda candidates: suppress(candidates, threshold))(decode(logits, boxes, network.config))
@@ -88,7 +88,7 @@ def detect(
     landmark_network: HandLandmarkNetwork,
     image: Float[Array, "h w 3"],
     count: int,
-    threshold: Float[Array, ""] | float = 0.5,
+    threshold: Float[Array, ""] | float = 0.3,
 ) -> Hands:
     """Find hands in one program, differentiable from the keypoints to the pixels of the image.
 
@@ -106,15 +106,7 @@ def detect(
     shifted = dataclasses.replace(square, center=square.center + 1.0)
     letterbox = jax.vmap(lambda region: sample(inside, region, size))(shifted)
     palms = jax.tree.map(lambda leaf: leaf[0, :count], find_palms(palm_detector, letterbox, square, threshold))
-    empty = palms.score == 0.0
-    # Empty entries get the whole image, because a region of size 0 has no inverse.
-    regions = jax.tree.map(
-        lambda found, spare: jnp.where(
-            empty.reshape(-1, *[1] * (found.ndim - 1)), jnp.broadcast_to(spare, found.shape), found
-        ),
-        from_palm(palms),
-        square,
-    )
+    regions = from_palm(palms)
     crops = jax.vmap(lambda region: sample(image, region, landmark_network.config.image_size))(regions)
     hands = recognise(landmark_network, crops, regions)
-    return dataclasses.replace(hands, presence=jnp.where(empty, 0.0, hands.presence))
+    return dataclasses.replace(hands, presence=jnp.where(palms.score > 0.0, hands.presence, 0.0))

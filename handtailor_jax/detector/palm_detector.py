@@ -7,6 +7,7 @@ blocks with depthwise convolutions, a small feature pyramid, and linear heads on
 import dataclasses
 import itertools
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -76,12 +77,9 @@ class EqualBlocks(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch h w channels"]) -> Float[Array, "batch h w channels"]:
         """Apply the blocks in turn."""
-
-        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        def apply(x: Array, block: BlazeBlock) -> Array:
-            return block(x)
-
-        return apply(x, self.blocks)
+        graph, weights = nnx.split(self.blocks)
+        # Not nnx.scan, which refuses modules under a gradient inside jit.
+        return jax.lax.scan(lambda x, block: (nnx.merge(graph, block)(x), None), x, weights)[0]
 
 
 class Stage(nnx.Module):

@@ -24,10 +24,13 @@ PALM_WRIST, PALM_MIDDLE_MCP = 0, 2
 _SAME_PALM = 0.3
 """Boxes that overlap more (intersection over union) belong to one palm."""
 
+_EMPTY = np.asarray([[0.5, 0.5, 1.0, 1.0, 0.5, 1.0, *[0.5, 0.0] * 6]])
+"""Values of an entry without a palm: box, wrist at the bottom, other keypoints at the top."""
+
 
 @pytree
 class Palms:
-    """Palms, or candidates for palms; entries with score 0 are empty."""
+    """Palms, or candidates for palms."""
 
     score: Float[Numbers, "*batch palms"]
     """Probability of a palm, 0 to 1."""
@@ -80,7 +83,8 @@ def suppress(candidates: Palms, threshold: Float[Array, ""] | float) -> Palms:
         threshold: score from which a candidate counts.
 
     Returns:
-        `MAX_PALMS` palms by falling score, each with its best candidate's score; 0 where there is none.
+        `MAX_PALMS` palms by falling score, each with its best candidate's score. Empty entries have score 0 and are an
+        upright palm that fills the image, so that their regions are valid.
     """
     best, order = jax.lax.top_k(candidates.score, min(MAX_CANDIDATES, candidates.score.shape[0]))
     box, keypoints = candidates.box[order], candidates.keypoints[order]
@@ -103,6 +107,7 @@ def suppress(candidates: Palms, threshold: Float[Array, ""] | float) -> Palms:
         jnp.zeros((MAX_PALMS, 18), box.dtype),
     )
     _, scores, palms = jax.lax.fori_loop(0, MAX_PALMS, take_best, start)
+    palms = jnp.where((scores > 0.0)[:, None], palms, jnp.asarray(_EMPTY, palms.dtype))
     return Palms(scores, palms[:, :4], palms[:, 4:].reshape(-1, 7, 2))
 
 
