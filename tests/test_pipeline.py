@@ -373,10 +373,10 @@ def test_memory_moves_only_the_tailors_start(hand, scene):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Film
+# Video
 
 
-def film(hand, truth, frames, rng, noise):
+def waving_hand(hand, truth, frames, rng, noise):
     """A hand on a slow closed path whose painted keypoints tremble: pictures, and the true joints."""
     pictures, joints = [], []
     for i in range(frames):
@@ -394,9 +394,9 @@ def jitter(joints):
 
 
 @pytest.mark.slow
-def test_a_film_is_followed_calmly_and_without_lag(hand, reader, scene, rng):
+def test_a_video_is_followed_calmly_and_without_lag(hand, reader, scene, rng):
     frames = 120
-    pictures, truth = film(hand, scene[0], frames, rng, noise=1.5)
+    pictures, truth = waving_hand(hand, scene[0], frames, rng, noise=1.5)
     video = HandVideo(reader, 30.0, K)
     found = [video(picture, i / 30.0) for i, picture in enumerate(pictures)]
     assert all(hand is not None for hand in found)

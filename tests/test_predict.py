@@ -208,7 +208,7 @@ def reader(monkeypatch, hand):
     return test_pipeline.paint(pixels)
 
 
-def film(path, pictures, damaged=None):
+def write_video(path, pictures, damaged=None):
     """Motion JPEG, of which one frame can be damaged; MPEG-4 if the path says so."""
     if path.suffix == ".mp4":
         with video_writer(path, 25.0) as write:
@@ -235,7 +235,7 @@ def lines(path):
 
 
 def test_a_video_with_a_frame_that_cannot_be_decoded(reader, tmp_path, capsys):
-    path = film(tmp_path / "hand.avi", [reader] * 5, damaged=2)
+    path = write_video(tmp_path / "hand.avi", [reader] * 5, damaged=2)
     assert status(path, "--weights", "any", "--out", tmp_path / "out", "--mesh", "glb") == 0
     assert names(tmp_path / "out") == {"hand.jsonl", "hand_overlay.mp4", "hand.glb"}
     frames = lines(tmp_path / "out" / "hand.jsonl")
@@ -255,11 +255,11 @@ def test_a_video_with_a_frame_that_cannot_be_decoded(reader, tmp_path, capsys):
 
 
 def test_videos_that_are_cut_short_empty_or_broken(reader, tmp_path, capsys):
-    raw = film(tmp_path / "short.avi", [reader] * 6).read_bytes()
+    raw = write_video(tmp_path / "short.avi", [reader] * 6).read_bytes()
     (tmp_path / "short.avi").write_bytes(raw[: len(raw) * 2 // 3])
     (tmp_path / "empty.mp4").write_bytes(b"")
-    whole = film(tmp_path / "film.mp4", [reader] * 2).read_bytes()
-    (tmp_path / "film.mp4").unlink()
+    whole = write_video(tmp_path / "video.mp4", [reader] * 2).read_bytes()
+    (tmp_path / "video.mp4").unlink()
     (tmp_path / "header.mp4").write_bytes(whole[:200])
     arguments = [tmp_path / "header.mp4", tmp_path / "short.avi", tmp_path / "empty.mp4"]
     assert status(*arguments, "--weights", "any", "--no-overlay", "--out", tmp_path / "out") == 2
@@ -323,7 +323,7 @@ def test_inputs_that_are_refused(refused, weights, tmp_path, monkeypatch):
     assert "no such file, folder or pattern" in refused(tmp_path / "*.png", *out)
     assert "no such file, folder or pattern" in refused(300 * "x", *out)
     assert "no inputs" in refused(*out)
-    video = film(tmp_path / "film.avi", [np.zeros((48, 64, 3), np.uint8)] * 2)
+    video = write_video(tmp_path / "video.avi", [np.zeros((48, 64, 3), np.uint8)] * 2)
     assert "use --mesh glb for videos" in refused(video, *out, "--mesh", "obj")
     (tmp_path / "taken").write_text("something else")
     assert "cannot be written to" in refused(video, "--weights", weights, "--out", tmp_path / "taken")

@@ -1,4 +1,4 @@
-"""Films read and written, JSON lines, animated meshes, and what goes wrong with them."""
+"""Videos read and written, JSON lines, animated meshes, and errors with them."""
 
 import json
 import struct
@@ -33,7 +33,7 @@ def brightness(frame):
 
 @pytest.fixture
 def video(tmp_path):
-    path = tmp_path / "film.mp4"
+    path = tmp_path / "video.mp4"
     with video_writer(path, 25.0) as write:
         for i in range(COUNT):
             write(picture(i))
@@ -41,9 +41,9 @@ def video(tmp_path):
 
 
 def test_what_is_written_is_read(video):
-    with Video(video) as film:
-        assert (film.rate, film.count, film.size) == (25.0, COUNT, SIZE[::-1])
-        frames = list(film)
+    with Video(video) as opened:
+        assert (opened.rate, opened.count, opened.size) == (25.0, COUNT, SIZE[::-1])
+        frames = list(opened)
     assert [frame.index for frame in frames] == list(range(COUNT))
     np.testing.assert_allclose([frame.time for frame in frames], np.arange(COUNT) / 25.0, atol=1e-3)
     assert [brightness(frame) for frame in frames] == list(range(COUNT))
@@ -51,11 +51,11 @@ def test_what_is_written_is_read(video):
         assert frame.image.dtype == np.uint8
         assert frame.image.flags.c_contiguous
         assert np.abs(frame.image.astype(int) - picture(i)).max() < 8, "RGB"
-    assert [file.name for file in video.parent.iterdir()] == ["film.mp4"]
+    assert [file.name for file in video.parent.iterdir()] == ["video.mp4"]
 
 
 def mjpeg(path):
-    """A film of independent JPEG pictures, so that one of them can be damaged."""
+    """A video of independent JPEG pictures, so that one of them can be damaged."""
     cv2 = opencv()
     writer = cv2.VideoWriter(str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG"), 25.0, SIZE[::-1])
     for i in range(COUNT):
@@ -65,7 +65,7 @@ def mjpeg(path):
 
 
 def test_undecodable_frames_are_reported_and_passed_over(tmp_path):
-    path = tmp_path / "film.avi"
+    path = tmp_path / "video.avi"
     raw = bytearray(mjpeg(path))
     # A chunk is its name, its length and a JPEG.
     place = -1
@@ -74,26 +74,26 @@ def test_undecodable_frames_are_reported_and_passed_over(tmp_path):
     length = struct.unpack_from("<I", raw, place + 4)[0]
     raw[place + 8 : place + 8 + length] = bytes(length)
     path.write_bytes(raw)
-    with Video(path) as film:
-        frames = list(film)
+    with Video(path) as opened:
+        frames = list(opened)
     assert [frame.index for frame in frames] == list(range(len(frames)))
     assert np.all(np.diff([frame.time for frame in frames]) > 0.0)
     seen = [brightness(frame) for frame in frames]
     assert seen == [None if i == 4 else i for i in range(COUNT)]
 
 
-def test_a_film_that_is_cut_short_gives_what_it_has(tmp_path):
-    path = tmp_path / "film.avi"
+def test_a_video_that_is_cut_short_gives_what_it_has(tmp_path):
+    path = tmp_path / "video.avi"
     raw = mjpeg(path)
     path.write_bytes(raw[: len(raw) * 2 // 3])
-    with Video(path) as film:
-        seen = [brightness(frame) for frame in film]
+    with Video(path) as opened:
+        seen = [brightness(frame) for frame in opened]
     whole = [number for number in seen if number is not None]
     assert whole == list(range(len(whole)))
     assert len(whole) >= COUNT // 3
 
 
-@pytest.mark.parametrize("content", [b"", b"this is no film", bytes(5000), "header"])
+@pytest.mark.parametrize("content", [b"", b"this is no video", bytes(5000), "header"])
 def test_files_that_are_no_video(tmp_path, video, content):
     path = tmp_path / "other.mp4"
     path.write_bytes(video.read_bytes()[:200] if content == "header" else content)
@@ -112,7 +112,7 @@ def test_sources_that_are_not_there(tmp_path):
 
 
 def test_no_warning_reaches_the_user(tmp_path):
-    (tmp_path / "other.mp4").write_bytes(b"this is no film")
+    (tmp_path / "other.mp4").write_bytes(b"this is no video")
     code = """
         import contextlib, pathlib, sys
         from handtailor_jax.errors import InputError
@@ -128,16 +128,16 @@ def test_no_warning_reaches_the_user(tmp_path):
 
 @pytest.mark.parametrize("size", [(49, 65), (2, 2), (101, 30)])
 def test_odd_sizes_lose_their_last_row_or_column(tmp_path, size):
-    path = tmp_path / "film.mp4"
+    path = tmp_path / "video.mp4"
     with video_writer(path, 30.0) as write:
         for i in range(3):
             write(picture(i, size))
-    with Video(path) as film:
-        shapes = {frame.image.shape for frame in film}
+    with Video(path) as opened:
+        shapes = {frame.image.shape for frame in opened}
     assert shapes == {(size[0] // 2 * 2, size[1] // 2 * 2, 3)}
 
 
-def film(path, *pictures, error=None):
+def write_video(path, *pictures, error=None):
     with video_writer(path, 30.0) as write:
         for each in pictures:
             write(each)
@@ -145,27 +145,27 @@ def film(path, *pictures, error=None):
             raise error
 
 
-def test_an_interrupted_film_leaves_nothing(tmp_path):
-    path = tmp_path / "film.mp4"
+def test_an_interrupted_video_leaves_nothing(tmp_path):
+    path = tmp_path / "video.mp4"
     with pytest.raises(KeyError):
-        film(path, picture(1), error=KeyError())
+        write_video(path, picture(1), error=KeyError())
     with pytest.raises(ValueError, match=r"has the shape \(20, 20, 3\), expected"):
-        film(path, picture(1), picture(2, (20, 20)))
-    film(path)
+        write_video(path, picture(1), picture(2, (20, 20)))
+    write_video(path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_films_that_cannot_be_written(tmp_path):
+def test_videos_that_cannot_be_written(tmp_path):
     with pytest.raises(InputError, match=r"cannot be written"):
-        film(tmp_path / "no" / "f.mp4", picture(1))
-    (tmp_path / "film.mp4").mkdir()
+        write_video(tmp_path / "no" / "f.mp4", picture(1))
+    (tmp_path / "video.mp4").mkdir()
     with pytest.raises(InputError, match=r"cannot be written"):
-        film(tmp_path / "film.mp4", picture(1))
-    assert [file.name for file in tmp_path.iterdir()] == ["film.mp4"]
+        write_video(tmp_path / "video.mp4", picture(1))
+    assert [file.name for file in tmp_path.iterdir()] == ["video.mp4"]
 
 
 def test_json_lines_come_one_by_one_and_appear_at_the_end(tmp_path):
-    path = tmp_path / "film.jsonl"
+    path = tmp_path / "video.jsonl"
     with json_lines(path) as write:
         for i in range(3):
             write({"frame": i, "text": "ü"})
