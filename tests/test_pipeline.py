@@ -11,8 +11,9 @@ from flax import nnx
 
 from handtailor_jax import pipeline
 from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.cameras import inverse_linear, project
+from handtailor_jax.geometry.cameras import as_camera, inverse_linear, project
 from handtailor_jax.geometry.lifting import lift, lift_scale, root_depth_in_bones
+from handtailor_jax.geometry.mirror import mirror_camera, mirror_pose
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
@@ -179,7 +180,8 @@ def test_with_and_without_intrinsics(hand):
     far = K @ np.diag([4.0, 4.0, 1.0]).astype(np.float32)
     truth = true_hand(hand, (0.02, -0.01, 2.0))
     picture = paint(project(Camera.from_matrix(far), camera_keypoints(hand, truth)))
-    reader, box = HandTailor(Reader(hand, truth), hand), (120, 40, 380, 400)
+    # With the configuration of the fixture, whose compiled program is then used again.
+    reader, box = HandTailor(Reader(hand, truth), hand, TailorConfig.default()), (120, 40, 380, 400)
     known, unknown = reader(picture, far, box), reader(picture, None, box)
     assert not unknown.perspective
     relative = known.joints - known.joints[9]
@@ -345,31 +347,26 @@ def test_gradients_from_the_mesh_reach_every_part_of_the_network(hand64):
         np.testing.assert_allclose(slope, difference, rtol=2e-4, err_msg=part)
 
 
-def test_memory_moves_only_the_tailors_start(hand, scene):
-    truth, _, picture = scene
-    module = Reader(hand, truth)
-    crops = jnp.asarray(picture[None, :256, 200:456] / 255.0, jnp.float32)
-    camera = jax.tree.map(lambda leaf: leaf[None], Camera.from_matrix(K))
-    to_crop = jnp.asarray([[[1.0, 0.0, -200.0], [0.0, 1.0, 0.0]]])
-    bent = truth.pose.at[4, 2].add(0.8)[None]
-    one = jnp.ones(1)
-    config = dataclasses.replace(
-        TailorConfig.default(), solver=dataclasses.replace(TailorConfig.default().solver, iterations=1)
-    )
-
-    graph, state = nnx.split(module)
-
-    @jax.jit
-    def run(memory):
-        return recover(nnx.merge(graph, state), hand, crops, camera, to_crop, config, memory)[1]
-
-    fresh = run(Memory.nothing(1, 10))
-    remembered = run(Memory(bent, truth.betas[None] + 1.0, one, one))
+def test_memory_moves_only_the_tailors_start(reader, scene):
+    """On either side: the memory of a left hand holds the pose of a left hand."""
+    truth, _, image = scene
+    box = (120.0, 40.0, 380.0, 400.0)
+    view = reader.view(image, as_camera(K), box, "right")
+    bent = np.array(truth.pose)
+    bent[4, 2] += 0.8
+    one = np.ones(1, np.float32)
+    (fresh,) = reader.recover([view])
+    (remembered,) = reader.recover([view], Memory(bent[None], truth.betas[None] + 1.0, one, one))
     np.testing.assert_allclose(remembered.proposed.parameters.pose, fresh.proposed.parameters.pose, atol=1e-6)
-    apart = [abs(hands.parameters.pose[0, 4, 2] - bent[0, 4, 2]) for hands in (remembered, fresh)]
+    apart = [abs(hand.parameters.pose[4, 2] - bent[4, 2]) for hand in (remembered, fresh)]
     assert apart[0] < apart[1]
-    half = run(Memory(bent, truth.betas[None], 0.0 * one, 0.0 * one))
+    (half,) = reader.recover([view], Memory(bent[None], truth.betas[None], 0.0 * one, 0.0 * one))
     np.testing.assert_allclose(half.parameters.pose, fresh.parameters.pose, atol=1e-6)
+
+    camera = mirror_camera(as_camera(K), image.shape[1])
+    view = reader.view(image[:, ::-1], camera, (640.0 - 500.0, 40.0, 380.0, 400.0), "left")
+    (left,) = reader.recover([view], Memory(mirror_pose(bent)[None], truth.betas[None] + 1.0, one, one))
+    np.testing.assert_allclose(left.joints, remembered.joints * [-1, 1, 1], atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
