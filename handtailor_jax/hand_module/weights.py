@@ -162,7 +162,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
 def _parse_config(text: str) -> HandModuleConfig:
     """Parse the JSON of a configuration and check every field's name and type."""
     try:
-        values = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(text).items()}
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(text).items()}
     except (AttributeError, ValueError, RecursionError):
         raise InputError(f"its configuration cannot be read; {_REMEDY}") from None
     hints = typing.get_type_hints(HandModuleConfig)
