@@ -87,7 +87,7 @@ class Stb:
         if split not in SPLITS:
             raise InputError(f"unknown split {split!r} of STB: choose from {', '.join(SPLITS)}")
         if not (root / "labels").is_dir():
-            raise InputError(f"{root / 'labels'}: no such folder: give the path of STB, unpacked")
+            raise InputError(f"{root / 'labels'}: no such folder: give the folder of STB, unpacked")
         self._options = options
         self._frames: list[tuple[Path, int]] = []
         joints = []
