@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial import cKDTree
 
 from handtailor_jax.evaluation.alignment import Similarity, best_similarity, similarity
 from handtailor_jax.evaluation.metrics import (
@@ -33,9 +34,6 @@ FREIHAND_TIPS = (744, 320, 443, 555, 672)
 
 F_THRESHOLDS_MM = (5.0, 15.0)
 """Thresholds of the F-scores, in millimetres."""
-
-_PAIRS = 1 << 18
-"""Number of distances that the nearest-neighbour search holds at a time, to bound its memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,36 +139,15 @@ def freihand_score(joints: Points, vertices: Points, true_joints: Points, true_v
     )
 
 
-def nearest_mm(points: Points, others: Points) -> tuple[FloatArray, FloatArray]:
-    """Return distances in millimetres to the nearest point of the other cloud, for clouds in metres.
-
-    Args:
-        points: (a, 3)
-        others: (b, 3)
-
-    Returns:
-        (a,) distances of `points` and (b,) distances of `others`. Memory grows with a + b, not with a b.
-    """
-    a, b = np.asarray(points, np.float64), np.asarray(others, np.float64)
-    rows = max(1, _PAIRS // len(b))
-    of_points = np.empty(len(a))
-    of_others = np.full(len(b), np.inf)
-    for start in range(0, len(a), rows):
-        # Differences, not |a|^2 + |b|^2 - 2ab, which loses digits where points are close.
-        squares = sum(np.square(a[start : start + rows, axis, None] - b[None, :, axis]) for axis in range(3))
-        of_points[start : start + rows] = np.min(squares, axis=1)
-        of_others = np.minimum(of_others, np.min(squares, axis=0))
-    return MILLIMETRES * np.sqrt(of_points), MILLIMETRES * np.sqrt(of_others)
-
-
 def f_scores(points: Points, truth: Points, thresholds_mm: tuple[float, ...] = F_THRESHOLDS_MM) -> FloatArray:
     """Return the F-scores (thresholds,) of a cloud (a, 3) against a true cloud (b, 3), both in metres.
 
     The F-score is the harmonic mean of two shares: the points of each cloud whose nearest neighbour in the other cloud
     is closer than the threshold. A distance equal to the threshold does not count, unlike in PCK.
     """
-    to_truth, from_truth = nearest_mm(points, truth)
-    limits = np.asarray(thresholds_mm)[:, None]
+    to_truth, _ = cKDTree(truth).query(points)
+    from_truth, _ = cKDTree(points).query(truth)
+    limits = np.asarray(thresholds_mm)[:, None] / MILLIMETRES
     precision, recall = (to_truth < limits).mean(axis=-1), (from_truth < limits).mean(axis=-1)
     total = precision + recall
     return 2.0 * precision * recall / np.where(total > 0.0, total, 1.0)

@@ -38,6 +38,14 @@ class PaperEnergy:
     fixed instead of the model's scale; with intrinsics this length is optimised, but the result has its initial value,
     and E_g is in camera-frame units; the backward bends of all fingers are summed before clamping."""
 
+    def without_twist(self) -> "PaperEnergy":
+        """Return the energy without E_g."""
+        return dataclasses.replace(self, non_planarity=0.0, backward_bend=0.0)
+
+    def without_identity(self) -> "PaperEnergy":
+        """Return the energy without E_id."""
+        return dataclasses.replace(self, identity_pose=0.0, identity_betas=0.0)
+
 
 @pytree
 class PaperProblem:

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import spearmanr
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.metrics import GRID_20_50, GRID_FIGURE_3A, FloatArray, auc, pck, reduction_ratio
 from handtailor_jax.evaluation.paper.subjects import CROP, Hands, Numbers, Subject, meshes, propose, rows, tailored
-from handtailor_jax.evaluation.paper.table4 import without_identity, without_twist
 from handtailor_jax.evaluation.report import Claim, Findings
 from handtailor_jax.images import Picture, crop_square
 from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, second_view
@@ -91,8 +91,6 @@ def figure3b_claim(errors_2d: FloatArray, removed: FloatArray) -> Claim:
         errors_2d: (n,) mean 2D keypoint error, pixels of the crop.
         removed: (n,) share of the 3D error that the tailor removes.
     """
-    from scipy.stats import spearmanr
-
     rank = spearmanr(errors_2d, removed).statistic
     half = np.median(errors_2d)
     low, high = np.median(removed[errors_2d <= half]), np.median(removed[errors_2d > half])
@@ -120,7 +118,7 @@ def figure4(subject: Subject, folder: Path, count: int) -> Findings:
     solver = dataclasses.replace(config.solver, iterations=FIGURE_4_ITERATIONS)
     full, no_twist, no_identity = (
         tailored(subject.hand, proposals, dataclasses.replace(config, energy=energy, solver=solver))
-        for energy in (config.energy, without_twist(config.energy), without_identity(config.energy))
+        for energy in (config.energy, config.energy.without_twist(), config.energy.without_identity())
     )
     shown = np.argsort(_non_planarity(full) - _non_planarity(no_twist))[:count]
     variants = [

@@ -16,7 +16,7 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.freihand import freihand_joints
 from handtailor_jax.evaluation.protocols import Alignment, Protocol, align
 from handtailor_jax.geometry.boxes import Box, centered_square, hand_size
-from handtailor_jax.geometry.cameras import crop_affine, project, transform_camera, transform_pixels
+from handtailor_jax.geometry.cameras import crop_affine, transform_camera, transform_pixels
 from handtailor_jax.images import Picture
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.skeleton import ROOT
@@ -78,6 +78,13 @@ class GroundTruth:
         return self.read_image(int(self.index[hand]))
 
     @property
+    def parameters(self) -> HandParameters | None:
+        """The true hands in the camera frame; None if the dataset has no poses."""
+        if self.pose is None or self.betas is None:
+            return None
+        return HandParameters(self.pose, self.betas, np.ones(len(self), np.float32), self.joints[:, ROOT])
+
+    @property
     def centers(self) -> Numbers:
         """Centres (n, 2) of the squares around the hands, pixels."""
         return 0.5 * (self.keypoints_2d.min(axis=1) + self.keypoints_2d.max(axis=1))
@@ -121,7 +128,6 @@ class Proposals:
 
     observation: Observation
     pose: Float[Array, "*n 16 3"]
-    """Axis-angle rotations, radians."""
     betas: Float[Array, "*n betas"]
     root_depth: Float[Array, "*n"]
     """Depth of the root, metres; 0 without intrinsics."""
@@ -141,8 +147,6 @@ class Hands:
 
     joints: Numbers
     """(n, 21, 3) metres: in the camera frame with intrinsics, relative to the root without."""
-    keypoints_2d: Numbers | None = None
-    """(n, 21, 2) reprojected keypoints in pixels of the crop; None for a method that predicts joints only."""
     parameters: HandParameters | None = None
     """Parameters in the camera frame; None for a method that predicts joints only."""
 
@@ -165,7 +169,6 @@ class Subject:
     predictions: Predictions
     """Predictions with intrinsics."""
     predictions_without_k: Predictions
-    """Predictions without intrinsics."""
     protocol: Protocol
     preset: PresetName
     seed: int
@@ -252,7 +255,8 @@ def weak_cameras(count: int) -> Camera:
 
 def placed(hand: HandModel, proposals: Proposals) -> Hands:
     """Return the hands as the method itself places them, by its own size and depth, without the tailor."""
-    return _scored(hand, _starts(hand, proposals, "proposed"), proposals.observation.camera)
+    starts = _starts(hand, proposals, "proposed")
+    return Hands(_joints(hand, starts, proposals.observation.camera), starts)
 
 
 def tailored(hand: HandModel, proposals: Proposals, config: TailorConfig) -> Hands:
@@ -265,7 +269,7 @@ def tailored(hand: HandModel, proposals: Proposals, config: TailorConfig) -> Han
         piece = jnp.minimum(jnp.arange(first, first + min(_PIECE, count)), count - 1)
         parts.append(tailor_batch(hand, *rows((starts, proposals.observation), piece), config))
     fitted = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *parts)
-    return _scored(hand, fitted, proposals.observation.camera)
+    return Hands(_joints(hand, fitted, proposals.observation.camera), fitted)
 
 
 def meshes(hand: HandModel, parameters: HandParameters) -> Numbers:
@@ -280,19 +284,15 @@ def _starts(hand: HandModel, proposals: Proposals, scale: StartScale) -> HandPar
     return jax.vmap(lambda proposal: proposal.start(hand, scale))(proposals)
 
 
-def _scored(hand: HandModel, parameters: HandParameters, camera: Camera) -> Hands:
-    joints, keypoints_2d = map(np.asarray, _keypoints(hand, parameters, camera))
-    return Hands(joints, keypoints_2d, parameters)
+def _joints(hand: HandModel, parameters: HandParameters, camera: Camera) -> Numbers:
+    keypoints = np.asarray(_keypoints(hand, parameters))
+    relative = (keypoints - keypoints[:, ROOT, None]) / np.asarray(parameters.scale)[:, None, None]
+    return np.where(np.asarray(camera.perspectivity)[:, None, None] > 0.5, keypoints, relative)
 
 
 @jax.jit
-def _keypoints(hand: HandModel, parameters: HandParameters, camera: Camera) -> tuple[Array, Array]:
-    def one(parameters: HandParameters, camera: Camera) -> tuple[Array, Array]:
-        keypoints = camera_keypoints(hand, parameters)
-        metres = (keypoints - keypoints[ROOT][None]) / parameters.scale
-        return jnp.where(camera.perspectivity > 0.5, keypoints, metres), project(camera, keypoints)
-
-    return jax.vmap(one)(parameters, camera)
+def _keypoints(hand: HandModel, parameters: HandParameters) -> Array:
+    return jax.vmap(lambda one: camera_keypoints(hand, one))(parameters)
 
 
 @jax.jit

@@ -1,19 +1,15 @@
 """Table 1: accuracy of hand module and HandTailor, with and without intrinsics; and the paper's FreiHAND table."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from handtailor_jax.evaluation.freihand import freihand_score
 from handtailor_jax.evaluation.metrics import GRID_5_20, GRID_20_50, auc, auc_gain, pck
-from handtailor_jax.evaluation.paper.subjects import GroundTruth, Numbers, Subject, meshes, rows
+from handtailor_jax.evaluation.paper.subjects import Subject, meshes, rows
 from handtailor_jax.evaluation.protocols import Alignment
 from handtailor_jax.evaluation.report import Cell, Claim, Findings, Table
-from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.skeleton import ROOT
 
 ALIGNMENTS: tuple[Alignment, ...] = ("lit", "root", "pa")
 """Alignments that Table 1 lists side by side, because they separate errors of scale from errors of pose."""
@@ -83,7 +79,7 @@ def table1(subject: Subject) -> Findings:
     )
     header = ("method", "alignment", "EPE mm", "PCK@20", "AUC 20-50", "AUC 5-20")
     table = Table("table1", "Table 1: accuracy", header, tuple(body), subject.notes(note))
-    has_meshes = subject.truth.vertices is not None or subject.truth.pose is not None
+    has_meshes = subject.truth.vertices is not None or subject.truth.parameters is not None
     return Findings((table, _freihand_table(subject)) if has_meshes else (table,), _claims(subject))
 
 
@@ -113,7 +109,10 @@ def _freihand_table(subject: Subject) -> Table:
     count = len(subject.truth) if subject.truth.vertices is not None else min(len(subject.truth), _FREIHAND_HANDS)
     some = np.arange(count)
     truth = rows(subject.truth, some)
-    true_vertices = true_meshes(subject.hand, truth)
+    true_vertices = truth.vertices
+    if true_vertices is None:
+        assert truth.parameters is not None
+        true_vertices = meshes(subject.hand, truth.parameters)
     body: list[tuple[Cell, ...]] = []
     for name, hands in (
         ("hand module", subject.with_k.before),
@@ -132,17 +131,3 @@ def _freihand_table(subject: Subject) -> Table:
     header = ("method", "PA-MPJPE mm", "PA-MPVPE mm", "F@5 mm", "F@15 mm")
     note = f"{count} hands; joints and vertices aligned separately, reflections allowed, as FreiHAND scores."
     return Table("freihand", "FreiHAND's scores", header, tuple(body), subject.notes(note))
-
-
-def true_meshes(hand: HandModel, truth: GroundTruth) -> Numbers:
-    """Return the true vertices (n, vertices, 3), from the dataset or from its poses; metres, camera frame."""
-    if truth.vertices is not None:
-        return truth.vertices
-    assert truth.pose is not None
-    assert truth.betas is not None
-
-    def one(pose: Any, betas: Any, joints: Any) -> Any:
-        mesh = hand.shape(betas).pose(pose).skin()
-        return mesh.vertices + (joints[ROOT] - mesh.keypoints[ROOT])[None]
-
-    return np.asarray(jax.jit(jax.vmap(one))(*map(jnp.asarray, (truth.pose, truth.betas, truth.joints))))

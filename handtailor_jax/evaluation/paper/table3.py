@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from handtailor_jax.evaluation.metrics import GRID_5_20, GRID_20_50, auc
 from handtailor_jax.evaluation.paper.subjects import Hands, Proposals, Subject, rows, tailored
 from handtailor_jax.evaluation.report import Cell, Claim, Findings, Table, milliseconds
+from handtailor_jax.geometry.cameras import project
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.tailor.placement import camera_mesh
+from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
 from handtailor_jax.tailor.presets import PRESETS, PresetName, TailorConfig
 from handtailor_jax.tailor.tailor import tailor
-from handtailor_jax.types import HandParameters
+from handtailor_jax.types import Camera, HandParameters
 
 
 class PublishedIterations(NamedTuple):
@@ -97,11 +98,16 @@ def _variant(preset: PresetName, iterations: int) -> _Variant:
 
 def _scores(subject: Subject, hands: Hands) -> tuple[float, float, float, float]:
     """Return AUC 20-50, AUC 5-20, EPE in millimetres and reprojection error in pixels of the crop."""
-    assert hands.keypoints_2d is not None
-    errors = subject.errors_mm(hands)
-    observed = np.asarray(subject.with_k.proposals.observation.keypoints_2d, np.float64)
-    reprojection = np.linalg.norm(hands.keypoints_2d - observed, axis=-1).mean()
+    assert hands.parameters is not None
+    errors, observation = subject.errors_mm(hands), subject.with_k.proposals.observation
+    pixels = np.asarray(_reprojected(subject.hand, hands.parameters, observation.camera), np.float64)
+    reprojection = np.linalg.norm(pixels - np.asarray(observation.keypoints_2d), axis=-1).mean()
     return auc(errors, GRID_20_50), auc(errors, GRID_5_20), float(errors.mean()), float(reprojection)
+
+
+@jax.jit
+def _reprojected(hand: HandModel, parameters: HandParameters, camera: Camera) -> Float[Array, "n 21 2"]:
+    return jax.vmap(lambda one, camera: project(camera, camera_keypoints(hand, one)))(parameters, camera)
 
 
 def _diminishing(preset: PresetName, early: float, late: float) -> Claim:

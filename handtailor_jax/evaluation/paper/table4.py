@@ -22,7 +22,6 @@ from handtailor_jax.evaluation.paper.subjects import (
     rows,
     tailored,
 )
-from handtailor_jax.evaluation.paper.table1 import true_meshes
 from handtailor_jax.evaluation.report import Cell, Claim, Findings, Table, milliseconds
 from handtailor_jax.render.rasterise import rasterise
 from handtailor_jax.tailor.paper import PaperEnergy
@@ -70,16 +69,6 @@ PUBLISHED_ENERGIES = (
 )
 
 
-def without_twist(energy: PaperEnergy) -> PaperEnergy:
-    """Return the energy without E_g (Eq. 10)."""
-    return dataclasses.replace(energy, non_planarity=0.0, backward_bend=0.0)
-
-
-def without_identity(energy: PaperEnergy) -> PaperEnergy:
-    """Return the energy without E_id (Eq. 11)."""
-    return dataclasses.replace(energy, identity_pose=0.0, identity_betas=0.0)
-
-
 def table4(subject: Subject, count: int, rounds: int, shape_networks: Sequence[tuple[str, Predictions]]) -> Findings:
     """Return accuracy by shape loss and by energy, and the paper's statements about the energies.
 
@@ -120,8 +109,8 @@ def _energies(subject: Subject, rounds: int) -> Findings:
     seen = _with_true_maps(subject, plain)
     variants = (
         ("E_g + E_id", full, plain),
-        ("without E_g", without_twist(full), plain),
-        ("without E_id", without_identity(full), plain),
+        ("without E_g", full.without_twist(), plain),
+        ("without E_id", full.without_identity(), plain),
         ("with depth", depth, seen),
         ("with silhouette", silhouette, seen),
     )
@@ -165,7 +154,7 @@ def _energies(subject: Subject, rounds: int) -> Findings:
 def _with_true_maps(subject: Subject, proposals: Proposals) -> Proposals:
     """Add depth map (inf outside of the hand) and mask of the true hands, rendered from their pose and shape."""
     truth, faces = subject.truth, subject.hand.faces
-    if truth.pose is None or truth.betas is None:
+    if truth.parameters is None:
         raise InputError(f"table4 renders the true hands, but {truth.dataset} has no true poses: leave table4 out")
 
     @jax.jit
@@ -176,8 +165,7 @@ def _with_true_maps(subject: Subject, proposals: Proposals) -> Proposals:
 
         return jax.lax.map(one, (vertices, camera))
 
-    # Rendered from the poses even if the dataset has meshes, because those may be of another hand model.
-    vertices = true_meshes(subject.hand, dataclasses.replace(truth, vertices=None))
+    vertices = meshes(subject.hand, truth.parameters)
     depth, mask = render(jnp.asarray(vertices), proposals.observation.camera)
     observation = dataclasses.replace(proposals.observation, depth_map=depth, mask=mask)
     return dataclasses.replace(proposals, observation=observation)
@@ -197,7 +185,7 @@ def _effects_on_mesh(subject: Subject, preset: PresetName) -> list[Claim]:
 
     vertices, score = evaluated(config.energy)
     claims = []
-    for name, energy in (("E_g", without_twist(config.energy)), ("E_id", without_identity(config.energy))):
+    for name, energy in (("E_g", config.energy.without_twist()), ("E_id", config.energy.without_identity())):
         other_vertices, other_score = evaluated(energy)
         moved = 1e3 * np.linalg.norm(other_vertices - vertices, axis=-1)
         change = other_score - score
