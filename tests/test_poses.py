@@ -1,4 +1,4 @@
-"""The pose sampler: within limits, varied, without fingers inside each other, repeatable."""
+"""The pose sampler: within limits, varied, without colliding fingers."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def test_poses_are_varied(hand, poses):
     assert (share_straight > 0.15).all()
     assert (share_bent > 0.08).all()
     assert len(np.unique(poses.round(4), axis=0)) == COUNT
-    # Fingers are not bent all alike: single fingers stand out in a fair share of the hands.
+    # In a fair share of the hands a single finger is bent differently.
     spread = flexion[:, proximal].max(axis=1) - flexion[:, proximal].min(axis=1)
     assert (spread > np.radians(45)).mean() > 0.2
 
@@ -55,12 +55,12 @@ def test_orientations_are_uniform_or_upright():
         turns = jax.vmap(lambda key: sample_orientation(key, config, jnp.dtype(np.float32)))(keys)
         return np.asarray(matrix_from_axis_angle(turns))
 
-    anyhow = turned(0.0)
-    np.testing.assert_allclose(anyhow.mean(axis=0), 0.0, atol=0.05)
-    np.testing.assert_allclose((anyhow**2).mean(axis=0), 1.0 / 3.0, atol=0.03)
+    uniform = turned(0.0)
+    np.testing.assert_allclose(uniform.mean(axis=0), 0.0, atol=0.05)
+    np.testing.assert_allclose((uniform**2).mean(axis=0), 1.0 / 3.0, atol=0.03)
     upright = turned(1.0)
     fingers = -upright[:, :, 0]  # the fingers point along -x in the rest frame
-    assert (fingers[:, 1] < -0.4).mean() > 0.93  # up in the picture
+    assert (fingers[:, 1] < -0.4).mean() > 0.93  # up in the image
     palm = -upright[:, :, 1]
     share = (palm[:, 2] < -0.5).mean()  # toward the camera
     assert 0.4 < share < 0.75

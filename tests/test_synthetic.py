@@ -1,4 +1,4 @@
-"""Rendered samples: labels against an independent ray caster, repeatability, splits, the files in FreiHAND's layout."""
+"""Rendered samples: labels against an independent ray caster, repeatability, splits, files in FreiHAND's layout."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import pytest
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import project
-from handtailor_jax.synthetic.backgrounds import read_photographs
+from handtailor_jax.skeleton import ROOT, WRIST
 from handtailor_jax.synthetic.dataset import (
     TEST_SAMPLES,
     SyntheticConfig,
@@ -20,10 +20,11 @@ from handtailor_jax.synthetic.dataset import (
     sample_hand,
     sample_key,
 )
-from handtailor_jax.synthetic.freihand_layout import write_freihand
+from handtailor_jax.synthetic.freihand_layout import read_photographs, write_freihand
 from handtailor_jax.synthetic.imaging import jpeg
-from handtailor_jax.synthetic.scene import SceneConfig, scene_topology
+from handtailor_jax.synthetic.scene import SceneConfig
 from handtailor_jax.synthetic.skin import CHANNELS, skin_chart
+from handtailor_jax.synthetic.surface import scene_topology
 
 SIZE, COUNT = 64, 12
 CONFIG = SyntheticConfig(size=SIZE, images_at_once=COUNT, left=0.25)
@@ -55,8 +56,10 @@ def one(samples, i):
 
 
 def first_hits(vertices, faces, directions):
-    """Where rays from the origin first meet the mesh, by solving for each face in float64: depth z (inf: never), and
-    whether it is the outer side that they meet."""
+    """Return the depth z at which rays from the origin first meet the mesh (inf: never), and whether on its outer side.
+
+    Each face is solved in float64.
+    """
     a, b, c = (np.asarray(vertices, np.float64)[faces[:, k]] for k in range(3))
     normal = np.cross(b - a, c - a)
     distance = np.einsum("fc,fc->f", normal, a)
@@ -65,7 +68,7 @@ def first_hits(vertices, faces, directions):
         slope = chunk @ normal.T
         inside = np.ones(slope.shape, bool)
         for p, q in ((a, b), (b, c), (c, a)):
-            # The ray passes the plane through the origin and an edge on the side that the face's normal says.
+            # The ray passes the plane through the origin and an edge on the inner side of the edge.
             inside &= (chunk @ np.cross(p, q).T) * slope >= 0
         ray, face = np.nonzero(inside & (slope != 0))
         z = np.full(slope.shape, np.inf)
@@ -78,7 +81,7 @@ def first_hits(vertices, faces, directions):
 
 
 def rays(camera, pixels):
-    """Directions through pixels, with z = 1."""
+    """Return directions through pixels, with z = 1."""
     linear, center = np.asarray(camera.linear, np.float64), np.asarray(camera.center, np.float64)
     xy = (np.asarray(pixels) - center) @ np.linalg.inv(linear).T
     return np.concatenate([xy, np.ones((len(xy), 1))], axis=1)
@@ -103,12 +106,12 @@ def test_labels_reproject(samples):
     assert (fill < 0.96).all()
 
 
-def test_labels_are_what_the_hand_model_says(hand, samples):
+def test_labels_agree_with_the_hand_model(hand, samples):
     for i in range(COUNT):
         sample = one(samples, i)
         model = hand.mirrored() if sample.left else hand
         mesh = model.shape(jnp.asarray(sample.betas)).pose(jnp.asarray(sample.pose)).skin()
-        shift = np.asarray(mesh.keypoints)[9] - sample.joints[9]
+        shift = np.asarray(mesh.keypoints)[ROOT] - sample.joints[ROOT]
         np.testing.assert_allclose(np.asarray(mesh.vertices) - shift, sample.vertices, atol=2e-6)
         np.testing.assert_allclose(np.asarray(mesh.keypoints) - shift, sample.joints, atol=2e-6)
     assert 0 < samples.left.sum() < COUNT
@@ -121,29 +124,29 @@ def test_mask_is_the_silhouette_and_depth_the_mesh(hand, samples):
     for i in range(6):
         sample = one(samples, i)
         depth, outside = first_hits(sample.vertices, faces_of(hand, sample), rays(sample.camera, pixels))
-        # The inner side is seen through the open wrist only, where the arm goes on.
+        # The inner side is visible through the open wrist only, which the arm covers.
         silhouette = (np.isfinite(depth) & outside).reshape(SIZE, SIZE)
         depth = depth.reshape(SIZE, SIZE)
-        # What covers the hand is left out; never is something marked that is no hand. A pixel may round at an edge.
+        # Covered parts of the hand are not in the mask, and nothing else is in it. A pixel may round at an edge.
         assert (sample.mask & ~silhouette).sum() <= 1
         exact += (silhouette & ~sample.mask).sum() <= 2
         shown = sample.mask & silhouette
         assert np.quantile(np.abs(sample.depth[shown] - depth[shown]), 0.99) < 1e-4
         assert (sample.depth[~sample.mask] == 0).all()
-    assert exact >= 3  # the hands that nothing covers
+    assert exact >= 3  # uncovered hands
 
 
 def test_visibility_agrees_with_casting_rays(hand, samples):
-    # Thickness of the flesh before a keypoint, in metres for a reference bone of 95 mm, as documented.
+    # Thickness of the flesh in front of a keypoint in metres, for a reference bone of 95 mm.
     flesh = np.asarray([0.028, 0.030, 0.021, 0.016, 0.008, *[0.024, 0.015, 0.012, 0.007] * 4])
     agreed, hidden, total = 0, 0, 0
     for i in range(COUNT):
         sample = one(samples, i)
         joints = np.asarray(sample.joints, np.float64)
         hits, _ = first_hits(sample.vertices, faces_of(hand, sample), joints / joints[:, 2:])
-        margin = hits - (joints[:, 2] - flesh * np.linalg.norm(joints[9] - joints[0]) / 0.095)
+        margin = hits - (joints[:, 2] - flesh * np.linalg.norm(joints[ROOT] - joints[WRIST]) / 0.095)
         u, v = np.clip(np.round(sample.keypoints_2d).astype(int), 0, SIZE - 1).T
-        # Where something else than the hand is seen, the caster, which knows the hand only, has no say.
+        # The ray caster has no other objects than the hand, so pixels where they are visible are left out.
         decided = (np.abs(margin) > 0.002) & (sample.mask[v, u] | (margin < 0))
         agreed += ((margin > 0) == sample.visible)[decided].sum()
         total += decided.sum()
@@ -156,7 +159,7 @@ def test_visibility_agrees_with_casting_rays(hand, samples):
 def test_samples_repeat_bit_for_bit(dataset, samples):
     again = jax.device_get(SyntheticDataset(CONFIG, "train", seed=5).batch(np.arange(COUNT)))
     jax.tree.map(np.testing.assert_array_equal, samples, again)
-    # In whatever company a sample is asked for.
+    # A sample does not depend on its batch.
     jax.tree.map(np.testing.assert_array_equal, one(samples, 7), jax.device_get(dataset[7]))
     mixed = jax.device_get(dataset.batch([900, 3, 11]))
     jax.tree.map(np.testing.assert_array_equal, one(samples, 3), one(mixed, 1))
@@ -171,7 +174,7 @@ def test_samples_differ(dataset, samples):
     assert (np.abs(other.pose - samples.pose).max(axis=(1, 2)) > 0.01).all()
 
 
-def test_hands_stand_out_from_what_is_behind_them(samples):
+def test_hands_contrast_with_the_background(samples):
     image = samples.image.astype(float).mean(axis=-1)
     contrast = [abs(image[i][samples.mask[i]].mean() - image[i][~samples.mask[i]].mean()) for i in range(COUNT)]
     spread = [image[i][samples.mask[i]].std() for i in range(COUNT)]
@@ -191,7 +194,7 @@ def test_splits_never_share_a_key():
 
 
 def test_the_test_split_is_frozen():
-    """Tables of this project are about these samples: whoever changes them has to change this and every table."""
+    """The tables of this project are computed on these samples: a change here needs new tables."""
     assets = load_assets()
     keys = jax.jit(jax.vmap(lambda i: sample_key(0, "test", i)))(jnp.arange(TEST_SAMPLES, dtype=jnp.int32))
     digest = hashlib.sha256(np.asarray(jax.random.key_data(keys)).astype("<u4").tobytes()).hexdigest()
@@ -202,8 +205,8 @@ def test_the_test_split_is_frozen():
         return jnp.concatenate([x.reshape(-1) for x in (pose, betas, placed.joints, placed.keypoints_2d)])
 
     every = np.asarray(jax.jit(lambda keys: jax.lax.map(labels, keys, batch_size=500))(keys), np.float64)
-    # Sums of a hundred samples with random signs: rounding moves them by far less than the tolerance, a changed sample
-    # by far more. A pose on the very edge of a collision may go either way on another machine.
+    # Sums of a hundred samples with random signs: rounding changes them by far less than the tolerance, a changed
+    # sample by far more. A pose at the limit of a collision may be replaced on another machine.
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=every.shape)
     sums = (signs * every).reshape(40, -1).sum(axis=1)
     assert (np.abs(sums - LABELS_PRINT) < 0.2).sum() >= 38
@@ -248,14 +251,14 @@ def test_files_in_freihands_layout(hand, dataset, samples, tmp_path):
     }
     assert {len(entries) for entries in fields.values()} == {count}
     for i in range(count):
-        picture = cv2.imread(str(out / "training" / "rgb" / f"{i:08d}.jpg"))
-        assert np.abs(picture[..., ::-1].astype(float) - samples.image[i]).mean() < 6
+        image = cv2.imread(str(out / "training" / "rgb" / f"{i:08d}.jpg"))
+        assert np.abs(image[..., ::-1].astype(float) - samples.image[i]).mean() < 6
         mask = cv2.imread(str(out / "training" / "mask" / f"{i:08d}.jpg"))[..., 2] > 128
         assert (mask == samples.mask[i]).mean() > 0.995
         k, xyz = np.asarray(fields["K"][i]), np.asarray(fields["xyz"][i])
         uv = xyz @ k.T
         np.testing.assert_allclose(uv[:, :2] / uv[:, 2:], samples.keypoints_2d[i], atol=0.01)
-        np.testing.assert_allclose(fields["scale"][i], np.linalg.norm(xyz[9] - xyz[10]), atol=1e-5)
+        np.testing.assert_allclose(fields["scale"][i], np.linalg.norm(xyz[ROOT] - xyz[ROOT + 1]), atol=1e-5)
         np.testing.assert_allclose(fields["verts"][i], samples.vertices[i], atol=1e-5)
         mano = np.asarray(fields["mano"][i])
         assert mano.shape == (1, 61)
@@ -263,7 +266,7 @@ def test_files_in_freihands_layout(hand, dataset, samples, tmp_path):
         np.testing.assert_allclose(pose[3:] + np.asarray(hand.pose_mean), samples.pose[i][1:].ravel(), atol=1e-5)
         np.testing.assert_allclose(shape, samples.betas[i], atol=1e-5)
         focal = 0.5 * (k[0, 0] + k[1, 1])
-        np.testing.assert_allclose(np.append(root - k[:2, 2], focal) / scale, xyz[9], atol=1e-5)
+        np.testing.assert_allclose(np.append(root - k[:2, 2], focal) / scale, xyz[ROOT], atol=1e-5)
     assert cv2.imread(str(out / "contact_sheet.jpg")) is not None
     with pytest.raises(InputError, match="exists already"):
         write_freihand(dataset, count, out, progress=False)
@@ -271,7 +274,7 @@ def test_files_in_freihands_layout(hand, dataset, samples, tmp_path):
         write_freihand(SyntheticDataset(CONFIG, "test"), TEST_SAMPLES + 1, tmp_path / "none", progress=False)
 
 
-def test_nothing_is_left_of_files_that_could_not_be_finished(dataset, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_files(dataset, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -281,7 +284,7 @@ def test_nothing_is_left_of_files_that_could_not_be_finished(dataset, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_chart_of_the_skin():
+def test_skin_chart():
     chart = skin_chart(128)
     assert chart.shape == (len(CHANNELS), 128, 128)
     assert np.isfinite(chart).all()
@@ -291,7 +294,7 @@ def test_chart_of_the_skin():
     assert not ((nail > 0.5) & (crease > 0.5)).any()
 
 
-def test_scene_is_one_surface_from_hand_to_arm():
+def test_hand_and_arm_are_one_surface():
     """Every edge of hand and bare arm lies between two faces that run along it in opposite directions."""
     topology = scene_topology()
     skin = np.arange(len(topology.faces)) < 3196 + 14 * 40
@@ -303,16 +306,16 @@ def test_scene_is_one_surface_from_hand_to_arm():
     assert len(open_edges) == len(np.asarray(topology.wrist_loop))  # the far end of the arm
 
 
-def test_jpeg_is_that_of_a_real_encoder():
+def test_jpeg_agrees_with_an_encoder():
     rng = np.random.default_rng(0)
     coarse = (0.7 * rng.uniform(size=(8, 8, 1)) + 0.3 * rng.uniform(size=(8, 8, 3))).astype(np.float32)
-    picture = np.clip(cv2.resize(coarse, (64, 64), interpolation=cv2.INTER_CUBIC), 0, 1)
+    image = np.clip(cv2.resize(coarse, (64, 64), interpolation=cv2.INTER_CUBIC), 0, 1)
     for quality in (30, 80):
-        ours = np.asarray(jax.jit(jpeg)(picture, np.float32(quality)))
+        ours = np.asarray(jax.jit(jpeg)(image, np.float32(quality)))
         file = cv2.imencode(
-            ".jpg", np.round(255 * picture[..., ::-1]).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality]
+            ".jpg", np.round(255 * image[..., ::-1]).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality]
         )[1]
         theirs = cv2.imdecode(file, cv2.IMREAD_COLOR)[..., ::-1] / 255.0
-        lost = np.abs(theirs - picture).mean()
+        lost = np.abs(theirs - image).mean()
         assert np.abs(ours - theirs).mean() < 0.5 * lost + 0.004
-        assert 0.5 < np.abs(ours - picture).mean() / lost < 1.5
+        assert 0.5 < np.abs(ours - image).mean() / lost < 1.5

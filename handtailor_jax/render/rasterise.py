@@ -123,24 +123,29 @@ def face_normals(vertices: Float[Array, "vertices 3"], faces: Int[Array, "faces 
     return _unit(jnp.cross(b - a, c - a))
 
 
-def vertex_normals(vertices: Float[Array, "vertices 3"], faces: Int[Array, "faces 3"]) -> Float[Array, "vertices 3"]:
+def vertex_normals(
+    vertices: Float[Array, "vertices 3"], faces: Int[Array, "faces 3"], by_area: bool = False
+) -> Float[Array, "vertices 3"]:
     """Return smooth unit normals in the frame of the vertices; 0 for vertices without a face with area.
 
-    Face normals are averaged by the angle of each face at the vertex, so the result does not depend on how a surface is
-    cut into triangles.
+    Args:
+        vertices: Vertex positions.
+        faces: Vertex indices.
+        by_area: Average the face normals by area. By default they are averaged by the angle of each face at the vertex,
+            which does not depend on how a surface is cut into triangles.
     """
     corners = vertices[faces]
-    normals = face_normals(vertices, faces)
-    to_next = _unit(jnp.roll(corners, -1, axis=1) - corners)
-    to_previous = _unit(jnp.roll(corners, 1, axis=1) - corners)
-    cosine = (to_next * to_previous).sum(axis=-1)
-    inside = jnp.abs(cosine) < 1.0  # arccos has an infinite slope at the ends
-    angle = jnp.where(inside, jnp.arccos(jnp.where(inside, cosine, 0.0)), 0.0)
-    total = (
-        jnp.zeros_like(vertices)
-        .at[faces.reshape(-1)]
-        .add((angle[..., None] * normals[:, None, :]).reshape(-1, 3), mode="drop")
-    )
+    if by_area:
+        edges = corners[:, 1:] - corners[:, :1]
+        weighted = jnp.repeat(jnp.cross(edges[:, 0], edges[:, 1])[:, None], 3, axis=1)
+    else:
+        to_next = _unit(jnp.roll(corners, -1, axis=1) - corners)
+        to_previous = _unit(jnp.roll(corners, 1, axis=1) - corners)
+        cosine = (to_next * to_previous).sum(axis=-1)
+        inside = jnp.abs(cosine) < 1.0  # arccos has an infinite slope at the ends
+        angle = jnp.where(inside, jnp.arccos(jnp.where(inside, cosine, 0.0)), 0.0)
+        weighted = angle[..., None] * face_normals(vertices, faces)[:, None, :]
+    total = jnp.zeros_like(vertices).at[faces.reshape(-1)].add(weighted.reshape(-1, 3), mode="drop")
     return _unit(total)
 
 

@@ -74,6 +74,11 @@ def to_srgb(linear: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.where(x <= 0.0031308, 12.92 * x, 1.055 * jnp.maximum(x, 0.0031308) ** (1 / 2.4) - 0.055)
 
 
+def to_linear(srgb: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Convert sRGB values from 0 to 1 to linear values from 0 to 1."""
+    return jnp.where(srgb <= 0.04045, srgb / 12.92, ((jnp.maximum(srgb, 0.04045) + 0.055) / 1.055) ** 2.4)
+
+
 def shade(
     fragments: Fragments,
     vertices: Float[Array, "vertices 3"],

@@ -1,9 +1,7 @@
-"""What is behind the hand: plain walls, rooms, people, foliage, made by rule, or a user's own pictures. Linear RGB.
+"""Backgrounds in linear RGB: procedural walls, rooms, people and foliage, or parts of photographs.
 
-A room is a list of flat shapes, each with two colours and a pattern; foliage and the like are noise.
+A room is a list of flat shapes, each with two colours and a pattern. Foliage and the like are noise.
 """
-
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +9,24 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from handtailor_jax.data.draws import Draws
-from handtailor_jax.errors import InputError
+from handtailor_jax.render.shading import to_linear
 from handtailor_jax.types import pytree
 
 _FURNITURE, _CLUTTER = 13, 5
+# Parts of a person: centre x and y, half width and half height in face sizes, kind of shape.
+# fmt: off
+_PERSON = (
+    (0.0, 1.75, 0.95, 1.15, 1.0), (0.0, 0.55, 0.2, 0.35, 1.0), (0.0, -0.12, 0.42, 0.55, 0.0),
+    (0.0, 0.05, 0.35, 0.48, 0.0), (-0.14, 0.0, 0.07, 0.03, 0.0), (0.14, 0.0, 0.07, 0.03, 0.0),
+    (0.0, 0.3, 0.13, 0.035, 0.0),
+)
+# fmt: on
 
-Picture = Float[Array, "height width 3"]
-
-
-def to_linear(srgb: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """sRGB values from 0 to 1 to linear ones."""
-    return jnp.where(srgb <= 0.04045, srgb / 12.92, ((jnp.maximum(srgb, 0.04045) + 0.055) / 1.055) ** 2.4)
+Image = Float[Array, "height width 3"]
 
 
 def resampling(size: int, count: int) -> np.ndarray:
-    """Weights (size, count) that enlarge `count` samples to `size` pixels, smoothly."""
+    """Return weights (size, count) that enlarge `count` samples to `size` pixels, smoothly."""
     at = (np.arange(size) + 0.5) * count / size - 0.5
     low = np.clip(np.floor(at).astype(int), 0, count - 1)
     high = np.clip(low + 1, 0, count - 1)
@@ -37,10 +38,8 @@ def resampling(size: int, count: int) -> np.ndarray:
     return weights
 
 
-def noise_field(
-    key: PRNGKeyArray, size: int, dtype: jnp.dtype, octaves: tuple[int, ...] = (3, 7, 16, 36, 80)
-) -> Picture:
-    """Three planes of cloudy noise, mean 0, about from -1 to 1; coarse octaves are stronger."""
+def noise_field(key: PRNGKeyArray, size: int, dtype: jnp.dtype, octaves: tuple[int, ...] = (3, 7, 16, 36, 80)) -> Image:
+    """Return three planes of cloudy noise, mean 0, about from -1 to 1; coarse octaves are stronger."""
     counts = [min(n, size) for n in octaves]
     values = jax.random.normal(key, (3, sum(n * n for n in counts)), dtype)
     total, start = jnp.zeros((3, size, size), dtype), 0
@@ -52,20 +51,19 @@ def noise_field(
     return total.transpose(1, 2, 0)
 
 
-def procedural_background(key: PRNGKeyArray, size: int, dtype: jnp.dtype) -> Picture:
-    """A background of one of five kinds: plain wall, room, room with a person, foliage, or clouds of noise."""
+def procedural_background(key: PRNGKeyArray, size: int, dtype: jnp.dtype) -> Image:
+    """Draw a plain wall, a room, a room with a person, foliage, or clouds of noise."""
     own, noise_key = jax.random.split(key)
     draws = Draws(own, dtype, uniforms=512)
     clouds = noise_field(noise_key, size, dtype)
     kind = draws.uniform()
     plain, foliage, cloudy = kind < 0.34, (kind >= 0.34) & (kind < 0.42), (kind >= 0.42) & (kind < 0.52)
-    room = kind >= 0.52
-    person = kind >= 0.70
+    room, person = kind >= 0.52, kind >= 0.70
 
     at = (jnp.arange(size, dtype=dtype) + 0.5) * (2.0 / size) - 1.0
     x, y = jnp.broadcast_to(at[None, :], (size, size)), jnp.broadcast_to(at[:, None], (size, size))
 
-    # The wall: often near white, lit from one side.
+    # The wall is lit from one side.
     wall = _wall_color(draws)
     slope = draws.between(-0.35, 0.35, 2)
     light = 1.0 + slope[0] * x + slope[1] * y
@@ -79,27 +77,27 @@ def procedural_background(key: PRNGKeyArray, size: int, dtype: jnp.dtype) -> Pic
     colored = _paint(shapes, index, x, y, clouds)
     scene = jnp.where((index >= 0)[..., None], colored, base)
 
-    # Leaves against shade and sky: light and dark follow fine noise, the sky shows through where coarse noise is high.
+    # Leaves: light and dark follow fine noise, and the sky is visible where coarse noise is high.
     leaf = jnp.asarray([0.16, 0.26, 0.07], dtype) * jnp.exp(0.25 * draws.normal(3))
     shade = jnp.exp(1.6 * clouds[..., 1:2] + 0.5 * clouds[..., 2:])
     sky = draws.between(0.6, 1.2) * jnp.asarray([0.9, 0.96, 1.0], dtype)
-    foliage_picture = jnp.where(clouds[..., :1] > draws.between(0.5, 1.6), sky[None, None], leaf[None, None] * shade)
-    # Cloth, stone, blurred lights: two colours mixed by noise, with a little noise of each channel's own.
-    first, second = muted_color(draws, 2)
+    leaves = jnp.where(clouds[..., :1] > draws.between(0.5, 1.6), sky[None, None], leaf[None, None] * shade)
+    # Cloth, stone, blurred lights: two colours mixed by noise, with a little separate noise per channel.
+    first, second = muted_colors(draws, 2)
     mix = jnp.clip(0.5 + 0.6 * clouds[..., :1] + 0.12 * clouds, 0.0, 1.0)
-    cloud_picture = first[None, None] + (second - first)[None, None] * mix
-    picture = jnp.where(plain, base, scene)
-    picture = jnp.where(foliage, foliage_picture, picture)
-    picture = jnp.where(cloudy, cloud_picture, picture)
-    return jax.lax.optimization_barrier(jnp.clip(picture, 0.0, 2.0))
+    cloth = first[None, None] + (second - first)[None, None] * mix
+    image = jnp.where(plain, base, scene)
+    image = jnp.where(foliage, leaves, image)
+    image = jnp.where(cloudy, cloth, image)
+    return jax.lax.optimization_barrier(jnp.clip(image, 0.0, 2.0))
 
 
 def photo_background(
-    key: PRNGKeyArray, pictures: UInt8[Array, "pictures h w 3"], size: int, dtype: jnp.dtype
-) -> Picture:
-    """A random part of one of a user's pictures (sRGB), mirrored half of the time."""
+    key: PRNGKeyArray, photographs: UInt8[Array, "photographs h w 3"], size: int, dtype: jnp.dtype
+) -> Image:
+    """Cut a random square out of one of the photographs (sRGB), mirrored half of the time."""
     draws = Draws(key, dtype)
-    count, height, width = pictures.shape[:3]
+    count, height, width = photographs.shape[:3]
     which = draws.choice(count)
     side = min(height, width) * draws.between(0.35, 1.0)
     left, top = draws.uniform() * (width - side), draws.uniform() * (height - side)
@@ -113,58 +111,26 @@ def photo_background(
 
     c0, c1, tc = ends(columns, width - 1)
     r0, r1, tr = ends(rows, height - 1)
-    flat = pictures.reshape(-1, 3)
+    flat = photographs.reshape(-1, 3)
 
-    def look(rows: Array, columns: Array) -> Array:
+    def at(rows: Array, columns: Array) -> Array:
         index = (which * height + rows[:, None]) * width + columns[None, :]
         return flat[index].astype(dtype) / 255.0
 
     tr, tc = tr[:, None, None], tc[None, :, None]
-    upper = look(r0, c0) * (1.0 - tc) + look(r0, c1) * tc
-    lower = look(r1, c0) * (1.0 - tc) + look(r1, c1) * tc
+    upper = at(r0, c0) * (1.0 - tc) + at(r0, c1) * tc
+    lower = at(r1, c0) * (1.0 - tc) + at(r1, c1) * tc
     return to_linear(upper * (1.0 - tr) + lower * tr)
 
 
-def muted_color(draws: Draws, count: int) -> Float[Array, "count 3"]:
-    """Colours of some things: any brightness, seldom loud."""
+def muted_colors(draws: Draws, count: int) -> Float[Array, "count 3"]:
+    """Draw colours of any brightness, seldom loud ones."""
     loud = draws.uniform(count, 1) ** 2.2
     return draws.between(0.02, 0.85, count, 1) ** 1.4 * (1.0 - loud * draws.uniform(count, 3))
 
 
-def read_photographs(folder: Path, side: int = 320, limit: int = 4000) -> np.ndarray:
-    """The middle squares of the JPEG and PNG pictures of a folder, uint8 RGB (pictures, side, side, 3).
-
-    Args:
-        folder: searched with its subfolders, in the order of names.
-        side: pixels; pictures are resized.
-        limit: pictures at most; the memory is limit x side x side x 3 bytes.
-
-    Raises:
-        InputError: if the folder does not exist or holds no picture that can be read.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise InputError(f"OpenCV is not usable ({error}): pip install opencv-python-headless") from None
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
-    pictures = []
-    for path in files[:limit]:
-        picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-        if picture is None:
-            raise InputError(f"{path}: is not an image that can be read: remove it from the folder")
-        height, width = picture.shape[:2]
-        short = min(height, width)
-        top, left = (height - short) // 2, (width - short) // 2
-        square = picture[top : top + short, left : left + short]
-        method = cv2.INTER_AREA if short > side else cv2.INTER_LINEAR
-        pictures.append(cv2.resize(square, (side, side), interpolation=method)[..., ::-1])
-    if not pictures:
-        raise InputError(f"{folder}: holds no JPEG or PNG pictures: give a folder of photographs")
-    return np.stack(pictures)
-
-
 def _wall_color(draws: Draws) -> Float[Array, "3"]:
-    """White and grey walls mostly, sometimes coloured or dark ones."""
+    """Draw mostly white and grey walls, sometimes coloured or dark ones."""
     value = jnp.where(draws.uniform() < 0.7, draws.between(0.35, 1.05), draws.between(0.02, 0.5))
     saturation = jnp.where(draws.uniform() < 0.7, draws.between(0.0, 0.18), draws.between(0.1, 0.8))
     warm = jnp.asarray([0.0, 0.06, 0.16], value.dtype) * draws.between(-0.3, 1.0)
@@ -173,39 +139,39 @@ def _wall_color(draws: Draws) -> Float[Array, "3"]:
 
 @pytree
 class Shapes:
-    """Flat shapes of a room and a person, in a picture that reaches from -1 to 1; later ones cover earlier ones."""
+    """Flat shapes in an image that reaches from -1 to 1; later shapes cover earlier ones."""
 
     center: Float[Array, "n 2"]
     turn: Float[Array, "n"]
-    """Radians."""
+    """Rotation in radians."""
     half: Float[Array, "n 2"]
     """Half width and half height."""
     kind: Float[Array, "n"]
     """0 ellipse, 1 rounded, 2 box."""
     present: Float[Array, "n"]
-    """1 if it is there, 0 if not."""
+    """1 if the shape exists, else 0."""
     color: Float[Array, "n 3"]
     second: Float[Array, "n 3"]
     """Second colour of the pattern."""
     pattern: Float[Array, "n"]
-    """0 none, 1 stripes, 2 checks, 3 clouds, 4 rows of things (books), 5 grids of things (tiles)."""
+    """0 none, 1 stripes, 2 checks, 3 clouds, 4 columns of random shades (books), 5 a grid of random shades (tiles)."""
     frequency: Float[Array, "n"]
     contrast: Float[Array, "n"]
-    """Of the pattern, 0 to 1."""
+    """Contrast of the pattern, 0 to 1."""
 
 
 def _sample_shapes(draws: Draws, room: Array, person: Array) -> Shapes:
-    """A room's furniture, a person, a limb of somebody, clutter, in this order."""
+    """Draw furniture, a person, another limb and clutter, in this order."""
     room, person = (x.astype(draws.uniform().dtype) for x in (room, person))
     groups = (_furniture(draws, room), _person(draws, room * person), _limb_and_clutter(draws, room))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *groups)
 
 
 def _furniture(draws: Draws, room: Array) -> Shapes:
-    """Table, doors, windows, shelves, screens and pictures on the wall, large ones first, in few colours."""
+    """Draw tables, doors, windows, shelves, screens and frames on the wall, large ones first, in few colours."""
     n = _FURNITURE
     scale = jnp.asarray(np.exp(-0.15 * np.arange(n)).astype(np.float32), room.dtype)
-    palette = muted_color(draws, 4)
+    palette = muted_colors(draws, 4)
     color = palette[(4.0 * draws.uniform(n)).astype(jnp.int32)] * draws.between(0.5, 1.3, n)[:, None]
     window = draws.uniform(n) < 0.2
     color = jnp.where(window[:, None], draws.between(0.7, 1.6, n)[:, None], color)
@@ -224,22 +190,10 @@ def _furniture(draws: Draws, room: Array) -> Shapes:
 
 
 def _person(draws: Draws, present: Array) -> Shapes:
-    """Torso in patterned cloth, neck, hair, face, eyes, mouth."""
+    """Draw torso in patterned cloth, neck, hair, face, eyes and mouth."""
     dtype = present.dtype
-    parts = np.asarray(  # centre x, y, half width, half height (in face sizes), kind
-        [
-            [0.0, 1.75, 0.95, 1.15, 1.0],
-            [0.0, 0.55, 0.2, 0.35, 1.0],
-            [0.0, -0.12, 0.42, 0.55, 0.0],
-            [0.0, 0.05, 0.35, 0.48, 0.0],
-            [-0.14, 0.0, 0.07, 0.03, 0.0],
-            [0.14, 0.0, 0.07, 0.03, 0.0],
-            [0.0, 0.3, 0.13, 0.035, 0.0],
-        ],
-        np.float32,
-    )
-    n = len(parts)
-    table = jnp.asarray(parts, dtype)
+    table = jnp.asarray(_PERSON, dtype)
+    n = len(_PERSON)
     size = draws.between(0.35, 0.75)
     head = jnp.stack([draws.between(-1.1, 1.1), draws.between(-0.9, 0.2)])
     cloth = draws.between(0.01, 0.7, 2)[:, None] ** 1.3 * (1.0 - draws.uniform() * draws.uniform(2, 3))
@@ -250,10 +204,10 @@ def _person(draws: Draws, present: Array) -> Shapes:
     pattern = jnp.asarray([0.0, 3.0, 0.0, 3.0, 0.0, 0.0, 0.0], dtype).at[0].set(jnp.floor(draws.between(0.0, 3.0)))
     return Shapes(
         center=head[None] + size * table[:, :2],
-        turn=jnp.full((n,), 1.0, dtype) * (0.15 * draws.normal()),
+        turn=jnp.broadcast_to(0.15 * draws.normal(), (n,)),
         half=size * table[:, 2:4],
         kind=table[:, 4],
-        present=jnp.full((n,), 1.0, dtype) * present,
+        present=jnp.broadcast_to(present, (n,)),
         color=color,
         second=second,
         pattern=pattern,
@@ -263,19 +217,19 @@ def _person(draws: Draws, present: Array) -> Shapes:
 
 
 def _far_skin(draws: Draws) -> Float[Array, "3"]:
-    """The colour of somebody's skin in whatever light there is."""
+    """Draw the colour of a distant person's skin."""
     shade = draws.uniform()
     density = jnp.asarray([0.15, 0.5, 0.75], shade.dtype) + shade * jnp.asarray([1.9, 2.5, 2.9], shade.dtype)
     return jnp.exp(-density) * draws.between(0.5, 1.3)
 
 
 def _limb_and_clutter(draws: Draws, room: Array) -> Shapes:
-    """Another hand or arm, of which only the colour is like one, then small things anywhere."""
+    """Draw a limb of another person, which resembles one in colour only, then small objects anywhere."""
     n = 1 + _CLUTTER
     dtype = room.dtype
     thick = draws.between(0.05, 0.16)
     limb = jnp.stack([thick, thick * draws.between(1.5, 6.0)])
-    color = jnp.concatenate([_far_skin(draws)[None], muted_color(draws, _CLUTTER)])
+    color = jnp.concatenate([_far_skin(draws)[None], muted_colors(draws, _CLUTTER)])
     share = jnp.asarray([0.3] + [0.35] * _CLUTTER, dtype)
     return Shapes(
         center=draws.between(-1.2, 1.2, n, 2),
@@ -292,7 +246,7 @@ def _limb_and_clutter(draws: Draws, room: Array) -> Shapes:
 
 
 def _cover(shapes: Shapes, x: Array, y: Array) -> Int[Array, "height width"]:
-    """Which shape is seen at each pixel, -1 for none."""
+    """Return the visible shape at each pixel, -1 for none."""
 
     def add(index: Array, numbered: tuple[Array, Shapes]) -> tuple[Array, None]:
         number, shape = numbered
@@ -307,7 +261,7 @@ def _cover(shapes: Shapes, x: Array, y: Array) -> Int[Array, "height width"]:
 
 
 def _scrambled(number: Int[Array, "height width"]) -> Float[Array, "height width"]:
-    """A number from 0 to 1 that looks random but follows from a whole number."""
+    """Hash whole numbers to numbers from 0 to 1."""
     bits = number.astype(jnp.uint32) * np.uint32(2654435761)
     bits = (bits ^ (bits >> np.uint32(15))) * np.uint32(2246822519)
     return ((bits ^ (bits >> np.uint32(13))) >> np.uint32(16)).astype(jnp.float32) / 65535.0
@@ -317,8 +271,8 @@ def _local(dx: Array, dy: Array, cosine: Array, sine: Array) -> tuple[Array, Arr
     return cosine * dx + sine * dy, cosine * dy - sine * dx
 
 
-def _paint(shapes: Shapes, index: Int[Array, "height width"], x: Array, y: Array, clouds: Picture) -> Picture:
-    """The colours of the shapes that are seen."""
+def _paint(shapes: Shapes, index: Int[Array, "height width"], x: Array, y: Array, clouds: Image) -> Image:
+    """Return the colours of the visible shapes."""
     k = jax.lax.optimization_barrier(jnp.maximum(index, 0))
     cosine, sine = jnp.cos(shapes.turn), jnp.sin(shapes.turn)
     a, b = _local(x - shapes.center[:, 0][k], y - shapes.center[:, 1][k], cosine[k], sine[k])
@@ -330,12 +284,12 @@ def _paint(shapes: Shapes, index: Int[Array, "height width"], x: Array, y: Array
     column, row = jnp.floor(frequency * a).astype(jnp.int32), jnp.floor(frequency * b).astype(jnp.int32)
     some = _scrambled(column + jnp.where(pattern > 4.5, 1009 * row, 0) + 7919 * k).astype(x.dtype)
     blend = jnp.where(pattern > 3.5, some, blend) * shapes.contrast[k]
-    # Solid things are lit from above and a little uneven.
+    # Objects are lit from above and a little uneven.
     light = jnp.clip(1.0 - 0.25 * b / jnp.maximum(shapes.half[:, 1][k], 0.05) + 0.12 * clouds[..., 1], 0.4, 1.6)
     planes = [light * (shapes.color[:, c][k] + blend * (shapes.second[:, c] - shapes.color[:, c])[k]) for c in range(3)]
     return jnp.stack(planes, axis=-1)
 
 
 def bands(x: Array) -> Array:
-    """Soft-edged bands of period 1, 0 or 1."""
+    """Return soft-edged bands of period 1, 0 or 1."""
     return jnp.clip(12.0 * jnp.abs(x - jnp.floor(x) - 0.5) - 2.5, 0.0, 1.0)

@@ -1,10 +1,9 @@
 """Rendered samples kept on disk, for machines that train faster than they render.
 
-A pool is a folder of shards; a shard is a folder of .npy files, which training maps into memory. Shards appear
-complete or not at all, so rendering goes on where it was interrupted, and a pool can grow.
+A pool is a folder of shards; a shard is a folder of .npy files, which training maps into memory. Only complete shards
+get their final name, so interrupted rendering continues with the next shard, and a pool can grow.
 """
 
-import bisect
 import dataclasses
 import hashlib
 import json
@@ -17,31 +16,32 @@ from tqdm import tqdm
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
 from handtailor_jax.results import appearing
+from handtailor_jax.skeleton import NUM_KEYPOINTS
 from handtailor_jax.synthetic.dataset import Split, SyntheticConfig, SyntheticDataset
 
 SHARD = 128
-"""Samples in a shard."""
+"""Number of samples in a shard."""
 
 _FIELDS = ("image", "keypoints_2d", "intrinsics", "joints", "pose", "betas")
 
 
 class SamplePool:
-    """Random access to the first `count` samples of a split, rendered when they are first needed."""
+    """Random access to the first samples of a split; missing samples are rendered when the pool is opened."""
 
     def __init__(
         self, folder: Path, config: SyntheticConfig, count: int, split: Split = "train", seed: int = 0
     ) -> None:
-        """Opens a pool and renders what is missing.
+        """Open a pool and render missing shards.
 
         Args:
-            folder: under which pools are kept; each kind of sample has a folder of its own there.
-            config: what the samples are like.
-            count: samples wanted.
+            folder: Folder of all pools; every configuration, split and seed has a folder of its own in it.
+            config: Distribution of the samples.
+            count: Number of samples.
             split: "train" or "test".
-            seed: of the training split.
+            seed: Seed of the training split.
 
         Raises:
-            InputError: if the folder cannot be written to or a shard is damaged.
+            InputError: If the folder cannot be written or a shard is damaged.
         """
         self.count = count
         self.folder = folder / _name(config, split, seed)
@@ -52,31 +52,33 @@ class SamplePool:
             if missing:
                 self._render(SyntheticDataset(config, split, seed), missing)
         except OSError as error:
-            raise InputError(f"{self.folder}: cannot be written to ({error.strerror}): choose another cache") from None
+            raise InputError(
+                f"{self.folder}: cannot be written ({error.strerror}): choose another cache folder"
+            ) from None
         self._arrays = [self._open(self._shard(i)) for i in range(shards)]
-        self._starts = [i * SHARD for i in range(shards)]
 
     def __len__(self) -> int:
         return self.count
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """The samples of several indices, in host memory."""
-        rows = [self._row(int(i)) for i in indices]
-        columns = {name: np.stack([shard[name][offset] for shard, offset in rows]) for name in _FIELDS}
+        """Return the samples of several indices, in host memory.
+
+        Raises:
+            IndexError: If an index is outside the pool.
+        """
+        wanted = np.asarray(indices)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.count:
+            raise IndexError(f"the pool has samples 0 to {self.count - 1}, got {wanted}")
+        rows = [divmod(int(i), SHARD) for i in wanted]
+        columns = {name: np.stack([self._arrays[shard][name][row] for shard, row in rows]) for name in _FIELDS}
         ones = np.ones(len(rows), np.float32)
         return Batch(
-            keypoint_weight=np.ones((len(rows), 21), np.float32),
+            keypoint_weight=np.ones((len(rows), NUM_KEYPOINTS), np.float32),
             has_joints=ones,
             has_3d=ones,
             has_intrinsics=ones,
             **columns,
         )
-
-    def _row(self, index: int) -> tuple[dict[str, np.ndarray], int]:
-        if not 0 <= index < self.count:
-            raise IndexError(f"the pool has samples 0 to {self.count - 1}, got {index}")
-        shard = bisect.bisect_right(self._starts, index) - 1
-        return self._arrays[shard], index - self._starts[shard]
 
     def _shard(self, number: int) -> Path:
         return self.folder / f"{number:05d}"
@@ -85,7 +87,7 @@ class SamplePool:
         try:
             return {name: np.load(shard / f"{name}.npy", mmap_mode="r") for name in _FIELDS}
         except (OSError, ValueError) as error:
-            raise InputError(f"{shard}: is damaged ({error}): remove this folder, it is rendered again") from None
+            raise InputError(f"{shard}: is damaged ({error}): remove this folder to render it again") from None
 
     def _render(self, dataset: SyntheticDataset, missing: list[int]) -> None:
         piece = 16
@@ -120,8 +122,8 @@ class SamplePool:
 
 
 def _name(config: SyntheticConfig, split: Split, seed: int) -> str:
-    """A folder's name that differs where samples differ."""
-    # How many pictures are rendered at once changes nothing in them.
+    """Return a folder name that differs where samples differ."""
+    # The samples do not depend on the number of images rendered at once.
     settings = dataclasses.asdict(dataclasses.replace(config, images_at_once=1))
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     return f"{split}-{config.size}px-seed{seed}-{digest}"

@@ -1,8 +1,8 @@
-"""Hands that people make: poses, shapes and orientations, sampled within the limits of the joints.
+"""Random poses, shapes and orientations of hands, within the limits of the joints.
 
-A pose is drawn in anatomical coordinates (flexion, abduction and twist of 15 joints) as a mixture of the joint prior,
-named gestures, blends of two gestures, and fingers of different gestures put together. Several are drawn and the first
-without fingers inside each other is kept.
+A pose is drawn in anatomical coordinates (flexion, abduction and twist of 15 joints) from a mixture of the joint prior,
+named gestures, blends of two gestures, and combinations of fingers of different gestures. Of several candidates the
+first one without colliding fingers is kept.
 """
 
 import dataclasses
@@ -24,22 +24,22 @@ from handtailor_jax.geometry.rotations import (
     matrix_from_quaternion,
 )
 from handtailor_jax.mano.hand_model import HandModel, PosedHand
-from handtailor_jax.skeleton import BONES, FINGERS, KEYPOINTS, MANO_JOINTS, WRIST
+from handtailor_jax.skeleton import BONES, FINGERS, KEYPOINTS, MANO_JOINTS, ROOT, WRIST
 
-_COORDINATES = {name: 3 * i for i, name in enumerate(MANO_JOINTS[1:])}  # where a joint's flexion is among the 45
+_COORDINATES = {name: 3 * i for i, name in enumerate(MANO_JOINTS[1:])}  # index of a joint's flexion among the 45
 _CURLING = np.asarray([_COORDINATES[f"{f}_{j}"] for f in FINGERS[1:] for j in ("mcp", "pip")], np.int32)
 _DIP = np.asarray([_COORDINATES[f"{f}_dip"] for f in FINGERS[1:]], np.int32)
 _PIP = np.asarray([_COORDINATES[f"{f}_pip"] for f in FINGERS[1:]], np.int32)
 _FINGER_OF_JOINT = np.asarray([FINGERS.index(name.split("_")[0]) for name in MANO_JOINTS[1:]], np.int32)
-_CURL = 0.5**0.5  # the share of flexion, as a standard deviation, that the four fingers have in common
+_CURL = 0.5**0.5  # part of the standard deviation of flexion that the four fingers share
 
-# Rest frame to camera: fingers up, palm toward the camera, the thumb of a right hand on the picture's right.
+# Rest frame to camera: fingers up, palm toward the camera, the thumb of a right hand on the right of the image.
 _PALM_TO_CAMERA = np.asarray([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class PoseConfig:
-    """How poses, shapes and orientations are mixed. The four kinds of pose are weighted, not exclusive options."""
+    """Distribution of poses, shapes and orientations. The four kinds of pose are mixed by weight."""
 
     prior: float = 0.2
     """Weight of poses from the joint prior, in which the fingers curl together in part and DIP follows PIP."""
@@ -52,23 +52,21 @@ class PoseConfig:
     gesture_noise: float = 0.22
     """Spread around gestures, in standard deviations of the joint prior."""
     candidates: int = 8
-    """Poses drawn for one; the first without collision is kept, else the one with the least."""
+    """Number of candidates per pose. The first one without a collision is kept, else the one with the least."""
     clearance: float = 0.004
-    """Metres by which the flesh of two fingers may be pressed into each other."""
+    """Depth in metres to which the flesh of two fingers may be compressed without counting as a collision."""
     betas: float = 1.0
     """Standard deviation of the shape coefficients."""
     upright: float = 0.55
-    """Share of hands held up before the camera, fingers within some 40 degrees of up; the others are turned any way."""
+    """Share of hands held up in front of the camera, fingers within about 40 degrees of up; the others are uniform."""
 
     def __post_init__(self) -> None:
-        """Refuses weights and counts that make no distribution.
-
-        Raises:
-            InputError: naming the field.
-        """
+        """Check the weights and counts; raise InputError with the name of the field."""
         weights = (self.prior, self.gesture, self.blend, self.recombined)
         if min(weights) < 0.0 or sum(weights) <= 0.0:
-            raise InputError(f"PoseConfig: the weights of poses must be positive, got {weights}: correct them")
+            raise InputError(
+                f"PoseConfig: the weights of poses must not be negative, and one must be positive, got {weights}"
+            )
         if self.candidates < 1:
             raise InputError(f"PoseConfig: candidates must be at least 1, got {self.candidates}")
         if not 0.0 <= self.upright <= 1.0:
@@ -77,7 +75,7 @@ class PoseConfig:
 
 @functools.cache
 def gestures() -> dict[str, np.ndarray]:
-    """Named gestures as anatomical coordinates in radians, each (15, 3), in MANO's joint order."""
+    """Return named gestures as anatomical coordinates in radians, each (15, 3), in MANO's joint order."""
     found = {}
     for name in ("gestures.json", "more_gestures.json"):
         content = json.loads(importlib.resources.files("handtailor_jax").joinpath("assets", name).read_text())
@@ -86,9 +84,9 @@ def gestures() -> dict[str, np.ndarray]:
 
 
 def sample_pose(hand: HandModel, key: PRNGKeyArray, config: PoseConfig = PoseConfig()) -> Float[Array, "16 3"]:
-    """A pose in MANO's order, axis-angle in radians; row 0 turns the hand as seen by a camera.
+    """Draw a pose in MANO's order, axis-angle in radians, within the limits of `hand.anatomy`.
 
-    Finger joints are within the limits of `hand.anatomy`.
+    Row 0 rotates the rest frame to the camera frame.
     """
     fingers, orientation = jax.random.split(key)
     turn = sample_orientation(orientation, config, hand.dtype)
@@ -96,7 +94,7 @@ def sample_pose(hand: HandModel, key: PRNGKeyArray, config: PoseConfig = PoseCon
 
 
 def sample_finger_pose(hand: HandModel, key: PRNGKeyArray, config: PoseConfig = PoseConfig()) -> Float[Array, "15 3"]:
-    """Axis-angle finger rotations (radians, MANO's order) of one pose without fingers inside each other."""
+    """Draw axis-angle finger rotations (radians, MANO's order) of a pose without colliding fingers."""
     candidates = jax.vmap(lambda key: _coordinates(hand, key, config))(jax.random.split(key, config.candidates))
     poses = jax.vmap(hand.anatomy.finger_pose)(candidates)
     rest = hand.shape(jnp.zeros((hand.num_betas,), hand.dtype))
@@ -107,15 +105,15 @@ def sample_finger_pose(hand: HandModel, key: PRNGKeyArray, config: PoseConfig = 
 
 
 def sample_betas(hand: HandModel, key: PRNGKeyArray, config: PoseConfig = PoseConfig()) -> Float[Array, "betas"]:
-    """Shape coefficients, normal and cut off at 2.5 standard deviations."""
+    """Draw shape coefficients, normal and clipped to 2.5 standard deviations."""
     return config.betas * jnp.clip(jax.random.normal(key, (hand.num_betas,), hand.dtype), -2.5, 2.5)
 
 
 def sample_orientation(key: PRNGKeyArray, config: PoseConfig, dtype: jnp.dtype) -> Float[Array, "3"]:
-    """A global rotation (axis-angle, radians): a mixture of any orientation and of hands held up before a camera."""
+    """Draw a global rotation (axis-angle, radians): uniform, or of a hand held up in front of the camera."""
     draws = Draws(key, dtype)
-    anyhow = matrix_from_quaternion(draws.normal(4))  # a normal quaternion is a rotation uniform on SO(3)
-    # Palm, back or edge toward the camera, then tilted a little, then leaned in the picture.
+    uniform = matrix_from_quaternion(draws.normal(4))  # a normal quaternion is a rotation uniform on SO(3)
+    # Palm, back or edge toward the camera, then tilted a little, then rotated in the image.
     facing = draws.uniform()
     yaw = jnp.where(facing < 0.55, 0.0, jnp.where(facing < 0.8, math.pi, 0.5 * math.pi * jnp.sign(draws.normal())))
     yaw = yaw + math.radians(24.0) * draws.normal()
@@ -126,11 +124,11 @@ def sample_orientation(key: PRNGKeyArray, config: PoseConfig, dtype: jnp.dtype) 
     tilt = matrix_from_axis_angle(jnp.stack([pitch, zero, zero]))
     turn = matrix_from_axis_angle(jnp.stack([zero, yaw, zero]))
     upright = lean @ tilt @ turn @ jnp.asarray(_PALM_TO_CAMERA, dtype)
-    return axis_angle_from_matrix(jnp.where(draws.uniform() < config.upright, upright, anyhow))
+    return axis_angle_from_matrix(jnp.where(draws.uniform() < config.upright, upright, uniform))
 
 
 def _coordinates(hand: HandModel, key: PRNGKeyArray, config: PoseConfig) -> Float[Array, "15 3"]:
-    """One candidate in anatomical coordinates, radians, within the limits."""
+    """Draw one candidate in anatomical coordinates, radians, within the limits."""
     anatomy, dtype = hand.anatomy, hand.dtype
     draws = Draws(key, dtype)
 
@@ -157,7 +155,7 @@ def _coordinates(hand: HandModel, key: PRNGKeyArray, config: PoseConfig) -> Floa
 
 
 def _radius_of(bone: tuple[int, int]) -> float:
-    """Radius of the flesh around a bone, metres, for a hand of average shape."""
+    """Return the radius of the flesh around a bone in metres, for a hand of average shape."""
     finger, _, joint = KEYPOINTS[bone[1]].partition("_")
     along = {"mcp": 0.0095, "cmc": 0.012, "pip": 0.0085, "ip": 0.009, "dip": 0.0074, "tip": 0.0062}[joint]
     return along * {"thumb": 1.15, "little": 0.88}.get(finger, 1.0)
@@ -167,7 +165,7 @@ _RADII = np.asarray([_radius_of(bone) for bone in BONES], np.float32)
 
 
 def _may_collide(first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Whether bones of different fingers meet only by collision: metacarpals, and what starts at one, always touch."""
+    """Return whether contact of two bones of different fingers is a collision: next to a metacarpal it is not."""
     fingers = {KEYPOINTS[bone[1]].split("_")[0] for bone in (first, second)}
     palm = sum(bone[0] == WRIST for bone in (first, second))
     bases = sum(
@@ -183,9 +181,9 @@ _PAIRS = np.asarray([(i, j) for i in range(len(BONES)) for j in range(i) if _may
 
 
 def collision_depth(posed: PosedHand) -> Float[Array, ""]:
-    """How deep the capsules around two bones of different fingers enter each other at worst, metres; 0 if none do."""
+    """Return the greatest depth in metres to which capsules around bones of different fingers overlap, or 0."""
     keypoints = posed.keypoints
-    length = jnp.sqrt(jnp.sum((keypoints[9] - keypoints[0]) ** 2))
+    length = jnp.sqrt(jnp.sum((keypoints[ROOT] - keypoints[WRIST]) ** 2))
     size = length / 0.095  # the radii are those of a hand whose reference bone has 95 mm
     bones = np.asarray(BONES, np.int32)
     start, end = keypoints[bones[:, 0]], keypoints[bones[:, 1]]
@@ -198,15 +196,15 @@ def collision_depth(posed: PosedHand) -> Float[Array, ""]:
 def segment_distance(
     a: Float[Array, "n 3"], b: Float[Array, "n 3"], c: Float[Array, "n 3"], d: Float[Array, "n 3"]
 ) -> Float[Array, "n"]:
-    """Distance of the segments a-b and c-d."""
+    """Return the distances between the segments a-b and c-d."""
     u, v, w = b - a, d - c, a - c
 
     def dot(x: Array, y: Array) -> Array:
         return jnp.sum(x * y, axis=-1)
 
     uu, uv, vv, uw, vw = dot(u, u), dot(u, v), dot(v, v), dot(u, w), dot(v, w)
-    # The nearest point of the first line, then alternately the nearest of either segment: exact after two rounds
-    # except where both ends clamp, where a third settles it.
+    # The nearest point of the first line, then alternately the nearest point of either segment. Two rounds are exact
+    # unless both ends clamp, which needs a third.
     s = jnp.clip((uv * vw - vv * uw) / jnp.maximum(uu * vv - uv * uv, 1e-14), 0.0, 1.0)
     for _ in range(3):
         t = jnp.clip((uv * s + vw) / jnp.maximum(vv, 1e-14), 0.0, 1.0)

@@ -1,0 +1,283 @@
+"""The surface of a scene: its mesh, what the camera sees of it, and the shadows on it.
+
+Images are kept as separate planes (height, width), one per quantity: XLA then looks values up and shades in one pass.
+An array of records would be gathered first, which takes eight times as long on a CPU.
+"""
+
+import functools
+import math
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from handtailor_jax.geometry.cameras import project
+from handtailor_jax.mano.loading import embedded_arrays
+from handtailor_jax.render.rasterise import rasterise, vertex_normals
+from handtailor_jax.synthetic.skin import ARM_PATCH, arm_chart
+from handtailor_jax.types import Camera, pytree
+
+SKIN, SLEEVE, BAND, HELD, FOREGROUND = range(5)
+"""Materials: hand and bare arm, sleeve, watch or bracelet, object in the hand, object in front of it."""
+
+# Positions of the rings: of the arm from the wrist's edge, of the sleeve from its start (metres), of the band (0 to 1).
+ARM_ARC = (0.008, 0.02, 0.035, 0.055, 0.08, 0.11, 0.15, 0.19, 0.23, 0.255, 0.28, 0.34, 0.42, 0.52)
+SLEEVE_STEPS = (-0.002, 0.0, 0.004, 0.02, 0.045, 0.075, 0.11, 0.16, 0.22, 0.3, 0.4, 0.5)
+BAND_STEPS = (0.0, 0.12, 0.88, 1.0)
+OBJECT_ROWS, OBJECT_COLUMNS = 13, 20
+
+_SHADOW_SIZE = 128
+_SHADOW_SCALE = 0.5 * _SHADOW_SIZE / 0.16  # pixels per metre: the shadow map covers 32 cm around the hand
+_SHADOW_TAPS = 5
+
+Plane = Float[Array, "height width"]
+Planes3 = tuple[Plane, Plane, Plane]
+
+T = TypeVar("T")
+
+
+def once(values: T) -> T:
+    """Return the values behind a barrier that keeps the compiler from computing them again at every use."""
+    return jax.lax.optimization_barrier(values)
+
+
+@pytree
+class SceneTopology:
+    """The constant part of the scene's mesh."""
+
+    faces: Int[Array, "faces 3"]
+    """Triangles of hand, arm, sleeve, band, held object and foreground object, in this order."""
+    is_hand: Int[Array, "faces"]
+    """1 for faces of the hand model, which the labels describe."""
+    edges: Int[Array, "edges 2"]
+    """Edges of the faces that the smooth mesh divides: all faces except those of objects."""
+    smooth_faces: Int[Array, "smooth_faces 3"]
+    """Triangles of the smooth mesh, see `smooth_surface`."""
+    material: Int[Array, "smooth_faces"]
+    """Material of each smooth face, `SKIN` ... `FOREGROUND`."""
+    uv: Float[Array, "6 smooth_faces"]
+    """Chart coordinates of the corners of each smooth face: u of the three, then v of the three. On skin they refer to
+    `skin.skin_chart`; elsewhere u goes around (0 to 1) and v along (metres; on objects 0 to 1)."""
+    wrist_loop: Int[Array, "loop"]
+    """Vertices of the hand's open edge, in order."""
+
+
+@functools.cache
+def _topology_arrays() -> dict[str, np.ndarray]:
+    arrays = embedded_arrays()
+    hand_faces, loop = arrays["faces"].astype(np.int32), arrays["wrist_loop"].astype(np.int32)
+    # The arm continues with the orientation of the hand's faces at the loop.
+    corners = np.stack([hand_faces, np.roll(hand_faces, -1, axis=1)], axis=-1)
+    forward = bool((corners == loop[:2]).all(axis=-1).any())
+    start = len(arrays["template"])
+
+    def rows(count: int, columns: int) -> np.ndarray:
+        nonlocal start
+        start += count * columns
+        return np.arange(start - count * columns, start, dtype=np.int32).reshape(count, columns)
+
+    arm, chart = _tube(np.concatenate([loop[None], rows(len(ARM_ARC), len(loop))]), (0.0, *ARM_ARC), forward)
+    u0, v0, u1, v1 = ARM_PATCH
+    chart = np.stack(
+        [u0 + (u1 - u0) * arm_chart(chart[..., 1].astype(np.float64)), v0 + (v1 - v0) * chart[..., 0]], axis=-1
+    )
+    parts = [(hand_faces, arrays["uv"], SKIN), (arm, chart, SKIN)]
+    parts += [
+        (*_tube(rows(len(steps), len(loop)), steps, forward), kind)
+        for steps, kind in ((SLEEVE_STEPS, SLEEVE), (BAND_STEPS, BAND))
+    ]
+    along = np.linspace(0.0, 1.0, OBJECT_ROWS).tolist()
+    parts += [(*_tube(rows(OBJECT_ROWS, OBJECT_COLUMNS), along, False), kind) for kind in (HELD, FOREGROUND)]
+    faces, uv = (np.concatenate([part[i] for part in parts]) for i in range(2))
+    material = np.concatenate([np.full(len(part[0]), part[2]) for part in parts])
+    return {
+        "faces": faces.astype(np.int32),
+        "is_hand": (np.arange(len(faces)) < len(hand_faces)).astype(np.int32),
+        "wrist_loop": loop,
+        **_divided(faces.astype(np.int32), uv.astype(np.float32), material, start),
+    }
+
+
+def _tube(rows: np.ndarray, along: tuple[float, ...] | list[float], turned: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the faces (F, 3) between rings of vertices (rows, columns) and their chart (F, 3, 2): around, along."""
+    columns = rows.shape[1]
+    following = np.roll(rows, -1, axis=1)
+    quads = np.stack([rows[:-1], following[:-1], following[1:], rows[1:]], axis=-1)
+    around = (np.arange(columns)[:, None] + np.asarray([0, 1, 1, 0])) / columns
+    down = np.asarray(along)[np.arange(len(rows) - 1)[:, None] + np.asarray([0, 0, 1, 1])]
+    chart = np.stack(np.broadcast_arrays(around[None], down[:, None]), axis=-1)
+    order = [[2, 1, 0], [3, 2, 0]] if turned else [[0, 1, 2], [0, 2, 3]]
+    return quads[:, :, order].reshape(-1, 3), chart[:, :, order].reshape(-1, 3, 2).astype(np.float32)
+
+
+def _divided(faces: np.ndarray, uv: np.ndarray, material: np.ndarray, vertices: int) -> dict[str, np.ndarray]:
+    """Return edges, faces, materials and chart of the smooth mesh, with four faces for one of skin or cloth."""
+    smooth = material < HELD
+    sides = np.stack([faces[smooth], np.roll(faces[smooth], -1, axis=1)], axis=-1)
+    edges, number = np.unique(np.sort(sides.reshape(-1, 2), axis=1), axis=0, return_inverse=True)
+    middles = (vertices + number.reshape(-1, 3)).astype(np.int32)
+    uv_middles = 0.5 * (uv[smooth] + np.roll(uv[smooth], -1, axis=1))
+
+    def four(at_corners: np.ndarray, at_middles: np.ndarray) -> np.ndarray:
+        at_ends = [np.stack([at_corners[:, k], at_middles[:, k], at_middles[:, k - 1]], axis=1) for k in range(3)]
+        return np.stack([at_middles, *at_ends], axis=1).reshape(-1, *at_corners.shape[1:])
+
+    smooth_uv = np.concatenate([four(uv[smooth], uv_middles), uv[~smooth]])
+    return {
+        "edges": edges.astype(np.int32),
+        "smooth_faces": np.concatenate([four(faces[smooth], middles), faces[~smooth]]),
+        "material": np.concatenate([np.repeat(material[smooth], 4), material[~smooth]]).astype(np.int32),
+        "uv": np.ascontiguousarray(smooth_uv.transpose(2, 1, 0).reshape(6, -1)),
+    }
+
+
+def scene_topology() -> SceneTopology:
+    """Return the topology of scenes with the embedded hand."""
+    return SceneTopology(**{name: jnp.asarray(array) for name, array in _topology_arrays().items()})
+
+
+@pytree
+class Surface:
+    """The visible surface at every pixel of the supersampled image; 0 without one."""
+
+    face: Int[Array, "height width"]
+    """Index of the smooth face, -1 without one."""
+    material: Int[Array, "height width"]
+    """Material of the face (`scene.SKIN` ...), -1 without one."""
+    depth: Plane
+    """Camera z in metres, inf without a face."""
+    points: Planes3
+    """Visible point in metres, camera frame."""
+    normals: Planes3
+    """Smooth unit normals, turned toward the camera."""
+    chart: tuple[Plane, Plane]
+    """Chart coordinates, see `SceneTopology.uv`."""
+
+
+def visible_surface(
+    vertices: Float[Array, "vertices 3"], topology: SceneTopology, camera: Camera, size: int
+) -> Surface:
+    """Find the nearest point of the scene's smooth mesh at every pixel centre of a square image."""
+    faces = topology.smooth_faces
+    vertices, normals = once(smooth_surface(vertices, topology))
+    face = once(rasterise(vertices, faces, camera, size, size).face_index)
+    seen = face >= 0
+    index = jnp.maximum(face, 0)
+
+    pixels = project(camera, vertices)
+    inverse = 1.0 / jnp.maximum(vertices[:, 2], 1e-4)
+    columns = jnp.arange(size).astype(vertices.dtype)[None, :]
+    rows = jnp.arange(size).astype(vertices.dtype)[:, None]
+    corner = [faces[:, k] for k in range(3)]
+    tables = once([[pixels[c, 0], pixels[c, 1], inverse[c]] for c in corner])
+    u = [table[0][index] - columns for table in tables]
+    v = [table[1][index] - rows for table in tables]
+    sign = jnp.sign((u[1] - u[0]) * (v[2] - v[0]) - (v[1] - v[0]) * (u[2] - u[0]))
+    weights = [
+        jnp.maximum((u[k - 2] * v[k - 1] - v[k - 2] * u[k - 1]) * sign, 0.0) * tables[k][2][index] for k in range(3)
+    ]
+    total = weights[0] + weights[1] + weights[2]
+    weights = [jnp.where(total > 0, w / jnp.where(total > 0, total, 1.0), 1.0 / 3.0) for w in weights]
+    index, weights = once((index, weights))
+
+    def mixed(corners: list[Array] | Float[Array, "3 faces"]) -> Plane:
+        a, b, c = (weights[k] * corners[k][index] for k in range(3))
+        return a + b + c
+
+    def at_pixels(values: Float[Array, "vertices"]) -> Plane:
+        return mixed(once([values[c] for c in corner]))
+
+    x, y, z = (at_pixels(vertices[:, i]) for i in range(3))
+    nx, ny, nz = (at_pixels(normals[:, i]) for i in range(3))
+    length = jnp.sqrt(nx * nx + ny * ny + nz * nz + 1e-12)
+    away = jnp.where(nx * x + ny * y + nz * z > 0.25 * length * z, -1.0, 1.0) / length
+    surface = Surface(
+        face=face,
+        material=jnp.where(seen, topology.material[index], -1),
+        depth=jnp.where(seen, z, jnp.inf),
+        points=(x, y, z),
+        normals=(nx * away, ny * away, nz * away),
+        chart=(mixed(topology.uv[:3]), mixed(topology.uv[3:])),
+    )
+    return once(surface)
+
+
+def smooth_surface(
+    vertices: Float[Array, "vertices 3"], topology: SceneTopology
+) -> tuple[Float[Array, "smooth_vertices 3"], Float[Array, "smooth_vertices 3"]]:
+    """Return vertices and unit normals of the smooth mesh: the given vertices, then the middles of edges.
+
+    The middles lie on a curved surface through the vertices (PN triangles: Vlachos et al., I3D 2001), which rounds the
+    outlines of the mesh.
+    """
+    normals = vertex_normals(vertices, topology.faces)
+    start, end = vertices[topology.edges[:, 0]], vertices[topology.edges[:, 1]]
+    first, second = normals[topology.edges[:, 0]], normals[topology.edges[:, 1]]
+    edge = end - start
+
+    def dot(a: Array, b: Array) -> Array:
+        return jnp.sum(a * b, axis=-1, keepdims=True)
+
+    middle = 0.5 * (start + end) - 0.125 * (dot(edge, first) * first - dot(edge, second) * second)
+    both = first + second
+    normal = both - 2.0 * dot(edge, both) / jnp.maximum(dot(edge, edge), 1e-12) * edge
+    normal = normal / jnp.sqrt(dot(normal, normal) + 1e-12)
+    return jnp.concatenate([vertices, middle]), jnp.concatenate([normals, normal])
+
+
+def key_visibility(
+    surface: Surface,
+    vertices: Float[Array, "vertices 3"],
+    topology: SceneTopology,
+    toward: Float[Array, "3"],
+    softness: Float[Array, ""],
+    center: Float[Array, "3"],
+) -> Plane:
+    """Compute the share of the key light that reaches each pixel past the rest of the scene, with a shadow map.
+
+    Args:
+        surface: Visible surface of the supersampled image.
+        vertices: Vertices of the scene in metres, camera frame.
+        topology: Faces of the scene.
+        toward: Unit vector toward the light.
+        softness: Radius of the shadow edge in texels of the shadow map.
+        center: Middle of the hand, camera frame.
+    """
+    dtype = vertices.dtype
+    helper = jnp.where(
+        jnp.abs(toward[1]) < 0.9, jnp.asarray([0.0, 1.0, 0.0], dtype), jnp.asarray([1.0, 0.0, 0.0], dtype)
+    )
+    right = jnp.cross(helper, toward)
+    right = right / jnp.sqrt(jnp.sum(right * right))
+    frame = jnp.stack([right, jnp.cross(toward, right), -toward])
+    camera = Camera(
+        linear=_SHADOW_SCALE * jnp.eye(2, dtype=dtype),
+        center=jnp.full((2,), 0.5 * (_SHADOW_SIZE - 1), dtype),
+        perspectivity=jnp.zeros((), dtype),
+    )
+    from_light = (vertices - center[None]) @ frame.T
+    nearest = rasterise(from_light, topology.faces, camera, _SHADOW_SIZE, _SHADOW_SIZE).depth.reshape(-1)
+    x, y, z = (surface.points[i] - center[i] for i in range(3))
+    a, b, c = (row[0] * x + row[1] * y + row[2] * z for row in frame)
+    nx, ny, nz = surface.normals
+    facing = nx * toward[0] + ny * toward[1] + nz * toward[2]
+    limit = c - 0.0025 - 0.003 * (1.0 - jnp.clip(facing, 0.0, 1.0))
+    a, b = (_SHADOW_SCALE * x + 0.5 * (_SHADOW_SIZE - 1) for x in (a, b))
+    a, b, limit, nearest = once((a, b, limit, nearest))
+    # A ring of taps, turned by a 2 x 2 pattern of pixels: the average over pixels smooths the edge further.
+    size = surface.depth.shape[0]
+    pattern = (jnp.arange(size)[:, None] % 2) * 2 + jnp.arange(size)[None, :] % 2
+    turn = pattern.astype(dtype) * (math.pi / 10.0)
+    cos, sin = jnp.cos(turn), jnp.sin(turn)
+    lit = jnp.zeros_like(a)
+    for tap in range(_SHADOW_TAPS):
+        angle, radius = 2.0 * math.pi * tap / _SHADOW_TAPS, math.sqrt((tap + 0.5) / _SHADOW_TAPS)
+        dx, dy = radius * math.cos(angle), radius * math.sin(angle)
+        column = jnp.round(a + softness * (dx * cos - dy * sin)).astype(jnp.int32)
+        row = jnp.round(b + softness * (dx * sin + dy * cos)).astype(jnp.int32)
+        inside = (column >= 0) & (column < _SHADOW_SIZE) & (row >= 0) & (row < _SHADOW_SIZE)
+        depth = nearest[jnp.where(inside, row * _SHADOW_SIZE + column, 0)]
+        lit = lit + jnp.where(inside & (depth < limit), 0.0, 1.0)
+    return once(lit / _SHADOW_TAPS)
