@@ -279,6 +279,16 @@ def test_sphere_normals_point_outward_smoothly():
     np.testing.assert_allclose(small[inner], normals[inner], atol=1e-3)
 
 
+def test_normals_by_area_and_by_angle_differ_in_how_they_average_faces():
+    """At a cube corner, one side of which is cut into two triangles: angles see three equal sides, areas do not."""
+    points = jnp.asarray([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 3, 3]])
+    faces = jnp.asarray([[0, 1, 2], [0, 3, 1], [0, 2, 4], [0, 4, 3]], jnp.int32)
+    corner = np.asarray(vertex_normals(points, faces))[0]
+    np.testing.assert_allclose(corner, np.full(3, 3**-0.5), atol=1e-6)
+    by_area = np.asarray(vertex_normals(points, faces, by_area=True))[0]
+    np.testing.assert_allclose(by_area, np.asarray([6.0, 1.0, 1.0]) / 38**0.5, atol=1e-6)
+
+
 def test_normals_of_degenerate_faces_are_finite():
     points = jnp.asarray([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [5.0, 5.0, 5.0]])
     faces = jnp.asarray([[0, 1, 2], [0, 0, 1], [1, 3, 0]], jnp.int32)

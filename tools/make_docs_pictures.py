@@ -1,6 +1,6 @@
-"""Draws the pictures of docs/conventions.md from the embedded hand.
+"""Draw the figures of docs/conventions.md from the embedded hand.
 
-Needs matplotlib. Writes docs/pictures: keypoints, rest_frame, conventions, bends.
+Needs matplotlib. Writes keypoints, rest_frame, conventions and bends to docs/pictures.
 
     python tools/make_docs_pictures.py
 """
@@ -35,7 +35,7 @@ INK = "#2e3036"
 HALO = [effects.withStroke(linewidth=3, foreground="white")]
 AXIS_COLORS = ("#d23c32", "#2f9e4f", "#2f6fd2")
 
-# Rows are the picture's right, down and depth in the rest frame (fingers -x, palm -y, thumb +z).
+# Rows are the image's right, down and depth in the rest frame (fingers -x, palm -y, thumb +z).
 VIEWS = {
     "palm": np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]], float),
     "back": np.array([[0, 0, -1], [1, 0, 0], [0, -1, 0]], float),
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def pose_of(hand: HandModel, gesture: str | None = None, **degrees: tuple[float, float, float]) -> PosedHand:
-    """The mean hand in a gesture, or flat with the given flexion, abduction and twist (degrees) of named joints."""
+    """Pose the mean hand in a gesture, or flat with flexion, abduction and twist (degrees) of named joints."""
     coordinates = np.zeros((15, 3), np.float32)
     if gesture is not None:
         text = importlib.resources.files("handtailor_jax").joinpath("assets", "gestures.json").read_text()
@@ -74,7 +74,7 @@ def pose_of(hand: HandModel, gesture: str | None = None, **degrees: tuple[float,
 
 
 def tilted(view: np.ndarray, about_x: float = 0.0, about_y: float = 0.0) -> np.ndarray:
-    """A view turned about the picture's horizontal and vertical axis, degrees."""
+    """Return a view turned about the image's horizontal and vertical axis, degrees."""
     a, b = math.radians(about_x), math.radians(about_y)
     x = np.array([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
     y = np.array([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
@@ -82,7 +82,7 @@ def tilted(view: np.ndarray, about_x: float = 0.0, about_y: float = 0.0) -> np.n
 
 
 class Drawing:
-    """A hand seen from one side without perspective, and where its points lie in the picture."""
+    """A hand from one side without perspective, and the map from its points to pixels."""
 
     def __init__(
         self, hand: HandModel, posed: PosedHand, view: np.ndarray, height: int, width: int, scale: float,
@@ -96,25 +96,25 @@ class Drawing:
         regions = jnp.asarray(embedded_arrays()["face_regions"].astype(np.int32))
         colors = np.asarray(region_colors(len(points), mesh.faces, regions))
         camera = Camera.weak_perspective(scale, [float(t) for t in self.offset])
-        self.picture = render_mesh(points, np.asarray(mesh.faces), camera, height, width, PAPER, colors, opacity)
+        self.image = render_mesh(points, np.asarray(mesh.faces), camera, height, width, PAPER, colors, opacity)
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
-        """Where rest-frame points lie in the picture."""
+        """Return the pixels of rest-frame points."""
         return self.scale * (np.asarray(points, np.float64) @ self.view.T)[:, :2] + self.offset
 
 
-def canvas(*pictures: np.ndarray, dots: int = 100) -> tuple[plt.Figure, list[plt.Axes]]:
-    """A figure with pictures side by side, one picture pixel to a figure pixel."""
-    height, width = pictures[0].shape[0], sum(p.shape[1] for p in pictures)
+def canvas(*images: np.ndarray, dots: int = 100) -> tuple[plt.Figure, list[plt.Axes]]:
+    """Return a figure with images side by side, one image pixel per figure pixel."""
+    height, width = images[0].shape[0], sum(image.shape[1] for image in images)
     figure = plt.figure(figsize=(width / dots, height / dots), dpi=dots)
     axes, left = [], 0
-    for picture in pictures:
-        ax = figure.add_axes((left / width, 0.0, picture.shape[1] / width, 1.0))
-        ax.imshow(picture)
+    for image in images:
+        ax = figure.add_axes((left / width, 0.0, image.shape[1] / width, 1.0))
+        ax.imshow(image)
         ax.set_axis_off()
-        ax.set(xlim=(-0.5, picture.shape[1] - 0.5), ylim=(picture.shape[0] - 0.5, -0.5))
+        ax.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
         axes.append(ax)
-        left += picture.shape[1]
+        left += image.shape[1]
     return figure, axes
 
 
@@ -126,7 +126,7 @@ def finger_color(keypoint: int) -> tuple[float, float, float] | str:
 
 
 def keypoints(hand: HandModel) -> plt.Figure:
-    """The 21 keypoints with numbers and names; MANO's 16 joints with theirs."""
+    """Draw the 21 keypoints and MANO's 16 joints with numbers and names."""
     posed = pose_of(
         hand,
         index_mcp=(0, 7, 0),
@@ -137,7 +137,7 @@ def keypoints(hand: HandModel) -> plt.Figure:
     )
     first = Drawing(hand, posed, VIEWS["palm"], 860, 830, 3950.0, (0.46, 0.52), 0.55)
     second = Drawing(hand, posed, VIEWS["palm"], 860, 720, 3400.0, (0.46, 0.53), 0.55)
-    figure, (left, right) = canvas(first.picture, second.picture)
+    figure, (left, right) = canvas(first.image, second.image)
     points = first.pixels(posed.keypoints)
     for parent, child in BONES:
         left.plot(*points[[parent, child]].T, color=finger_color(child), linewidth=3, solid_capstyle="round")
@@ -176,7 +176,7 @@ def title(ax: plt.Axes, text: str) -> None:
 
 
 def rest_frame(hand: HandModel) -> plt.Figure:
-    """The rest pose with the axes of its frame, from the palm and from an angle; the left hand beside it."""
+    """Draw the rest pose with the axes of its frame, from the palm and from an angle, and the left hand."""
     panels = []
     views = (
         (hand, VIEWS["palm"], "right hand, palm"),
@@ -185,7 +185,7 @@ def rest_frame(hand: HandModel) -> plt.Figure:
     )
     for model, view, _ in views:
         panels.append(Drawing(model, pose_of(model), view, 620, 400, 2050.0, (0.5, 0.5)))
-    figure, axes = canvas(*(p.picture for p in panels))
+    figure, axes = canvas(*(p.image for p in panels))
     for ax, drawing, (model, _, name) in zip(axes, panels, views, strict=True):
         title(ax, name)
         frame = f"fingers {'-' if model.side == 'right' else '+'}x, palm -y, thumb +z"
@@ -195,7 +195,7 @@ def rest_frame(hand: HandModel) -> plt.Figure:
             step = 0.045 * drawing.view[:, axis]
             end = origin + drawing.scale * step[:2]
             flat = np.hypot(*(end - origin))
-            if flat < 8.0:  # along the line of sight: a dot toward the viewer, a cross away from them
+            if flat < 8.0:  # along the line of sight: a dot toward the viewer, a cross away from the viewer
                 ax.plot(
                     *origin, "o", markersize=15, color="white", markeredgecolor=AXIS_COLORS[axis], markeredgewidth=2.5
                 )
@@ -217,14 +217,14 @@ def rest_frame(hand: HandModel) -> plt.Figure:
 
 
 def conventions(hand: HandModel) -> plt.Figure:
-    """The landmarks of both conventions on one hand, from the palm and from the thumb's side."""
+    """Draw the landmarks of both conventions on one hand, from the palm and from the thumb side."""
     posed = pose_of(hand, "relaxed", thumb_cmc=(-10, 0, 0))
     sets = {name: np.asarray(load_convention(name).landmarks(posed)) for name in ("mano", "mediapipe")}
     drawings = [
         Drawing(hand, posed, VIEWS["palm"], 620, 520, 2700.0, (0.5, 0.53), 0.6),
         Drawing(hand, posed, VIEWS["thumb side"], 620, 440, 2700.0, (0.5, 0.53), 0.6),
     ]
-    figure, axes = canvas(*(d.picture for d in drawings))
+    figure, axes = canvas(*(d.image for d in drawings))
     for ax, drawing, name in zip(axes, drawings, ("palm", "thumb side"), strict=True):
         title(ax, name)
         ours, theirs = (drawing.pixels(points) for points in sets.values())
@@ -237,7 +237,7 @@ def conventions(hand: HandModel) -> plt.Figure:
 
 
 def bends(hand: HandModel) -> np.ndarray:
-    """Six gestures from four sides, one row a gesture."""
+    """Draw six gestures from four sides, one row per gesture."""
     gestures = ("fist", "pinch", "point", "spread", "thumbs_up", "opposition")
     cell, scale, margin, header = 230, 1080.0, 110, 40
     sheet = np.full((header + cell * len(gestures), margin + cell * len(VIEWS), 3), 255, np.uint8)
@@ -246,18 +246,18 @@ def bends(hand: HandModel) -> np.ndarray:
         top = header + row * cell
         for column, view in enumerate(VIEWS.values()):
             left = margin + column * cell
-            sheet[top : top + cell, left : left + cell] = Drawing(hand, posed, view, cell, cell, scale).picture
+            sheet[top : top + cell, left : left + cell] = Drawing(hand, posed, view, cell, cell, scale).image
         write_text(sheet, gesture.replace("_", " "), 10, top + cell // 2)
     for column, name in enumerate(VIEWS):
         write_text(sheet, name, margin + column * cell + cell // 2, header // 2, centred=True)
     return sheet
 
 
-def write_text(picture: np.ndarray, text: str, u: int, v: int, centred: bool = False) -> None:
+def write_text(image: np.ndarray, text: str, u: int, v: int, centred: bool = False) -> None:
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.55
     (width, height), _ = cv2.getTextSize(text, font, size, 1)
     place = (u - width // 2 if centred else u, v + height // 2)
-    cv2.putText(picture, text, place, font, size, (46, 48, 54), 1, cv2.LINE_AA)
+    cv2.putText(image, text, place, font, size, (46, 48, 54), 1, cv2.LINE_AA)
 
 
 def save(figure: plt.Figure, path: Path) -> None:
@@ -266,9 +266,9 @@ def save(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def write(picture: np.ndarray, path: Path) -> None:
-    """A PNG with a palette, which is a third of the size."""
-    PIL.Image.fromarray(picture).quantize(255, dither=PIL.Image.Dither.NONE).save(path, optimize=True)
+def write(image: np.ndarray, path: Path) -> None:
+    """Write a PNG with a palette, which takes a third of the size."""
+    PIL.Image.fromarray(image).quantize(255, dither=PIL.Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

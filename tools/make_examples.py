@@ -1,10 +1,10 @@
-"""Draws the example pictures that come with the package and writes what a detector would say about them.
+"""Draw the example images that come with the package and write simulated detections of their hands.
 
-    python tools/make_examples.py            # handtailor_jax/assets/examples: hands.json and eight pictures
+    python tools/make_examples.py            # handtailor_jax/assets/examples: hands.json and eight images
 
-The pictures are renderings of the embedded hand, no photographs: the truth behind each is known exactly, and they are
-as free to use as the package. `hands.json` is an input file of `handtailor fit`; between them the entries show every
-kind of further knowledge that a method may have about a hand. Everything follows from the seed.
+The images are renderings of the embedded hand, so their ground truth is exact and they have the licence of the package.
+`hands.json` is an input file of `handtailor fit`; together its entries have every optional field. The output is a
+function of the seed.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import cv2
 import jax.numpy as jnp
 import numpy as np
 
+from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel
@@ -30,11 +31,11 @@ from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh, posed
 from handtailor_jax.types import Camera, HandParameters, Side
 
 SIZE = 320
-KEYPOINT_NOISE = 0.01  # standard deviation per axis, as a share of the hand's size
+KEYPOINT_NOISE = 0.01  # standard deviation per axis, as a share of the hand size
 POSE_NOISE = 0.15  # radians
 JOINT_NOISE = 0.004  # metres
 
-# Fingers up, palm toward the camera, a right hand's thumb on the right: columns are where x, y, z of the rest frame go.
+# Fingers up, palm toward the camera, a right hand's thumb on the right. Columns: x, y, z of the rest frame.
 UPRIGHT = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 Color = tuple[float, float, float]
@@ -51,38 +52,38 @@ SKINS: dict[str, tuple[Color, Color, Color]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One picture and what is told about it."""
+    """One image and the fields of its detection."""
 
     id: str
     gesture: str
     turn: tuple[float, float, float]
-    """Degrees about the camera's y (positive shows more of what was on the picture's right), x and z axes."""
+    """Degrees about the camera's y (positive shows more of the right side), x and z axes."""
     skin: str
     sleeve: Color
     wall: tuple[Color, Color]
-    """sRGB of the background's upper left and lower right."""
+    """sRGB of the background at the upper left and lower right."""
     betas: tuple[float, ...] = ()
     side: Side = "right"
     distance: float = 0.5
-    """Metres to the middle of the hand."""
+    """Distance to the root joint in metres."""
     fill: float = 0.72
-    """The longer side of the keypoints' box as a share of the picture's."""
+    """Hand size as a share of the image side."""
     shift: tuple[float, float] = (0.0, -14.0)
-    """Where the box is centred, pixels from the picture's centre."""
+    """Centre of the keypoints' box in pixels from the centre of the image."""
     stretch: float = 1.0
     """fx / fy."""
     principal: tuple[float, float] = (0.0, 0.0)
-    """Principal point, pixels from the picture's centre."""
+    """Principal point in pixels from the centre of the image."""
     convention: str = "mano"
     knows: frozenset[str] = frozenset()
-    """Of camera, confidence, joints_3d, pose."""
+    """Optional fields of the detection: camera, confidence, joints_3d, pose."""
 
 
 SCENES = (
     Scene(
         "open", "spread", (-14, 8, 6), "warm", (0.05, 0.10, 0.20),
         wall=((0.80, 0.84, 0.86), (0.55, 0.62, 0.68)), betas=(0.6, 0.3),
-        # From 2D alone a straight hand leans toward the camera as well as away from it.
+        # 2D keypoints alone do not tell whether a straight hand leans toward the camera or away from it.
         distance=0.4, knows=frozenset({"camera", "joints_3d"}),
     ),
     Scene(
@@ -132,8 +133,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     entries = []
     for number, scene in enumerate(SCENES):
-        picture, entry = make_example(scene, np.random.default_rng([arguments.seed, number]))
-        done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+        image, entry = make_example(scene, np.random.default_rng([arguments.seed, number]))
+        done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
         assert done
         (arguments.out / entry["image"]).write_bytes(data.tobytes())
         entries.append(entry)
@@ -142,16 +143,16 @@ def main() -> None:
 
 
 def make_example(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
-    """The picture, uint8 RGB, and its entry in the JSON file."""
+    """Return the image, uint8 RGB, and its entry in the JSON file."""
     hand = embedded_hand(scene.side)
     camera, truth = place(hand, scene)
-    picture = draw(hand, scene, camera, truth, rng)
+    image = draw(hand, scene, camera, truth, rng)
 
     landmarks = camera_keypoints(hand, truth, load_convention(scene.convention))
     pixels = np.asarray(project(camera, landmarks), np.float64)
-    noise = KEYPOINT_NOISE * np.ptp(pixels, axis=0).max() * rng.normal(size=(21, 2))
+    noise = KEYPOINT_NOISE * hand_size(pixels) * rng.normal(size=(21, 2))
     confidence = np.ones(21)
-    if "confidence" in scene.knows:  # this detector is unsure of the curled fingertips, and errs more there
+    if "confidence" in scene.knows:  # low confidence and larger errors at the curled fingertips
         for name in ("index_tip", "middle_tip", "ring_tip", "little_tip"):
             confidence[KEYPOINTS.index(name)] = 0.4
         noise *= 1.0 / np.sqrt(confidence)[:, None]
@@ -166,7 +167,7 @@ def make_example(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, di
     entry["keypoints_2d"] = _round(pixels + noise, 2)
     if "confidence" in scene.knows:
         entry["confidence"] = _round(confidence, 2)
-    if "joints_3d" in scene.knows:  # as methods without a camera give them: relative to the root
+    if "joints_3d" in scene.knows:  # relative to the root, as from methods without a camera
         joints = np.asarray(camera_keypoints(hand, truth), np.float64)
         entry["joints_3d"] = _round(joints - joints[ROOT] + JOINT_NOISE * rng.normal(size=(21, 3)), 4)
     if "pose" in scene.knows:
@@ -174,16 +175,16 @@ def make_example(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, di
         rotations = jnp.einsum("jab,jbc->jac", disturbance, matrix_from_axis_angle(truth.pose))
         entry["pose"] = _round(axis_angle_from_matrix(rotations), 4)
         entry["betas"] = _round(np.asarray(truth.betas) + 0.3 * rng.normal(size=10), 3)
-    return picture, entry
+    return image, entry
 
 
 def place(hand: HandModel, scene: Scene) -> tuple[Camera, HandParameters]:
-    """A camera, and the hand in front of it where the scene wants it."""
+    """Return a camera, and the hand in front of it as the scene specifies."""
     text = importlib.resources.files("handtailor_jax").joinpath("assets", "gestures.json").read_text()
     fingers = hand.anatomy.finger_pose(jnp.radians(jnp.asarray(json.loads(text)[scene.gesture], jnp.float32)))
     about_y, about_x, about_z = (math.radians(angle) for angle in scene.turn)
     turn = rotation(2, about_z) @ rotation(0, about_x) @ rotation(1, -about_y)
-    # A left hand's fingers lie along +x in its rest frame: the mirrored upright hand.
+    # A left hand's fingers point along +x in its rest frame.
     upright = UPRIGHT if scene.side == "right" else np.diag([-1.0, 1.0, 1.0]) @ UPRIGHT @ np.diag([-1.0, 1.0, 1.0])
     world = axis_angle_from_matrix(jnp.asarray(turn @ upright, jnp.float32))
     betas = np.pad(np.asarray(scene.betas, np.float32), (0, hand.num_betas - len(scene.betas)))
@@ -195,7 +196,7 @@ def place(hand: HandModel, scene: Scene) -> tuple[Camera, HandParameters]:
     )
     middle = 0.5 * (SIZE - 1)
     focal = 600.0
-    for _ in range(8):  # the box of the keypoints in perspective has no closed form, but nearly a weak-perspective one
+    for _ in range(8):  # fixed-point iteration: the box of the keypoints in perspective has no closed form
         camera = Camera.perspective(
             focal * scene.stretch, focal, middle + scene.principal[0], middle + scene.principal[1]
         )
@@ -204,19 +205,19 @@ def place(hand: HandModel, scene: Scene) -> tuple[Camera, HandParameters]:
         offset = middle + np.asarray(scene.shift) - 0.5 * (low + high)
         step = jnp.asarray(np.append(offset * scene.distance / focal, 0.0), jnp.float32)
         parameters = dataclasses.replace(parameters, translation=parameters.translation + step)
-        focal *= scene.fill * SIZE / float((high - low).max())
+        focal *= scene.fill * SIZE / float(hand_size(pixels))
     return camera, parameters
 
 
 def rotation(axis: int, angle: float) -> np.ndarray:
-    """Rotation matrix about a coordinate axis, right-handed, radians."""
+    """Return the rotation matrix about a coordinate axis, right-handed, radians."""
     vector = np.zeros(3, np.float32)
     vector[axis] = angle
     return np.asarray(matrix_from_axis_angle(jnp.asarray(vector)), np.float64)
 
 
 def draw(hand: HandModel, scene: Scene, camera: Camera, truth: HandParameters, rng: np.random.Generator) -> np.ndarray:
-    """The hand in its sleeve before a wall."""
+    """Render the hand in a sleeve in front of a wall."""
     mesh = camera_mesh(hand, truth)
     vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces)
     regions = jnp.asarray(embedded_arrays()["face_regions"].astype(np.int32))
@@ -225,7 +226,7 @@ def draw(hand: HandModel, scene: Scene, camera: Camera, truth: HandParameters, r
     cloth, cloth_faces = sleeve(vertices[embedded_arrays()["wrist_loop"]], forearm)
     everything = np.concatenate([vertices, cloth])
     colors = np.concatenate([skin, np.broadcast_to(np.asarray(scene.sleeve, np.float32), cloth.shape)])
-    picture = render_mesh(
+    image = render_mesh(
         everything,
         np.concatenate([faces, cloth_faces + len(vertices)]),
         camera,
@@ -234,23 +235,23 @@ def draw(hand: HandModel, scene: Scene, camera: Camera, truth: HandParameters, r
         background=wall(*scene.wall, rng),
         colors=colors,
     ).astype(np.float32)
-    # What a lens and a sensor do to a picture, in small measure.
-    picture = cv2.GaussianBlur(picture, (0, 0), 0.45)
+    # A little lens blur, vignetting and sensor noise.
+    image = cv2.GaussianBlur(image, (0, 0), 0.45)
     v, u = np.mgrid[0:SIZE, 0:SIZE] / (SIZE - 1.0) - 0.5
-    picture *= (1.0 - 0.32 * (u * u + v * v) ** 1.1)[..., None]
-    picture += rng.normal(0.0, 1.6, picture.shape)
-    return np.rint(np.clip(picture, 0.0, 255.0)).astype(np.uint8)
+    image *= (1.0 - 0.32 * (u * u + v * v) ** 1.1)[..., None]
+    image += rng.normal(0.0, 1.6, image.shape)
+    return np.rint(np.clip(image, 0.0, 255.0)).astype(np.uint8)
 
 
 def sleeve(loop: np.ndarray, axis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A cuff and a sleeve over the open wrist: vertices (camera frame, metres) and outward faces.
+    """Return vertices (camera frame, metres) and outward faces of a cuff and a sleeve over the open wrist.
 
-    The embedded hand ends at the wrist. The tube follows the outline of its opening, widening toward the elbow.
+    The tube follows the edge of the wrist and widens toward the elbow.
     """
     center = loop.mean(axis=0)
     radial = loop - center
     radial = radial - (radial @ axis)[:, None] * axis[None]
-    # More points around than the opening has, smoothly between them.
+    # Resample the edge smoothly to more points.
     count, around = len(loop), 72
     spectrum = np.fft.fft(radial, axis=0)
     spectrum[5 : count - 4] = 0.0
@@ -284,17 +285,17 @@ def sleeve(loop: np.ndarray, axis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def wall(light: Color, shade: Color, rng: np.random.Generator) -> np.ndarray:
-    """A softly lit background far out of focus, uint8 RGB."""
+    """Draw a softly lit background far out of focus, uint8 RGB."""
     v, u = np.mgrid[0:SIZE, 0:SIZE] / (SIZE - 1.0)
     mix = np.clip(0.35 * u + 0.65 * v, 0.0, 1.0)[..., None]
-    picture = (1.0 - mix) * np.asarray(light) + mix * np.asarray(shade)
+    image = (1.0 - mix) * np.asarray(light) + mix * np.asarray(shade)
     for _ in range(7):
         center, radius = rng.uniform(-0.1, 1.1, 2), rng.uniform(0.10, 0.30)
         distance = np.hypot(u - center[0], v - center[1])
         disc = 1.0 / (1.0 + np.exp((distance - radius) / (0.18 * radius)))
         tint = np.asarray(light) * rng.uniform(0.9, 1.12) + rng.normal(0.0, 0.03, 3)
-        picture = picture + (rng.uniform(0.12, 0.35) * disc)[..., None] * (tint - picture)
-    return np.rint(255.0 * np.clip(picture, 0.0, 1.0)).astype(np.uint8)
+        image = image + (rng.uniform(0.12, 0.35) * disc)[..., None] * (tint - image)
+    return np.rint(255.0 * np.clip(image, 0.0, 1.0)).astype(np.uint8)
 
 
 def _round(values: Any, digits: int) -> Any:
