@@ -18,6 +18,8 @@ from handtailor_jax.types import Camera, pytree
 NEAR = 1e-4
 """Faces with a vertex closer than this to a perspective camera's plane are not drawn; camera-frame units."""
 
+_CHUNK = 4096  # measured on a CPU: 2048 is as fast, 1024 and 16384 are slower
+
 
 @pytree
 class Fragments:
@@ -219,4 +221,4 @@ def _nearest_faces(corners: Any, area: Any, *, height: int, width: int) -> Any:
 
     # A margin of 1e-3 pixels keeps pixels that rounding puts on the wrong side of a box.
     low, high = uv.min(axis=1) - 1e-3, uv.max(axis=1) + 1e-3
-    return nearest_item(low, high, area.reshape(-1) != 0, score, area.shape[0], height, width)
+    return nearest_item(low, high, area.reshape(-1) != 0, score, area.shape[0], height, width, _CHUNK)

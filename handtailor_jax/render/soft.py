@@ -32,6 +32,7 @@ REACH = 8.0
 """Width of the soft band on either side of the outline in sigma; beyond it the silhouette is 0 or 1 (within 0.0004)."""
 
 _FINER = 3  # odd, so that the finer mask has samples at the pixel centres
+_CHUNK = 1024  # few edges are contours, so that a larger chunk is rarely full
 
 
 @pytree
@@ -201,8 +202,8 @@ def _nearest_edges(edges: Any, inside: Any, finer: Any, *, height: int, width: i
         inner = outer * (edge_u * from_v - edge_v * from_u) <= 0
         outside = ~inside_tiles.at[tile].get(mode="fill", fill_value=True)
         usable = (squared <= reach * reach) & (outside | (inner & ~covered))
-        return jnp.where(usable, squared, jnp.inf), jnp.where(usable, 1e-5 * squared + 1e-10, 0.0)
+        return jnp.where(usable, squared, jnp.inf), 1e-5 * squared + 1e-10
 
     low = jnp.minimum(edges[:, :2], edges[:, 2:4]) - edges[:, 5:]
     high = jnp.maximum(edges[:, :2], edges[:, 2:4]) + edges[:, 5:]
-    return nearest_item(low, high, edges[:, 4] != 0, score, images, height, width)
+    return nearest_item(low, high, edges[:, 4] != 0, score, images, height, width, _CHUNK)

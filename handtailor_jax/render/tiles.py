@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 _NO_ITEM = 2**31 - 1  # index of no item during a walk, and the largest number of (item, tile) pairs
-_CHUNK = 4096  # pairs per step; their pixels stay in the processor's cache (measured: 2048 alike, 16384 slower)
 
 Score = Callable[[Array, Array, Array, Array, Array], tuple[Array, Array]]
 
@@ -68,7 +67,7 @@ def join_images(walk: Callable[..., Array], height: int, width: int, *arguments:
 
 
 def nearest_item(
-    low: Array, high: Array, listed: Array, score: Score, images: int, height: int, width: int
+    low: Array, high: Array, listed: Array, score: Score, images: int, height: int, width: int, chunk: int
 ) -> Int[Array, "images height width"]:
     """Find the item with the lowest score at every pixel, -1 without one. Of tied items the first one is taken.
 
@@ -81,28 +80,29 @@ def nearest_item(
         images: Number of images, whose items follow each other.
         height: Image height in pixels.
         width: Image width in pixels.
+        chunk: Pairs per step, whose pixels should fit into the processor's cache.
 
     Returns:
         Indices that count from 0 in each image.
     """
     side, rows, columns = tile_grid(height, width)
     shape = (images * rows * columns, side * side)
-    pairs, steps = _pairs(low, high, listed, images, height, width)
+    pairs, steps = _pairs(low, high, listed, images, height, width, chunk)
 
     def best(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         step, buffer = carry
-        chunk = pairs(step)
-        return step + 1, buffer.at[chunk[-1]].min(score(*chunk)[0], mode="drop")
+        some = pairs(step)
+        return step + 1, buffer.at[some[-1]].min(score(*some)[0], mode="drop")
 
     # A compiler may round a score differently in each walk: hence a tolerance instead of equality, which also lets
     # coinciding surfaces tie.
     def first(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         step, index = carry
-        chunk = pairs(step)
-        scores, tolerance = score(*chunk)
-        lowest = buffer.at[chunk[-1]].get(mode="fill", fill_value=0.0)
-        candidate = jnp.where((scores < jnp.inf) & (scores <= lowest + tolerance), chunk[0][:, None], _NO_ITEM)
-        return step + 1, index.at[chunk[-1]].min(candidate, mode="drop")
+        some = pairs(step)
+        scores, tolerance = score(*some)
+        lowest = buffer.at[some[-1]].get(mode="fill", fill_value=0.0)
+        candidate = jnp.where((scores < jnp.inf) & (scores <= lowest + tolerance), some[0][:, None], _NO_ITEM)
+        return step + 1, index.at[some[-1]].min(candidate, mode="drop")
 
     unfinished = lambda carry: carry[0] < steps  # noqa: E731
     zero = jnp.zeros((), jnp.int32)
@@ -110,11 +110,12 @@ def nearest_item(
     index = jax.lax.while_loop(unfinished, first, (zero, jnp.full(shape, _NO_ITEM, jnp.int32)))[1]
     index = index.reshape(images, rows, columns, side, side).transpose(0, 1, 3, 2, 4)
     index = index.reshape(images, rows * side, columns * side)[:, :height, :width]
-    return jnp.where(index == _NO_ITEM, -1, index % (low.shape[0] // images))
+    first_item = jnp.arange(images, dtype=jnp.int32)[:, None, None] * (low.shape[0] // images)
+    return jnp.where(index == _NO_ITEM, -1, index - first_item)
 
 
 def _pairs(
-    low: Array, high: Array, listed: Array, images: int, height: int, width: int
+    low: Array, high: Array, listed: Array, images: int, height: int, width: int, chunk: int
 ) -> tuple[Callable[[Array], tuple[Array, ...]], Array]:
     """Return a function from a step to item, image, row, column and tile of its pairs, and the number of steps.
 
@@ -136,7 +137,7 @@ def _pairs(
     image = number // (items // images)
     table = jnp.concatenate([(end - count)[:, None], image[:, None], first_tile, extent[:, :1]], axis=-1)
     # Items without tiles leave the list: a chunk of pairs never touches more items than it has pairs.
-    chunk = min(_CHUNK, 256 * math.ceil(items / 64))
+    chunk = min(chunk, 256 * math.ceil(items / 64))
     place = jnp.where(count > 0, jnp.cumsum((count > 0).astype(jnp.int32)) - 1, items + chunk)
     order = jnp.zeros(items + chunk, jnp.int32).at[place].set(number, mode="drop")
     begin = jnp.full(items + chunk, _NO_ITEM, jnp.int32).at[place].set(end - count, mode="drop")
@@ -147,8 +148,9 @@ def _pairs(
         begins = jax.lax.dynamic_slice(begin, (first,), (chunk,)) - step * chunk
         starts = jnp.zeros(chunk, jnp.int32).at[jnp.where(begins > 0, begins, chunk)].add(1, mode="drop")
         item = order[first + jnp.cumsum(starts)]
-        begin_of, image, left, top, across = table[item].T
-        column, row = left + (pair - begin_of) % across, top + (pair - begin_of) // across
+        row_of = table[item]
+        local, image, across = pair - row_of[:, 0], row_of[:, 1], row_of[:, 4]
+        column, row = row_of[:, 2] + local % across, row_of[:, 3] + local // across
         tile = jnp.where(pair < total, image * tiles + row * columns + column, images * tiles)
         return item, image, row, column, tile
 
