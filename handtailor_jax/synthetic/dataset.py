@@ -226,11 +226,13 @@ def render_batch(assets: SyntheticAssets, keys: Key[Array, "n"], config: Synthet
     return jax.lax.map(one, keys, batch_size=config.images_at_once)
 
 
-@partial(jax.jit, static_argnames=("split", "config"))
-def _render(
-    assets: SyntheticAssets, seed: Array, indices: Array, split: Split, config: SyntheticConfig
-) -> SyntheticSample:
-    return render_batch(assets, jax.vmap(lambda index: sample_key(seed, split, index))(indices), config)
+# Two programs, because keys of the splits differ in constants and rendering takes a minute to compile.
+@partial(jax.jit, static_argnames="split")
+def _sample_keys(seed: Array, split: Split, indices: Array) -> Key[Array, "n"]:
+    return jax.vmap(lambda index: sample_key(seed, split, index))(indices)
+
+
+_render = jax.jit(render_batch, static_argnames="config")
 
 
 class SyntheticDataset:
@@ -286,10 +288,8 @@ class SyntheticDataset:
         # Always the same program, so that a sample does not depend on the size of its batch.
         step = self.config.images_at_once
         padded = np.pad(wanted.astype(np.int32), (0, -len(wanted) % step), mode="edge")
-        parts = [
-            _render(self.assets, np.int32(self.seed), some, self.split, self.config)
-            for some in padded.reshape(-1, step)
-        ]
+        keys = [_sample_keys(np.int32(self.seed), self.split, some) for some in padded.reshape(-1, step)]
+        parts = [_render(self.assets, some, self.config) for some in keys]
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(wanted)], *parts)
 
     def __iter__(self) -> Iterator[SyntheticSample]:
