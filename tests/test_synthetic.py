@@ -22,8 +22,9 @@ from handtailor_jax.synthetic.dataset import (
 )
 from handtailor_jax.synthetic.freihand_layout import read_photographs, write_freihand
 from handtailor_jax.synthetic.imaging import jpeg
+from handtailor_jax.synthetic.marks import CHANNELS
 from handtailor_jax.synthetic.scene import SceneConfig
-from handtailor_jax.synthetic.skin import CHANNELS, skin_chart
+from handtailor_jax.synthetic.skin import skin_chart
 from handtailor_jax.synthetic.surface import scene_topology
 
 SIZE, COUNT = 64, 12

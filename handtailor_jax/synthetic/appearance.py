@@ -7,7 +7,7 @@ from handtailor_jax.data.draws import Draws
 from handtailor_jax.render.rasterise import Fragments
 from handtailor_jax.render.shading import ambient_openness
 from handtailor_jax.synthetic.backgrounds import bands, muted_colors
-from handtailor_jax.synthetic.skin import CHANNELS
+from handtailor_jax.synthetic.marks import CHANNELS
 from handtailor_jax.synthetic.surface import BAND, SKIN, SLEEVE, Plane, Planes3, Surface, once
 from handtailor_jax.types import Camera, pytree
 

@@ -46,6 +46,9 @@ class Marks:
     """Coarse mottling, mean 0 and variance 1."""
 
 
+CHANNELS = tuple(field.name for field in dataclasses.fields(Marks))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Skin:
     """The hand in its rest pose, and the points at which marks are computed."""
@@ -59,12 +62,8 @@ class _Skin:
     palmar: Real
     """Cosine between normal and palmar direction: of the own finger, or of the hand on the metacarpus."""
     wobble: Real
-    """Noise that makes lines irregular, metres."""
-
-    @property
-    def under(self) -> Real:
-        """Palmar side, 0 to 1."""
-        return smooth_step(-0.25, 0.45, self.palmar)
+    """Noise that makes lines irregular, metres; then the palmar side, 0 to 1."""
+    under: Real
 
 
 def smooth_step(low: float, high: float, x: Real) -> Real:
@@ -88,7 +87,8 @@ def hand_marks(
     template = arrays["template"].astype(np.float64)
     joints, tips = arrays["joint_regressor"].astype(np.float64) @ template, template[arrays["tip_vertices"]]
     palmar = _palmar(normals, skinning, joints, tips, arrays["anatomy_basis"].astype(np.float64))
-    skin = _Skin(template, joints, tips, points, normals, skinning, palmar, 0.0004 * noise(points, 0.006, 1))
+    wobble, under = 0.0004 * noise(points, 0.006, 1), smooth_step(-0.25, 0.45, palmar)
+    skin = _Skin(template, joints, tips, points, normals, skinning, palmar, wobble, under)
     marks = Marks(*(np.zeros(len(points)) for _ in dataclasses.fields(Marks)))
     for finger in range(len(FINGERS)):
         _finger(marks, skin, finger)

@@ -3,7 +3,6 @@
 Marks are computed in the rest pose and looked up through the texture coordinates of the embedded hand.
 """
 
-import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -12,25 +11,19 @@ import numpy.typing as npt
 
 from handtailor_jax.mano.loading import embedded_arrays
 from handtailor_jax.render.rasterise import rasterise, vertex_normals
-from handtailor_jax.synthetic.marks import INNER_ARM, Marks, Real, hand_marks, line, mottling, noise, smooth_step
+from handtailor_jax.synthetic.marks import (
+    CHANNELS,
+    INNER_ARM,
+    Marks,
+    Real,
+    hand_marks,
+    line,
+    mottling,
+    noise,
+    smooth_step,
+)
+from handtailor_jax.synthetic.surface import ARM_EXPONENT, ARM_LENGTH, ARM_PATCH
 from handtailor_jax.types import Camera
-
-CHANNELS = tuple(field.name for field in dataclasses.fields(Marks))
-"""Channels of the chart, described at `marks.Marks`."""
-
-ARM_PATCH = (0.52, 0.68, 0.98, 0.98)
-"""Patch of the arm in a free corner of the chart: u and v of its lower, then its upper corner. u goes along the arm, v
-around it."""
-
-ARM_LENGTH = 0.52
-"""Length of the arm in the patch, metres from the wrist's edge."""
-
-_ARM_EXPONENT = 1.6  # texels near the hand are smaller
-
-
-def arm_chart(along: Real) -> Real:
-    """Return the position in the patch (0 to 1) of a distance from the wrist's edge (metres)."""
-    return (along / ARM_LENGTH) ** (1.0 / _ARM_EXPONENT)
 
 
 @functools.cache
@@ -64,7 +57,7 @@ def skin_chart(size: int) -> npt.NDArray[np.float32]:
     columns, rows = (x.ravel() for x in np.meshgrid(np.arange(u0, u1), np.arange(v0, v1)))
     along = ((columns + 0.5) / size - ARM_PATCH[0]) / (ARM_PATCH[2] - ARM_PATCH[0])
     around = ((rows + 0.5) / size - ARM_PATCH[1]) / (ARM_PATCH[3] - ARM_PATCH[1])
-    arm = arm_marks(template[arrays["wrist_loop"]], ARM_LENGTH * along**_ARM_EXPONENT, around)
+    arm = arm_marks(template[arrays["wrist_loop"]], ARM_LENGTH * along**ARM_EXPONENT, around)
     filled = painted.copy()
     filled[rows, columns] = True
     chart = np.zeros((len(CHANNELS), size, size), np.float32)

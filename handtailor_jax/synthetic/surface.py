@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.mano.loading import embedded_arrays
 from handtailor_jax.render.rasterise import rasterise, vertex_normals
-from handtailor_jax.synthetic.skin import ARM_PATCH, arm_chart
 from handtailor_jax.types import Camera, pytree
 
 SKIN, SLEEVE, BAND, HELD, FOREGROUND = range(5)
@@ -27,6 +26,16 @@ ARM_ARC = (0.008, 0.02, 0.035, 0.055, 0.08, 0.11, 0.15, 0.19, 0.23, 0.255, 0.28,
 SLEEVE_STEPS = (-0.002, 0.0, 0.004, 0.02, 0.045, 0.075, 0.11, 0.16, 0.22, 0.3, 0.4, 0.5)
 BAND_STEPS = (0.0, 0.12, 0.88, 1.0)
 OBJECT_ROWS, OBJECT_COLUMNS = 13, 20
+
+ARM_PATCH = (0.52, 0.68, 0.98, 0.98)
+"""Patch of the arm in a free corner of the chart: u and v of its lower, then its upper corner. u goes along the arm, v
+around it."""
+
+ARM_LENGTH = 0.52
+"""Length of the arm in the patch, metres from the wrist's edge."""
+
+ARM_EXPONENT = 1.6
+"""Power of the position in the patch that the distance from the wrist is proportional to."""
 
 _SHADOW_SIZE = 128
 _SHADOW_SCALE = 0.5 * _SHADOW_SIZE / 0.16  # pixels per metre: the shadow map covers 32 cm around the hand
@@ -80,9 +89,8 @@ def _topology_arrays() -> dict[str, np.ndarray]:
 
     arm, chart = _tube(np.concatenate([loop[None], rows(len(ARM_ARC), len(loop))]), (0.0, *ARM_ARC), forward)
     u0, v0, u1, v1 = ARM_PATCH
-    chart = np.stack(
-        [u0 + (u1 - u0) * arm_chart(chart[..., 1].astype(np.float64)), v0 + (v1 - v0) * chart[..., 0]], axis=-1
-    )
+    down = (chart[..., 1].astype(np.float64) / ARM_LENGTH) ** (1.0 / ARM_EXPONENT)  # texels near the hand are smaller
+    chart = np.stack([u0 + (u1 - u0) * down, v0 + (v1 - v0) * chart[..., 0]], axis=-1)
     parts = [(hand_faces, arrays["uv"], SKIN), (arm, chart, SKIN)]
     parts += [
         (*_tube(rows(len(steps), len(loop)), steps, forward), kind)
