@@ -1,4 +1,4 @@
-"""One small test for each line of docs/conventions.md that no other test pins, and that the page names real tests."""
+"""A test for each line of docs/conventions.md that no other test checks, and for the tests that the page names."""
 
 import ast
 import dataclasses
@@ -36,7 +36,7 @@ def functions_of(path):
 
 
 def table(heading):
-    """Rows of the page's table whose header begins with `heading`, as lists of cells."""
+    """Return the rows of the page's table whose header begins with `heading`, as lists of cells."""
     lines = PAGE.splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} |"))
     rows = []
@@ -154,7 +154,7 @@ def test_the_limit_table_is_what_the_code_uses(hand):
         np.testing.assert_allclose(limits, np.stack([lower[j], upper[j]], axis=1), atol=1e-3)
 
 
-# --- what a keypoint marks --------------------------------------------------------------------------------------------
+# --- landmark conventions ---------------------------------------------------------------------------------------------
 
 
 def flat_hand(hand, betas=0.0):
@@ -237,7 +237,7 @@ def test_mirroring_moves_the_principal_point():
     np.testing.assert_allclose(jnp.abs(shift), [[9.44, 0.0]], atol=1e-3)
 
 
-# --- what `handtailor fit` reads and writes ---------------------------------------------------------------------------
+# --- input and output of `handtailor fit` -----------------------------------------------------------------------------
 
 
 def test_a_depth_hint_may_have_any_unit_and_origin(hand, rng):
@@ -259,7 +259,7 @@ def test_missing_keypoints_have_no_confidence(rng):
 
 @pytest.fixture(scope="module")
 def fits():
-    """The packaged example with a proposed pose, with its camera and without; the MediaPipe labels of the same hand."""
+    """Fits of the packaged example with a proposed pose: with its camera, without, and in MediaPipe's convention."""
     found = next(d for d in read_detections(EXAMPLES) if d.pose is not None)
     return {
         "camera": fit_detection(found),
@@ -268,7 +268,7 @@ def fits():
     }
 
 
-def test_scale_is_one_or_pixels_a_metre(fits):
+def test_scale_is_one_or_pixels_per_metre(fits):
     for name, fit in fits.items():
         if name == "none":
             assert float(fit.parameters.scale) > 100.0
@@ -309,7 +309,7 @@ def test_a_given_pose_has_no_runner_up(fits):
     assert all(fit.runner_up is None and to_json(fit)["runner_up"] is None for fit in fits.values())
 
 
-# --- data sets --------------------------------------------------------------------------------------------------------
+# --- datasets ---------------------------------------------------------------------------------------------------------
 
 
 def test_stbs_depth_camera_frame(x64):

@@ -1,4 +1,4 @@
-"""Exported programs: the same results from the file, also in a process that knows nothing of this package."""
+"""Exported programs: the file gives the same results, also in a process without this package."""
 
 import dataclasses
 import json
@@ -94,7 +94,7 @@ def test_without_intrinsics(hand, tmp_path):
 
 
 def elsewhere(path, arguments, folder):
-    """The outputs of a program in a process that can import nothing of this package, nor what it is built with."""
+    """Run a program in a process that cannot import this package or its dependencies, and return the outputs."""
     np.savez(folder / "in.npz", *arguments)
     code = f"""
 import sys
@@ -117,7 +117,7 @@ assert not [name for name in sys.modules if name.startswith(("handtailor", "flax
         return dict(results)
 
 
-def test_in_a_process_without_this_package(exported, problems, expected, tmp_path):
+def test_program_runs_without_this_package(exported, problems, expected, tmp_path):
     agree(elsewhere(exported, arguments(problems, exported), tmp_path), expected)
 
 
@@ -150,15 +150,15 @@ def picture():
 
 
 def crop_arguments(picture, box):
-    """A crop twice: with intrinsics, and without, where they are nonsense that must not matter."""
+    """Return arguments for one crop with intrinsics and without, where the intrinsics are arbitrary."""
     crop, to_crop, _ = crop_square(picture, box, TINY.image_size)
     perspective = np.asarray([1.0, 0.0], np.float32)
     return np.stack([crop, crop]), np.stack([K, np.full((3, 3), 7.0, np.float32)]), np.stack([to_crop] * 2), perspective
 
 
 @pytest.mark.slow
-def test_the_pipeline_is_hand_tailor(module, hand, picture, tmp_path):
-    """One program for both cameras, run elsewhere, against the class."""
+def test_pipeline_equals_hand_tailor(module, hand, picture, tmp_path):
+    """One program for both kinds of camera, run without this package, equals `HandTailor`."""
     box = (200.0, 100.0, 256.0, 256.0)
     path = export_pipeline(tmp_path / "pipeline.jaxexport", module, hand, platforms=("cpu",))
     found = elsewhere(path, crop_arguments(picture, box), tmp_path)
@@ -196,7 +196,7 @@ def test_the_hand_module_alone(module, picture, tmp_path):
 
 
 def test_all_platforms_in_one_file(module, hand, tmp_path):
-    """Lowering for devices that are not here needs none of them."""
+    """Lowering for a platform does not need a device of it."""
     config = dataclasses.replace(TailorConfig.default(), solver=LevenbergMarquardt(iterations=1, damping=0.003))
     paths = [
         export_tailor(tmp_path / "tailor", hand, config),
@@ -218,7 +218,7 @@ def test_describes_itself(exported):
     assert sorted(p.name for p in exported.parent.iterdir()) == [exported.name, exported.name + ".json"]
 
 
-def test_says_what_is_missing(monkeypatch, tmp_path):
+def test_missing_flatbuffers_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"handtailor-jax\[export\]"):
         export_tailor(tmp_path / "tailor")

@@ -1,4 +1,4 @@
-"""Derivatives of the tailor: closed forms against automatic ones, and gradients through the solver against differences.
+"""Derivatives of the tailor: closed forms against automatic ones, gradients through the solver against differences.
 
 In float64, where a central difference is good to about ten digits.
 """
@@ -24,7 +24,7 @@ DEFAULT = TailorConfig.default()
 
 @pytest.fixture(scope="module")
 def singles(hand):
-    """One problem by camera, float32 numpy."""
+    """One problem of each kind of camera, float32 NumPy arrays."""
     return {
         camera: jax.tree.map(lambda leaf: np.asarray(leaf[0]), tailor_problems(hand, 1, 4, "heavy_tailed", camera))
         for camera in ("perspective", "weak_perspective")
@@ -45,7 +45,7 @@ def double(tree):
     ],
 )
 def test_normal_equations(hand64, singles, camera, with_depth, rng):
-    """The gradient is exact; the Jacobian too but for fingertips that are not quite rigid with their last bones."""
+    """The gradient is exact. The Jacobian neglects that fingertips are not exactly rigid with their last bones."""
     one = double(singles[camera])
     depth = jnp.asarray(rng.normal(size=21) * 10.0) if with_depth else None
     observation = dataclasses.replace(one.observation, relative_depth=depth)
@@ -64,7 +64,7 @@ def test_normal_equations(hand64, singles, camera, with_depth, rng):
 
 @jax.jit
 def both_ways(problem, x):
-    """In closed form, and by automatic differentiation."""
+    """Return derivatives in closed form and by automatic differentiation."""
 
     def residuals(x):
         keypoints = camera_keypoints(problem.hand, problem.parameters(x))
@@ -79,7 +79,7 @@ def both_ways(problem, x):
 
 
 def inputs_of(one, hand):
-    """What a gradient may be asked for, by name."""
+    """Return the differentiable inputs by name."""
     return {
         "keypoints": one.observation.keypoints_2d,
         "confidence": one.observation.confidence,
@@ -94,7 +94,7 @@ def inputs_of(one, hand):
 
 
 def loss_of(config):
-    """A scalar of the fitted hand as a function of everything that goes in, of the problem itself and of weights."""
+    """Return a function of the inputs, the problem and weights that computes a scalar of the fitted hand."""
 
     def loss(inputs, one, weights):
         camera = Camera(inputs["linear"], inputs["center"], one.observation.camera.perspectivity)
@@ -115,7 +115,7 @@ def loss_of(config):
 
 
 def check_against_differences(loss, inputs, one, rng, rtol, names=None, step=1e-6, atol=1e-6):
-    """Directional derivatives of `loss`, input by input; returns the gradient and its arguments."""
+    """Compare directional derivatives of `loss` for each input; return the gradient and its arguments."""
     # One program for loss and gradient, and, as nothing is baked in, for both kinds of camera.
     both, weights = jax.jit(jax.value_and_grad(loss, allow_int=True)), jnp.asarray(rng.normal(size=(21, 3)))
     gradient = both(inputs, one, weights)[1]
@@ -154,7 +154,7 @@ def test_gradients_through_the_default(hand64, singles, camera, rng):
 
 @pytest.mark.parametrize("name", ["paper", pytest.param("official", marks=pytest.mark.slow)])
 def test_gradients_through_adam(hand64, singles, name, rng):
-    """Also where an unknown never gets a gradient (the bone in the paper's energy): no 0 / 0 in Adam's root."""
+    """The bone never has a gradient in the paper's energy, so the derivative of Adam's root could be 0 / 0."""
     one = double(singles["perspective"])
     preset = getattr(TailorConfig, name)()
     config = dataclasses.replace(preset, solver=dataclasses.replace(preset.solver, iterations=4))

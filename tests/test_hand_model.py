@@ -58,12 +58,12 @@ def random_hands(rng, dtype=np.float32, count=4):
 
 
 def kept(vertices, golden):
-    """The vertices of which the golden file has the positions."""
+    """Select the vertices whose positions are in the golden file."""
     return vertices[:, golden["kept_vertices"]]
 
 
 def golden_pose(model, golden, variant):
-    """The poses of a golden variant, through the explicit conversions of our model."""
+    """Return the poses of a golden variant, converted by our model."""
     number, flat = VARIANTS[variant]
     if number is None:
         fingers = jax.vmap(lambda p: model.finger_pose_from_axis_angle(p, flat_hand_mean=flat))(
@@ -169,7 +169,7 @@ def test_tips_are_the_chosen_vertices(mano, golden):
 
 
 def reference_hand(arrays, pose, betas):
-    """Linear blend skinning of one hand, joint by joint with 4x4 matrices (numpy, independent of the package)."""
+    """Skin one hand joint by joint with 4 x 4 matrices, in NumPy and independently of the package."""
     rest = arrays["template"] + arrays["shape_directions"] @ betas
     rest_joints = arrays["joint_regressor"] @ rest
     rotations = np.asarray(matrix_from_axis_angle(jnp.asarray(pose)))
@@ -207,7 +207,7 @@ def test_keypoints_without_skinning_are_those_of_the_full_mesh(hand, rng):
     np.testing.assert_allclose(alone, full.keypoints, atol=1e-7)
 
 
-def test_vmap_is_a_loop(hand, rng):
+def test_vmap_equals_a_loop(hand, rng):
     pose, betas = random_hands(rng)
     batch = mesh(hand, pose, betas)
     one = jax.jit(lambda pose, betas: hand.shape(betas).pose(pose).skin())
@@ -347,14 +347,14 @@ def test_embedded_left_hand_is_the_mirrored_right_one(hand):
 
 
 def signed_volume(vertices, faces):
-    """Volume inside a mesh whose holes are closed by fans, positive if its normals point outward."""
+    """Return the volume of a mesh whose holes are closed by fans; positive if its normals point outward."""
     centre = vertices.mean(axis=0)
     a, b, c = (vertices[faces[:, i]] - centre for i in range(3))
     return np.sum(np.einsum("ni,ni->n", a, np.cross(b, c))) / 6.0
 
 
 def components(count, pairs):
-    """Number of connected components of a graph."""
+    """Count the connected components of a graph."""
     label = np.arange(count)
     while True:
         low = np.minimum(label[pairs[:, 0]], label[pairs[:, 1]])

@@ -53,7 +53,7 @@ def images(rng, batch):
 
 
 def trained(config, rng):
-    """A module in evaluation mode, with statistics of some images and without the zeros and ones of the beginning."""
+    """Return a module in evaluation mode with statistics of some images and without initial zeros and ones."""
     module = HandModule(config, rngs=nnx.Rngs(0))
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         if path[-1] in ("bias", "scale"):
@@ -81,13 +81,13 @@ def program(module):
 
 
 def mixed(batch):
-    """Cameras of both kinds in one batch, half of each."""
+    """Return a batch of cameras, half of each kind."""
     weak = Camera.weak_perspective(jnp.ones(batch - batch // 2, jnp.float32))
     return jax.tree.map(lambda *a: jnp.concatenate(a), perspective(batch // 2), weak)
 
 
 def close(actual, desired, share=2e-4):
-    """Every leaf within a share of its largest entry, or of 1."""
+    """Compare every leaf, with a tolerance relative to its largest entry or to 1."""
 
     def check(a, b):
         np.testing.assert_allclose(a, b, rtol=0, atol=share * max(1.0, float(jnp.max(jnp.abs(b)))))
@@ -111,7 +111,7 @@ def test_a_gaussian_decodes_to_its_own_centre(center):
 
 
 def test_background_does_not_move_a_softmax(rng):
-    """However high, it cancels out; the released normalisation is dragged to the middle of the map."""
+    """A constant background has no influence; with the released normalisation it moves keypoints to the centre."""
     index = jnp.asarray([[6.0, 20.0]], jnp.float32)
     logits = 12.0 * gaussian_heatmaps(index, (32, 32), sigma=1.5)
     for level in (-3.0, 0.0, 40.0):
@@ -185,8 +185,8 @@ def small():
     return module, program(module)
 
 
-def test_small_decodes_what_its_maps_say(small):
-    """No half-pixel bias, depth relative to the root, and a depth of the root that knows the focal length."""
+def test_corrected_decoding_has_no_bias(small):
+    """Keypoints have no half-pixel bias, depths are relative to the root; root depth scales with the focal length."""
     module, _ = small
     wanted = np.random.default_rng(1).uniform(6.0, 26.0, (1, 21, 2)).astype(np.float32)
     index = indices_from_pixels(jnp.asarray(wanted), 4)
@@ -220,7 +220,7 @@ def test_small_decodes_what_its_maps_say(small):
     np.testing.assert_allclose(weak.joints[..., :2], weak.keypoints_2d, rtol=1e-6)
 
 
-def test_batch_is_singles_and_jit_is_no_jit(small, rng):
+def test_batch_equals_single_images_and_jit_equals_eager(small, rng):
     module, compiled = small
     image, cameras = images(rng, 3), mixed(3)
     batch = compiled(image, cameras)
@@ -279,7 +279,7 @@ def test_training_moves_the_running_averages(rng):
 
 
 def test_statistics_are_averaged_over_devices(rng):
-    """Two devices with half of the batch each compute what one does with all of it."""
+    """Two devices with half of the batch each compute the same as one device with the whole batch."""
     config = dataclasses.replace(TINY, batch_axis="devices")
     x = jnp.asarray(rng.normal(size=(2, 3, 21, 3)), jnp.float32)
     nets = [IKNet(c, rngs=nnx.Rngs(0)) for c in (TINY, config)]
@@ -343,7 +343,7 @@ def test_degenerate_columns_still_give_a_rotation(columns):
     assert jnp.all(jnp.isfinite(jax.grad(lambda c: jnp.sum(matrix_from_columns(c)[:, 0]))(columns)))
 
 
-def test_iknet_does_not_know_place_or_size(rng):
+def test_input_of_iknet_is_invariant_to_translation_and_scale(rng):
     network = IKNet(TINY, rngs=nnx.Rngs(0))
     network.eval()
     joints = jnp.asarray(rng.normal(size=(2, 21, 3)), jnp.float32)
@@ -379,7 +379,7 @@ def test_losses_by_hand(rng):
 
 
 def test_loss_of_rotations():
-    """A turn of 90 degrees: 1 - cos = 1 and a squared distance of 4; a raw prediction of wrong length costs extra."""
+    """A rotation by 90 degrees has 1 - cos = 1 and a squared distance of 4; a wrong raw length adds to the loss."""
     turn = matrix_from_axis_angle(jnp.asarray([0.0, 0.0, 0.5 * np.pi], jnp.float32))
     target = jnp.broadcast_to(turn, (16, 3, 3))
     identity = jnp.broadcast_to(jnp.asarray([1.0, 0.0, 0.0, 0.0], jnp.float32), (16, 4))

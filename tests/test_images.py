@@ -1,4 +1,4 @@
-"""Pictures as arrays, and the crop that a network looks at."""
+"""Images as arrays, and crops."""
 
 import cv2
 import numpy as np
@@ -9,7 +9,7 @@ from handtailor_jax.images import as_rgb, check_box, crop_square, read_picture
 
 
 def dot(height, width, u, v, sigma):
-    """A grey picture with a bright Gaussian at (u, v)."""
+    """Return a grey image with a bright Gaussian at (u, v)."""
     y, x = np.mgrid[:height, :width]
     value = 128.0 + 127.0 * np.exp(-((x - u) ** 2 + (y - v) ** 2) / (2.0 * sigma**2))
     return np.repeat(np.round(value).astype(np.uint8)[..., None], 3, axis=2)
@@ -24,7 +24,7 @@ def centre(picture):
 @pytest.mark.parametrize(
     "box", [(100, 40, 200, 120), (100.4, 40.7, 150, 151), (-20, 20, 240, 240), (150, 90, 64, 64), (0, 0, 320, 240)]
 )
-def test_the_map_of_a_crop_is_what_happens_to_its_pixels(box):
+def test_affine_map_of_a_crop_moves_its_pixels(box):
     picture = dot(240, 320, 182.3, 121.6, 6.0)
     crop, affine, square = crop_square(picture, check_box(box, picture), 128)
     assert crop.shape == (128, 128, 3)
@@ -35,7 +35,7 @@ def test_the_map_of_a_crop_is_what_happens_to_its_pixels(box):
     assert abs(square[0] + square[2] / 2 - box[0] - box[2] / 2) <= 1.0
 
 
-def test_outside_of_the_picture_is_grey():
+def test_outside_of_the_image_is_grey():
     crop, affine, _ = crop_square(np.zeros((10, 10, 3), np.uint8), (-10.0, 0.0, 20.0, 10.0), 20)
     assert (crop[:, :10] == 128).all()
     assert (crop[5:15, 10:] == 0).all()
@@ -65,7 +65,7 @@ def test_kinds_of_arrays():
         np.full((2, 2, 3), np.nan),
     ],
 )
-def test_no_image(array):
+def test_invalid_images_are_refused(array):
     with pytest.raises(InputError, match="image"):
         as_rgb(array)
 
@@ -81,13 +81,13 @@ def test_no_image(array):
         ((0, -9, 5, 5), "outside"),
     ],
 )
-def test_no_box(box, reason):
+def test_invalid_boxes_are_refused(box, reason):
     with pytest.raises(InputError, match=reason):
         check_box(box, np.zeros((20, 30, 3), np.uint8))
 
 
 def test_files_of_every_kind(tmp_path):
-    """16-bit, grey and RGBA files become 8-bit RGB; EXIF orientation turns the picture."""
+    """16-bit, grey and RGBA files become 8-bit RGB; EXIF orientation rotates the image."""
     rgb = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), rgb[..., ::-1].astype(np.uint16) * 257)

@@ -1,4 +1,4 @@
-"""Lifting keypoints with relative depth into the camera frame (Eq. 5, 14, 15)."""
+"""Lifting keypoints with relative depth to the camera frame (Eq. 5, 14, 15 of the paper)."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from handtailor_jax.types import Camera
 
 
 def test_lift_without_intrinsics():
-    """Eq. 15: the reference bone comes out with unit length; guarded where noise makes its depth exceed its length."""
+    """Eq. 15: the lifted reference bone has length 1; values and gradients are finite if its depth exceeds it."""
     bone = jnp.asarray([30.0, 40.0, 0.6], jnp.float32)
     uvd = jnp.zeros((21, 3)).at[0].set(bone)
     np.testing.assert_allclose(lift_scale(uvd), 50.0 / 0.8, rtol=1e-6)
@@ -43,7 +43,7 @@ def test_lift_inverts_projection(rng, mode):
 
 
 def test_scale_on_the_plane_at_unit_depth_is_the_inverse_depth_in_bones():
-    """A bone parallel to the image: the closed form holds exactly, whatever the focal length."""
+    """For a bone parallel to the image the closed form is exact for every focal length."""
     points = jnp.zeros((21, 3)).at[:, 2].set(0.8).at[0, 1].set(0.1)
     for focal in (200.0, 900.0):
         camera = Camera.perspective(focal, 1.2 * focal, 64.0, 60.0)
@@ -53,7 +53,7 @@ def test_scale_on_the_plane_at_unit_depth_is_the_inverse_depth_in_bones():
 
 
 def test_root_depth_that_gives_the_reference_bone_its_length(rng):
-    """Exact for wrists nearer or farther than the root, anywhere in the view; finite where no depth can be right."""
+    """Exact for wrists nearer or farther than the root, anywhere in the image; finite where no depth is right."""
     points = jnp.asarray(rng.uniform(-0.1, 0.1, (50, 21, 3)), jnp.float32) + jnp.asarray([[[0.1, -0.1, 0.5]]])
     rays = points[..., :2] / points[..., 2:]
     bone = jnp.linalg.norm(points[:, 0] - points[:, ROOT], axis=-1)

@@ -63,7 +63,7 @@ def test_the_weights_are_those_of_the_golden_vectors(weights):
 
 
 def stages(module, image, camera):
-    """Everything that the goldens hold, in their own names and layout where it is a map."""
+    """Return the estimate, and every map of the golden file by name in its layout."""
     maps = {}
     stem = module.stem
     x = image - 0.5
@@ -112,7 +112,7 @@ def test_number_of_parameters(official):
 
 @pytest.mark.slow
 def test_maps(run, golden):
-    """Every map of the golden file is compared, so none may be missing here."""
+    """Every map of the golden file is compared."""
     _, maps = run["persp"]
     names = {key.removeprefix("persp/") for key in golden if key.startswith("persp/") and golden[key].ndim == 4}
     assert names == set(maps)
@@ -157,7 +157,7 @@ def test_perspective(run, golden):
 @pytest.mark.slow
 @pytest.mark.parametrize("i", [0, 1])
 def test_in_the_wild(run, golden, i):
-    """Each image has its own scale; in the released program a batch has that of its first image."""
+    """Each image has its own scale, unlike in the released program, whose batches have the first image's scale."""
     estimate = jax.tree.map(lambda a: a[i], run["wild"][0])
     check_estimate(estimate, golden, f"wild{i}")
     close(estimate.relative_depth, 3.0 * golden[f"wild{i}/uvd"][..., 2], 3e-5)

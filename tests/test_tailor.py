@@ -1,4 +1,4 @@
-"""The tailor: closed forms, energies, solvers, presets, batches, and that the default beats what it replaces."""
+"""The tailor: closed forms, energies, solvers, presets, batches, and the default preset against the paper's."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.placement import camera_keypoints
 from handtailor_jax.tailor.solve import Adam, LevenbergMarquardt
 from handtailor_jax.tailor.tailor import pose_problem, tailor
-from handtailor_jax.types import Camera, HandParameters, Observation, pytree
+from handtailor_jax.types import Camera, Observation, pytree
 
 DEFAULT = TailorConfig.default()
 
@@ -38,7 +38,7 @@ def pick(problems, i):
 
 @pytest.fixture(scope="module")
 def seen(hand):
-    """Twelve problems by camera, those with intrinsics with heavy-tailed noise."""
+    """Twelve problems of each kind of camera; those with intrinsics have heavy-tailed noise."""
     noises = {"perspective": "heavy_tailed", "weak_perspective": "gaussian"}
     # As many as the other tests ask for, so that the generator is compiled once.
     sets = {camera: tailor_problems(hand, 300, 11, noise, camera) for camera, noise in noises.items()}
@@ -60,7 +60,7 @@ def test_problems_depend_on_the_seed_alone(hand, seen):
 
 
 @pytest.mark.parametrize("camera", ["perspective", "weak_perspective"])
-def test_problems_are_what_they_say(hand, camera):
+def test_problems_have_the_documented_noise(hand, camera):
     problems = tailor_problems(hand, 300, 3, camera=camera, keypoint_noise=0.01)
     truth, observation = problems.truth, problems.observation
     coordinates = jax.vmap(hand.anatomy.coordinates)(truth.pose[:, 1:])
@@ -160,8 +160,8 @@ def test_start_puts_the_root_on_its_keypoint(hand, seen, scale, camera):
 
 @pytest.mark.parametrize("name", ["default", "official", "paper", "keypoints_only"])
 @pytest.mark.parametrize("camera", ["perspective", "weak_perspective"])
-def test_energy_does_not_care_how_the_image_lies(hand, seen, name, camera):
-    """Turning image, camera and start about the optical axis together changes no energy."""
+def test_energy_is_invariant_to_image_rotation(hand, seen, name, camera):
+    """Rotating image, camera and start about the optical axis together does not change the energy."""
     config = getattr(TailorConfig, name)()
     one = pick(seen[camera], 2)
     angle = jnp.float32(0.7)
@@ -176,7 +176,7 @@ def test_energy_does_not_care_how_the_image_lies(hand, seen, name, camera):
     np.testing.assert_allclose(after.energy(after.initial), before.energy(before.initial), rtol=1e-3)
 
 
-def test_calibrated_energy_does_not_care_about_resolution(hand, seen):
+def test_calibrated_energy_is_invariant_to_resolution(hand, seen):
     one = pick(seen["perspective"], 3)
     camera = one.observation.camera
     double = dataclasses.replace(camera, linear=2.0 * camera.linear, center=2.0 * camera.center)
@@ -199,7 +199,7 @@ def test_energy_is_zero_at_a_perfect_start(hand, seen):
 
 
 @pytest.mark.parametrize("name", ["default", "official"])
-def test_ignored_keypoints_do_not_matter(hand, seen, name):
+def test_ignored_keypoints_have_no_influence(hand, seen, name):
     config = getattr(TailorConfig, name)()
     one = pick(seen["perspective"], 5)
     confidence = one.observation.confidence.at[8].set(0.0)
@@ -213,7 +213,7 @@ def test_ignored_keypoints_do_not_matter(hand, seen, name):
 
 
 def test_noise_grows_as_confidence_falls(hand, seen):
-    """Under the network's preset a confidence c weighs as c^4 does under power 1, in the energy and its derivatives."""
+    """In the network's preset a confidence c has the weight that c^4 has with power 1, in energy and derivatives."""
     network = TailorConfig.network()
     linear = dataclasses.replace(network, energy=dataclasses.replace(network.energy, confidence_power=1))
     one = pick(seen["perspective"], 5)
@@ -227,8 +227,8 @@ def test_noise_grows_as_confidence_falls(hand, seen):
         np.testing.assert_allclose(powered, weighted, rtol=1e-4, atol=1e-3)
 
 
-def test_a_hand_of_which_hardly_anything_is_trusted_stays_where_it_is(hand, rng):
-    """Three surer keypoints far off, the others all but ignored: without a hold on its place it shrinks to nothing."""
+def test_low_confidences_do_not_shrink_the_hand(hand, rng):
+    """Three keypoints of higher confidence are far off; without pixel_std and zoom_std the hand shrinks."""
     network = TailorConfig.network()
     confidence = jnp.full(21, 0.05).at[jnp.asarray([2, 3, 4])].set(jnp.asarray([0.4, 0.4, 0.8]))
     problems = tailor_problems(hand, 300, 11, "gaussian", "weak_perspective")
@@ -244,7 +244,7 @@ def test_a_hand_of_which_hardly_anything_is_trusted_stays_where_it_is(hand, rng)
     assert found.max() < 1.4
 
 
-def test_nothing_seen_leaves_the_start(hand, seen):
+def test_zero_confidence_leaves_the_start(hand, seen):
     one = pick(seen["perspective"], 6)
     observation = dataclasses.replace(one.observation, confidence=jnp.zeros(21))
     start = dataclasses.replace(one.truth, pose=one.truth.pose.at[0].multiply(0.5))
@@ -271,7 +271,7 @@ def test_twist_of_natural_and_broken_fingers():
 
 @pytree
 class Quadratic:
-    """1/2 x'Ax - b'x in the shape of a problem; `wrong` scales the gradient that normal_equations reports."""
+    """Minimisation of 1/2 x'Ax - b'x; `wrong` scales the gradient that normal_equations returns."""
 
     matrix: jax.Array
     vector: jax.Array
@@ -316,7 +316,7 @@ def test_steps_that_raise_the_energy_are_dropped(rng):
     assert energies[-1] < energies[0]
 
 
-def test_not_a_number_is_no_progress(rng):
+def test_nan_is_a_rejected_step(rng):
     problem = quadratic(rng)
     for broken in (
         dataclasses.replace(problem, wrong=jnp.float32(jnp.nan)),
@@ -361,7 +361,7 @@ def test_adam_is_adam(rng, final):
 
 
 def test_adam_with_a_late_bias_correction(rng):
-    """The released program's index starts at 1: Adam that believes to have taken a step already."""
+    """The released program's step index starts at 1, so the bias correction assumes one earlier step."""
     problem = quadratic(rng)
     gradient = jax.grad(problem.energy)(problem.initial)
     x, _ = Adam(0.03, iterations=1, b1=0.5, b2=0.5, first_step=1).minimise(problem)
@@ -391,7 +391,7 @@ def test_presets_have_the_constants_they_are_named_for():
 
 
 @pytest.mark.parametrize("camera", ["perspective", "weak_perspective"])
-def test_one_by_one_or_in_a_batch(hand, seen, camera):
+def test_batch_equals_single_fits(hand, seen, camera):
     problems = seen[camera]
     starts = problems.starts(hand, DEFAULT)
     batched = tailor_batch(hand, starts, problems.observation)
@@ -405,7 +405,7 @@ def test_one_by_one_or_in_a_batch(hand, seen, camera):
 
 @pytest.mark.parametrize("preset", ["default", "network"])
 def test_a_batch_returns_in_a_process_of_its_own(preset):
-    """A batch that was split over threads never returned on two cores with jax 0.10; no compile cache hides it."""
+    """A batch split over threads deadlocked on two cores with jax 0.10. A new process has no compile cache."""
     program = textwrap.dedent(f"""
         import jax, jax.numpy as jnp
         import handtailor_jax as ht
@@ -426,7 +426,7 @@ def test_a_batch_returns_in_a_process_of_its_own(preset):
 
 
 @pytest.mark.slow
-def test_compiled_or_not(hand, seen):
+def test_eager_equals_compiled(hand, seen):
     one = pick(seen["perspective"], 7)
     start = one.start(hand, DEFAULT)
     eager, compiled = (call(hand, start, one.observation) for call in (tailor, jax.jit(lambda *a: tailor(*a))))
@@ -435,7 +435,7 @@ def test_compiled_or_not(hand, seen):
 
 
 def test_default_beats_paper_and_official(hand):
-    """In 3D error, as it is and with the true bone, and in reprojection; the benchmark says by how much."""
+    """In 3D error, without and with the true bone length, and in reprojection error."""
     for noise in ("gaussian", "heavy_tailed"):
         problems = tailor_problems(hand, 300, 2, noise)
         ours, *others = (tailor_errors(hand, problems, PRESETS[name]()) for name in ("default", "paper", "official"))
@@ -452,9 +452,3 @@ def test_other_conventions_are_not_for_the_papers_energy(hand, seen):
     other = LandmarkConvention(offsets=jnp.zeros((21, 2, 3)), name="other")
     with pytest.raises(ValueError, match="'other' landmarks"):
         tailor(hand, one.truth, one.observation, TailorConfig.paper(), convention=other)
-
-
-def test_parameters_are_a_hand(hand, seen):
-    one = pick(seen["perspective"], 0)
-    problem = problem_of(hand, one, DEFAULT)
-    assert isinstance(problem.parameters(problem.initial), HandParameters)

@@ -26,7 +26,7 @@ def network():
 
 
 def kept(vertices):
-    """Every 13th vertex: the golden file has the positions of these."""
+    """Select every 13th vertex, whose positions are in the golden file."""
     return vertices[::13]
 
 
@@ -52,7 +52,7 @@ def start_of(mano, golden, i, mode) -> tuple[HandParameters, Observation]:
 
 
 def flat(golden, prefix, i, step=None):
-    """so3, beta and bone of a golden as the problem's unknowns; the bone is no unknown in the wild."""
+    """Return so3, beta and bone of a golden as the problem's unknowns; without intrinsics the bone is 0."""
     pick = (lambda a: a[i]) if step is None else (lambda a: a[i, step])
     bone = pick(golden[f"{prefix}bone"]).reshape(1) if f"{prefix}bone" in golden else None
     parts = [pick(golden[f"{prefix}so3"]).reshape(48), pick(golden[f"{prefix}beta"]).reshape(10)]
@@ -60,7 +60,7 @@ def flat(golden, prefix, i, step=None):
 
 
 def close(actual, desired, relative):
-    """Within a share of the largest entry."""
+    """Compare with a tolerance relative to the largest entry."""
     desired = np.asarray(desired)
     np.testing.assert_allclose(
         np.asarray(actual).reshape(desired.shape), desired, rtol=0, atol=relative * np.abs(desired).max()

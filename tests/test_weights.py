@@ -1,4 +1,4 @@
-"""Weight files: what is saved comes back, and files that must be refused."""
+"""Weight files: saving and loading, and files that are refused."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def flat(module):
     return {".".join(map(str, place)): variable for place, variable in nnx.to_flat_state(nnx.state(module))}
 
 
-def test_what_is_saved_comes_back(module, saved):
+def test_loaded_equals_saved(module, saved):
     loaded = load_weights(saved)
     assert loaded.config == module.config
     wanted, got = flat(module), flat(loaded)
