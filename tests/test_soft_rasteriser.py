@@ -68,16 +68,29 @@ def of_size(camera: Camera, size: int) -> Camera:
 
 @pytest.fixture(scope="module")
 def hands(hand):
-    """Eight hands from all sides: vertices, cameras of 64 x 64 maps, soft maps, hard fragments."""
+    """Eight hands from all sides: problems with cameras of 64 x 64 maps, vertices, soft maps, hard fragments."""
     problems = tailor_problems(hand, 8, 1)
-    cameras = of_size(problems.observation.camera, 64)
+    observation = dataclasses.replace(problems.observation, camera=of_size(problems.observation.camera, 64))
+    problems = dataclasses.replace(problems, observation=observation)
     vertices = jax.vmap(lambda one: camera_mesh(hand, one).vertices)(problems.truth)
 
     def both(vertices, camera, faces):
         return soft_rasterise(vertices, faces, camera, 64, 64), rasterise(vertices, faces, camera, 64, 64)
 
-    batched = jax.jit(jax.vmap(both, (0, 0, None)))
-    return vertices, cameras, both, *batched(vertices, cameras, hand.faces)
+    return problems, vertices, *jax.jit(jax.vmap(both, (0, 0, None)))(vertices, observation.camera, hand.faces)
+
+
+@pytest.fixture(scope="module")
+def single(hand, hands):
+    """The soft maps of one of the eight hands for a sigma."""
+    draw = jax.jit(lambda vertices, faces, camera, sigma: soft_rasterise(vertices, faces, camera, 64, 64, sigma))
+    problems, vertices, _, _ = hands
+
+    def of_hand(i, sigma):
+        camera = jax.tree.map(lambda x: x[i], problems.observation.camera)
+        return draw(vertices[i], hand.faces, camera, jnp.asarray(sigma, jnp.float32))
+
+    return of_hand
 
 
 @pytest.mark.parametrize("camera", ["perspective", "weak"])
@@ -129,7 +142,7 @@ def test_distance_to_a_square():
 
 def test_silhouette_grows_like_the_area(hand, hands):
     """The silhouette's sum and its derivative by zoom are those of the mesh's area: no bias outward."""
-    vertices, cameras, _, soft, hard = hands
+    problems, vertices, soft, hard = hands
     area = np.asarray(soft.silhouette).sum(axis=(1, 2))
     np.testing.assert_allclose(area, np.asarray(hard.mask).sum(axis=(1, 2)), rtol=0.01)
 
@@ -142,11 +155,11 @@ def test_silhouette_grows_like_the_area(hand, hands):
 
         return jax.grad(total)(jnp.ones(()))
 
-    np.testing.assert_allclose(growth(vertices, cameras), 2 * area, rtol=0.06)
+    np.testing.assert_allclose(growth(vertices, problems.observation.camera), 2 * area, rtol=0.06)
 
 
-def test_small_sigma_gives_the_hard_mask(hand, hands):
-    vertices, cameras, _, soft, hard = hands
+def test_small_sigma_gives_the_hard_mask(hands, single):
+    _, _, soft, hard = hands
     mask = np.asarray(hard.mask)
     np.testing.assert_array_equal(np.asarray(soft.silhouette) > 0.5, mask)
     assert np.isinf(np.asarray(soft.depth)).any()
@@ -155,9 +168,7 @@ def test_small_sigma_gives_the_hard_mask(hand, hands):
     np.testing.assert_array_equal(soft_edge, (np.asarray(soft.silhouette) > 0) & ~mask)
     assert 0.4 < np.asarray(soft.depth)[soft_edge].min() / np.asarray(soft.depth)[mask].min() < 1.6
 
-    sharp = jax.jit(lambda v, c, f: soft_rasterise(v, f, c, 64, 64, 1e-4))
-    silhouette = np.asarray(sharp(vertices[0], jax.tree.map(lambda x: x[0], cameras), hand.faces).silhouette)
-    off = np.abs(silhouette - mask[0])
+    off = np.abs(np.asarray(single(0, 1e-4).silhouette) - mask[0])
     assert (off > 1e-3).sum() <= 2  # pixels within 0.0007 of the outline
     assert off.max() <= 0.5
 
@@ -165,7 +176,8 @@ def test_small_sigma_gives_the_hard_mask(hand, hands):
 def test_distance_to_a_hand(hand, hands):
     """The reference is the signed distance of a mask 9 times as fine, with an error of a twentieth of a pixel."""
     ndimage = pytest.importorskip("scipy.ndimage")
-    vertices, cameras, _, soft, _ = hands
+    problems, vertices, soft, _ = hands
+    cameras = problems.observation.camera
     finer = jnp.asarray([[9.0, 0.0, 4.0], [0.0, 9.0, 4.0]])
     draw = jax.jit(lambda v, c, f: rasterise(v, f, transform_camera(c, finer), 576, 576).mask)
     for i in range(3):
@@ -179,11 +191,10 @@ def test_distance_to_a_hand(hand, hands):
         assert np.abs(error[~soft_pixels & (np.abs(signed) > 6 * SIGMA)]).max() < 0.01
 
 
-def test_batch_equals_singles(hand, hands):
-    vertices, cameras, both, soft, _ = hands
-    single = jax.jit(both)
+def test_batch_equals_singles(hands, single):
+    soft = hands[2]
     for i in (0, 5):
-        one = single(vertices[i], jax.tree.map(lambda x, i=i: x[i], cameras), hand.faces)[0]
+        one = single(i, SIGMA)
         np.testing.assert_allclose(one.silhouette, soft.silhouette[i], atol=1e-4)
         np.testing.assert_allclose(one.depth, soft.depth[i], rtol=1e-4)
 
@@ -260,16 +271,11 @@ def test_residuals_of_maps():
     np.testing.assert_allclose(terms.silhouette(jnp.asarray([[0.25, 1.0]]), jnp.asarray([[1.0, 0.5]])), [[-0.75, 0.5]])
 
 
-def test_energy_of_maps(hand):
+def test_energy_of_maps(hand, hands):
     """E_d and E_sil of the paper enter the energy with a positive weight and cost nothing without one."""
-    problem = jax.tree.map(lambda leaf: leaf[0], tailor_problems(hand, 1, 3))
+    problems, _, soft, _ = hands
+    problem, maps = jax.tree.map(lambda leaf: leaf[0], (problems, soft))
     plain = problem.observation
-    plain = dataclasses.replace(
-        plain, camera=jax.tree.map(lambda x: x[0], of_size(jax.tree.map(lambda x: x[None], plain.camera), 64))
-    )
-    maps = jax.jit(lambda v, c, f: soft_rasterise(v, f, c, 64, 64))(
-        camera_mesh(hand, problem.truth).vertices, plain.camera, hand.faces
-    )
     seen = dataclasses.replace(plain, depth_map=maps.depth, mask=maps.silhouette)
     paper = TailorConfig.paper()
 
@@ -282,12 +288,18 @@ def test_energy_of_maps(hand):
     weighted, _ = energy(seen)
     assert str(jax.make_jaxpr(unweighted)(x)) == str(jax.make_jaxpr(weighted)(x))
 
-    both = jax.jit(jax.value_and_grad(energy(seen, depth=300.0, silhouette=2.0)[0]))
-    base = jax.jit(jax.value_and_grad(weighted))
-    np.testing.assert_allclose(both(x)[0], base(x)[0], rtol=1e-4)  # a perfect fit
-    moved = x.at[0].add(0.05)
-    assert both(moved)[0] > base(moved)[0] + 1.0
-    assert jnp.abs(both(moved)[1] - base(moved)[1]).max() > 1.0
+    with_maps = energy(seen, depth=300.0, silhouette=2.0)[0]
+
+    def difference(x):
+        base = weighted(x)
+        return with_maps(x) - base, base
+
+    difference = jax.jit(jax.value_and_grad(difference, has_aux=True))
+    (value, base), _ = difference(x)
+    assert abs(value) < 1e-4 * base  # a perfect fit
+    (value, _), gradient = difference(x.at[0].add(0.05))
+    assert value > 1.0
+    assert jnp.abs(gradient).max() > 1.0
     for weights in ({"depth": 1.0}, {"silhouette": 1.0}, {"depth": 1.0, "silhouette": 1.0}):
         with pytest.raises(InputError, match="depth_map or mask"):
             energy(plain, **weights)[0](x)
