@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from handtailor_jax.detections import Detection, detection
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import as_camera
-from handtailor_jax.geometry.mirror import choose, mirror_camera, mirror_hand, mirror_pixels, mirror_points, mirror_pose
+from handtailor_jax.geometry.mirror import choose, mirror_hand, mirror_observation, mirror_pose
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
 from handtailor_jax.mano.loading import embedded_hand
@@ -97,13 +97,11 @@ class _Known:
 
     def observation(self) -> Observation:
         """Return what the tailor compares the hand model with, on the hand model's side."""
-        points = choose(self.mirror, mirror_pixels(self.keypoints_2d, 1.0), self.keypoints_2d)
         depth = None
         if self.joints_3d is not None:
-            joints = choose(self.mirror, mirror_points(self.joints_3d), self.joints_3d)
-            depth = relative_depth(joints, points, self.confidence)
-        camera = choose(self.mirror, mirror_camera(self.camera, 1.0), self.camera)
-        return Observation(points, self.confidence, camera, depth)
+            depth = relative_depth(self.joints_3d, self.keypoints_2d, self.confidence)
+        seen = Observation(self.keypoints_2d, self.confidence, self.camera, depth)
+        return choose(self.mirror, mirror_observation(seen), seen)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "search_config"))

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, dataclass_transform
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 T = TypeVar("T")
@@ -100,6 +101,18 @@ class Camera:
 
 
 @pytree
+class Region:
+    """A rotated square of an image. Its frame has x to the right and y down where the hand points up."""
+
+    center: Float[Numbers, "*batch 2"]
+    """Centre (u, v), pixels of the image."""
+    side: Float[Numbers, "*batch"]
+    """Length of a side, pixels of the image."""
+    rotation: Float[Numbers, "*batch"]
+    """Angle from the image's u axis to the region's x axis, radians, positive from u toward v (clockwise on screen)."""
+
+
+@pytree
 class Observation:
     """What a picture says about one hand: the input of the tailor besides the start."""
 
@@ -121,41 +134,31 @@ class Observation:
 
 @pytree
 class HandEstimate:
-    """What the hand module says about one hand, with every intermediate; "crop" is the module's input image."""
+    """Output of a hand module for one hand; "crop" is the module's input image."""
 
-    heatmap_logits: tuple[Float[Array, "*batch rows columns 21"], ...]
-    """Heatmaps before their sigmoid or softmax: every 2D stack's, then every 3D stack's; the last one is decoded."""
-    depth_maps: tuple[Float[Array, "*batch rows columns 21"], ...]
-    """Depth maps D of every 3D stack, as the network scales them; the last one is decoded."""
-    heatmaps: Float[Array, "*batch rows columns 21"]
-    """H of Eq. 4: the decoded heatmaps, each with sum 1."""
+    left: Bool[Array, "*batch"]
+    """Whether the hand is a left one."""
     keypoints_2d: Float[Array, "*batch 21 2"]
     """Keypoints (u, v) in pixels of the crop (Eq. 4)."""
     confidence: Float[Array, "*batch 21"]
-    """The share of H that lies close to its keypoint, 0 to 1."""
-    relative_depth: Float[Array, "*batch 21"]
-    """Depth of each keypoint relative to the root, in reference bones (Eq. 4): camera z in the released network, along
-    the line of sight to the root in ours."""
-    bone: Float[Array, "*batch"]
-    """Length of the reference bone, metres, from the shape branch."""
-    scale: Float[Array, "*batch"]
-    """Camera-frame units per reference bone: the bone's length in metres (perspective), Eq. 15 (weak perspective)."""
-    root_depth: Float[Array, "*batch"]
-    """z of the root joint in the camera frame: metres (perspective), 0 (weak perspective)."""
+    """Confidence of each keypoint, 0 to 1."""
     joints: Float[Array, "*batch 21 3"]
-    """The lifted keypoints in the camera frame (Eq. 5, 14): metres (perspective), pixels (weak perspective)."""
-    raw_rotations: Float[Array, "*batch 16 parameters"]
-    """IKNet's output before normalisation: quaternions (w, x, y, z), or two columns of each matrix."""
-    rotations: Float[Array, "*batch 16 3 3"]
-    """Rotation matrices of MANO's 16 joints."""
+    """Keypoints in camera axes: in the camera frame (Eq. 5, 14; metres with intrinsics, pixels without) where
+    `root_depth` is known, otherwise of unknown position and size."""
     pose: Float[Array, "*batch 16 3"]
-    """The same rotations as axis-angle vectors, radians."""
+    """Rotations of MANO's 16 joints for the hand model of this side, axis-angle, radians."""
     betas: Float[Array, "*batch 10"]
     """Shape coefficients in standard deviations."""
-    shape_features: Float[Array, "*batch features"]
-    """What the shape branch's regressor reads."""
-    shape_vector: Float[Array, "*batch 12"]
-    """What it says: raw bone length, raw root depth, betas."""
+    root_depth: Float[Array, "*batch"] | None
+    """z of the root joint in the camera frame: metres (perspective), 0 (weak perspective). None if not estimated."""
+    bone: Float[Array, "*batch"] | None
+    """Length of the reference bone, metres. None if not estimated."""
+    presence: Float[Array, "*batch"] | None
+    """Probability that the crop shows a hand. None if not estimated."""
+    right: Float[Array, "*batch"] | None
+    """Probability that the hand is a right one. None if not estimated."""
+    convention: str = static()
+    """Landmark convention of the keypoints."""
 
 
 @pytree
@@ -220,9 +223,15 @@ class Hand:
     """Mean distance of the start's landmarks from the detected keypoints of non-zero confidence, pixels."""
     reprojection_after: Float[Numbers, "*batch"]
     """Mean distance of the fitted hand's landmarks from the same keypoints, pixels."""
-    box: Float[Numbers, "*batch 4"] | None = None
-    """Square (x, y, w, h) of the image that the hand module saw, pixels; it may reach outside of the image. None where
-    keypoints were given."""
+    region: Region | None = None
+    """Square of the image that the hand module saw; it may reach outside of the image. None where keypoints were
+    given."""
+    presence: Float[Numbers, "*batch"] | None = None
+    """Probability that the region shows a hand, 0 to 1. None where no network has estimated it."""
+    side_probability: Float[Numbers, "*batch"] | None = None
+    """Probability of the hand's side, 0.5 to 1; 1 where the side was given. None where no network has estimated it."""
+    track: int | None = None
+    """Number of the hand in a video, from 0, on the host: it stays the same from frame to frame. None in images."""
     proposed: "Hand | None" = None
     """The hand module's own hand, before the tailor; None where keypoints were given."""
     runner_up: "Hand | None" = None
@@ -243,21 +252,29 @@ class Hand:
         """Whether intrinsics were known, on the host."""
         return bool(self.camera.perspectivity > 0.5)
 
+    @property
+    def box(self) -> npt.NDArray[np.floating] | None:
+        """Square (x, y, w, h) about the region's centre without its rotation, pixels, on the host."""
+        if self.region is None:
+            return None
+        side = self.region.side
+        return np.asarray([*(np.asarray(self.region.center) - 0.5 * side), side, side])
+
 
 @pytree
 class View:
-    """One hand's crop, and the camera and side of the hand in the original image: the input of the graph."""
+    """One hand's crop, and its place in the original image: the input of the graph."""
 
     crop: UInt8[Numbers, "*batch size size 3"]
     """RGB crop."""
     to_crop: Float[Numbers, "*batch 2 3"]
     """Affine map from pixels of the image to pixels of the crop."""
-    box: Float[Numbers, "*batch 4"]
-    """Square (x, y, w, h) of the image that the crop shows, pixels."""
+    region: Region
+    """Square of the image that the crop shows."""
     camera: Camera
     """Camera of the image."""
-    left: Bool[Numbers, "*batch"]
-    """Whether the hand is a left one."""
+    right: Float[Numbers, "*batch"]
+    """Prior probability that the hand is a right one: 1 or 0 where the side is known, 0.5 where it is not."""
 
 
 @pytree

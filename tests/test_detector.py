@@ -24,7 +24,7 @@ from handtailor_jax.detector.graph import detect
 from handtailor_jax.detector.landmark_network import HandLandmarkConfig, HandLandmarkNetwork, Row
 from handtailor_jax.detector.palm_detector import PalmDetector, PalmDetectorConfig
 from handtailor_jax.detector.palms import MAX_PALMS, Palms, anchor_centers, intersection_over_union, suppress
-from handtailor_jax.detector.regions import Region, from_box, from_landmarks, from_palm, upright
+from handtailor_jax.detector.regions import from_box, from_landmarks, from_palm, to_crop, to_image, upright
 from handtailor_jax.detector.weights import (
     LANDMARKS,
     PALM,
@@ -36,7 +36,7 @@ from handtailor_jax.detector.weights import (
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import project, transform_camera, transform_pixels
 from handtailor_jax.images import read_picture
-from handtailor_jax.types import Camera
+from handtailor_jax.types import Camera, Region
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "handtailor_jax" / "assets" / "examples"
@@ -260,13 +260,13 @@ def some_region(x=61.5, y=40.25, side=50.0, rotation=0.7):
 def test_affine_maps_are_inverse_and_the_camera_follows(rng, landmark_network):
     region = some_region()
     pixels = jnp.asarray(100.0 * rng.random((5, 2)), jnp.float32)
-    there = transform_pixels(region.to_crop(224), pixels)
-    close(transform_pixels(region.to_image(224), there), pixels, 1e-4)
-    close(transform_pixels(region.to_crop(224), region.center[None]), [[112.0, 112.0]], 1e-4)
+    there = transform_pixels(to_crop(region, 224), pixels)
+    close(transform_pixels(to_image(region, 224), there), pixels, 1e-4)
+    close(transform_pixels(to_crop(region, 224), region.center[None]), [[112.0, 112.0]], 1e-4)
     camera = Camera.perspective(300.0, 310.0, 50.0, 60.0)
     points = jnp.asarray(rng.normal(size=(5, 3)) + np.asarray([0, 0, 8]), jnp.float32)
-    moved = project(transform_camera(camera, region.to_crop(224)), points)
-    close(moved, transform_pixels(region.to_crop(224), project(camera, points)), 1e-3)
+    moved = project(transform_camera(camera, to_crop(region, 224)), points)
+    close(moved, transform_pixels(to_crop(region, 224), project(camera, points)), 1e-3)
 
 
 def test_crops_are_those_of_mediapipe(golden):
@@ -274,11 +274,11 @@ def test_crops_are_those_of_mediapipe(golden):
         ("open", "thumbs_up"), golden["crop_input"], golden["palm_input"], golden["crop_region"], strict=True
     ):
         image = read_picture(EXAMPLES / f"{name}.jpg")
-        crop = cut(image, np.asarray(some_region(*row).to_image(224)), 224, extend=True)
+        crop = cut(image, np.asarray(to_image(some_region(*row), 224)), 224, extend=True)
         assert np.abs(crop.astype(int) - expected).max() <= 3  # OpenCV's versions differ by that
         assert np.abs(crop.astype(int) - expected).mean() < 0.05
         whole = upright(jnp.asarray([0.0, 0.0, image.shape[1], image.shape[0]], jnp.float32))
-        crop = cut(image, np.asarray(whole.to_image(192)), 192, extend=False)
+        crop = cut(image, np.asarray(to_image(whole, 192)), 192, extend=False)
         assert np.abs(crop.astype(int) - letterbox).max() <= 3
 
 
@@ -286,7 +286,7 @@ def test_crops_are_those_of_mediapipe(golden):
 def test_both_ways_to_cut_agree(rng, place):
     image = rng.integers(0, 256, (80, 120, 3), np.uint8)
     region = some_region(**place)
-    crop = cut(image, np.asarray(region.to_image(32)), 32, extend=True)
+    crop = cut(image, np.asarray(to_image(region, 32)), 32, extend=True)
     same = jax.jit(sample, static_argnums=2)(jnp.asarray(image, jnp.float32) / 255.0, region, 32)
     # OpenCV 4 rounds positions to 1/32 pixel, which matters in noise.
     assert np.abs(np.asarray(same) * 255.0 - crop).mean() < 2.0
@@ -294,7 +294,7 @@ def test_both_ways_to_cut_agree(rng, place):
 
 def test_outside_is_black_or_repeats_the_edge():
     image = np.full((10, 10, 3), 200, np.uint8)
-    affine = np.asarray(some_region(5.0, 5.0, 40.0, 0.0).to_image(32))
+    affine = np.asarray(to_image(some_region(5.0, 5.0, 40.0, 0.0), 32))
     assert cut(image, affine, 32, extend=True).min() == 200
     black = cut(image, affine, 32, extend=False)
     assert black[0].max() == 0
@@ -305,7 +305,7 @@ def test_very_long_images_are_cut():
     image = np.zeros((2, 40_000, 3), np.uint8)
     image[:, 20_000:] = 255
     whole = upright(jnp.asarray([0.0, 0.0, 40_000.0, 2.0], jnp.float32))
-    crop = cut(image, np.asarray(whole.to_image(192)), 192, extend=True)
+    crop = cut(image, np.asarray(to_image(whole, 192)), 192, extend=True)
     assert crop[96, 90].max() == 0
     assert crop[96, 100].min() == 255
 

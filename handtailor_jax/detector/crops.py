@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Float
 
-from handtailor_jax.detector.regions import Region
+from handtailor_jax.detector.regions import to_image as region_to_image
 from handtailor_jax.geometry.cameras import transform_pixels
 from handtailor_jax.images import Picture, opencv
+from handtailor_jax.types import Region
 
 _OPENCV_LIMIT = 16_000
 """OpenCV warps images whose sides fit into 16 bits; larger ones are thinned out first."""
@@ -20,7 +21,7 @@ def cut(image: Picture, to_image: npt.NDArray[np.float32], size: int, *, extend:
 
     Args:
         image: (H, W, 3) RGB.
-        to_image: (2, 3) affine map from the crop's pixels to the image's (`Region.to_image`).
+        to_image: (2, 3) affine map from the crop's pixels to the image's (`regions.to_image`).
         size: side of the crop, pixels.
         extend: whether pixels outside of the image repeat its edge; they are black otherwise.
 
@@ -61,7 +62,7 @@ def sample(image: Float[Array, "h w 3"], region: Region, size: int) -> Float[Arr
     """
     height, width = image.shape[:2]
     grid = jnp.stack(jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="xy"), axis=-1)
-    at = transform_pixels(region.to_image(size), grid.reshape(-1, 2).astype(image.dtype))
+    at = transform_pixels(region_to_image(region, size), grid.reshape(-1, 2).astype(image.dtype))
     u = jnp.clip(at[:, 0], 0.0, width - 1.0)
     v = jnp.clip(at[:, 1], 0.0, height - 1.0)
     left, top = jnp.floor(u), jnp.floor(v)

@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,28 @@ from handtailor_jax.detector.graph import Hands, find_palms, recognise
 from handtailor_jax.detector.landmark_network import HandLandmarkNetwork
 from handtailor_jax.detector.merging import Candidate, merge_candidates, merge_hands, tiles
 from handtailor_jax.detector.palm_detector import PalmDetector
-from handtailor_jax.detector.regions import Region, from_box, from_palm
+from handtailor_jax.detector.regions import from_box, from_palm, to_image
 from handtailor_jax.detector.weights import load_landmark_network, load_palm_detector
 from handtailor_jax.geometry.boxes import Box
 from handtailor_jax.images import Picture, as_rgb, check_box, whole
-from handtailor_jax.types import Side
+from handtailor_jax.types import Region, Side
 
 Tree = TypeVar("Tree")
+
+
+class Recognised(Protocol):
+    """A hand that was estimated in a region."""
+
+    @property
+    def keypoints_2d(self) -> npt.NDArray[np.float32]:
+        """(21, 2) keypoints (u, v), pixels of the image."""
+
+    @property
+    def presence(self) -> float:
+        """Probability that there is a hand, 0 to 1."""
+
+
+Seen = TypeVar("Seen", bound=Recognised)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +138,11 @@ class HandDetector:
         """
         return cls(load_palm_detector(palm), load_landmark_network(landmarks), config)
 
+    @classmethod
+    def beside(cls, landmark_network: HandLandmarkNetwork) -> "HandDetector":
+        """Combine the embedded palm detector with a landmark network."""
+        return cls(load_palm_detector(), landmark_network)
+
     def __call__(self, image: Any, *, thorough: bool | None = None) -> list[DetectedHand]:
         """Find all hands in an image, by falling presence.
 
@@ -134,13 +154,35 @@ class HandDetector:
         Raises:
             InputError: if the image is not one.
         """
-        picture, limits = as_rgb(image), self.config
+        picture = as_rgb(image)
+        return self.search(picture, lambda regions: self._recognise(picture, regions), thorough=thorough)
+
+    def search(
+        self,
+        picture: Picture,
+        recognise: Callable[[list[Region]], Sequence[Seen]],
+        *,
+        thorough: bool | None = None,
+        known: Sequence[Region] = (),
+    ) -> list[Seen]:
+        """Find all hands in an image with another function in the landmark network's place.
+
+        Args:
+            picture: (H, W, 3) RGB, uint8.
+            recognise: estimates the hand in each region.
+            thorough: see `__call__`.
+            known: regions of known hands, which are not searched again.
+
+        Returns:
+            The hands that are present, by falling presence, without doubles.
+        """
+        limits = self.config
         candidates = self._find_palms(picture, [whole(picture)], limits.palm, limits.presence)
-        hands = [] if thorough else self._confirm(picture, candidates)
+        hands = [] if thorough else self._confirm(candidates, recognise, known)
         if thorough or (thorough is None and not hands):
             squares = tiles(picture.shape[1], picture.shape[0])
             candidates += self._find_palms(picture, squares, limits.tile_palm, limits.tile_presence)
-            hands = self._confirm(picture, candidates)
+            hands = self._confirm(candidates, recognise, known)
         return hands
 
     def in_box(self, image: Any, box: Any, *, passes: int = 2) -> DetectedHand | None:
@@ -189,10 +231,15 @@ class HandDetector:
                 candidates += [Candidate(float(s), r, presence) for s, r in zip(scores[:count], filled, strict=True)]
         return candidates
 
-    def _confirm(self, picture: Picture, candidates: list[Candidate]) -> list[DetectedHand]:
+    def _confirm(
+        self,
+        candidates: list[Candidate],
+        recognise: Callable[[list[Region]], Sequence[Seen]],
+        known: Sequence[Region],
+    ) -> list[Seen]:
         """The hands in the candidates' regions."""
-        candidates = merge_candidates(candidates)[: self.config.most_hands]
-        found = self._recognise(picture, [candidate.region for candidate in candidates])
+        candidates = merge_candidates(candidates, known)[: self.config.most_hands]
+        found = recognise([candidate.region for candidate in candidates]) if candidates else []
         hands = [h for h, candidate in zip(found, candidates, strict=True) if h.presence > candidate.presence]
         chosen = merge_hands([hand.keypoints_2d for hand in hands], [hand.presence for hand in hands])
         return [hands[index] for index in chosen]
@@ -228,7 +275,7 @@ def _square(box: Box) -> Region:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _to_image(regions: Region, size: int) -> Array:
-    return regions.to_image(size)
+    return to_image(regions, size)
 
 
 def _unit(images: UInt8[Array, "batch size size 3"]) -> Float[Array, "batch size size 3"]:

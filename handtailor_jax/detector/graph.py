@@ -18,7 +18,6 @@ from handtailor_jax.detector.landmark_network import HandLandmarkNetwork
 from handtailor_jax.detector.palm_detector import PalmDetector
 from handtailor_jax.detector.palms import Palms, decode, suppress
 from handtailor_jax.detector.regions import (
-    Region,
     from_landmarks,
     from_palm,
     keypoints_to_image,
@@ -26,7 +25,7 @@ from handtailor_jax.detector.regions import (
     upright,
     world_to_camera,
 )
-from handtailor_jax.types import Numbers, pytree
+from handtailor_jax.types import Numbers, Region, pytree
 
 
 @pytree

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.detector.regions import Region
 from handtailor_jax.geometry.boxes import Box, hand_size
+from handtailor_jax.types import Region
 
 Keypoints = npt.NDArray[np.float32]
 
@@ -61,11 +61,12 @@ def _starts(length: int, side: float) -> list[float]:
     return [float(start) for start in np.linspace(0.0, length - side, count)]
 
 
-def merge_candidates(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates by falling score without those whose region overlaps a better one's."""
+def merge_candidates(candidates: Sequence[Candidate], known: Sequence[Region] = ()) -> list[Candidate]:
+    """Return the candidates by falling score without those whose region overlaps a better one's or a known one."""
     kept: list[Candidate] = []
     for candidate in sorted(candidates, key=lambda candidate: candidate.score, reverse=True):
-        if all(_overlap(candidate.region, other.region) <= _SAME_REGION for other in kept):
+        others = [*known, *(other.region for other in kept)]
+        if all(_overlap(candidate.region, other) <= _SAME_REGION for other in others):
             kept.append(candidate)
     return kept
 

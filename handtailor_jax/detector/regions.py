@@ -14,7 +14,7 @@ from handtailor_jax.detector.landmark_network import Landmarks
 from handtailor_jax.detector.palms import PALM_MIDDLE_MCP, PALM_WRIST, Palms
 from handtailor_jax.geometry.cameras import in_plane_rotation, transform_pixels
 from handtailor_jax.skeleton import KEYPOINTS, ROOT, WRIST
-from handtailor_jax.types import Numbers, pytree
+from handtailor_jax.types import Region
 
 _PALM_SIDE, _PALM_SHIFT = 2.6, 0.5
 """Side of a palm's region in longer sides of the palm's box, and its shift toward the fingers in box heights."""
@@ -31,32 +31,22 @@ _STABLE = tuple(i for i, name in enumerate(KEYPOINTS) if not name.endswith(("_di
 _INDEX_MCP, _RING_MCP = KEYPOINTS.index("index_mcp"), KEYPOINTS.index("ring_mcp")
 
 
-@pytree
-class Region:
-    """A rotated square of an image. Its frame has x to the right and y down where the hand points up."""
+def to_image(region: Region, size: int) -> Float[Array, "*batch 2 3"]:
+    """Return the affine map from the pixels of a `size` x `size` crop of the region to the image's pixels."""
+    linear = (region.side / size)[..., None, None] * in_plane_rotation(region.rotation)
+    middle = jnp.full_like(region.center, size / 2.0)
+    offset = region.center - jnp.einsum("...ij,...j->...i", linear, middle)
+    return jnp.concatenate([linear, offset[..., None]], axis=-1)
 
-    center: Float[Numbers, "*batch 2"]
-    """Centre (u, v), pixels of the image."""
-    side: Float[Numbers, "*batch"]
-    """Length of a side, pixels of the image."""
-    rotation: Float[Numbers, "*batch"]
-    """Angle from the image's u axis to the region's x axis, radians, positive from u toward v (clockwise on screen)."""
 
-    def to_image(self, size: int) -> Float[Array, "*batch 2 3"]:
-        """Affine map from the pixels of a `size` x `size` crop of the region to the image's pixels."""
-        linear = (self.side / size)[..., None, None] * in_plane_rotation(self.rotation)
-        middle = jnp.full_like(self.center, size / 2.0)
-        offset = self.center - jnp.einsum("...ij,...j->...i", linear, middle)
-        return jnp.concatenate([linear, offset[..., None]], axis=-1)
+def to_crop(region: Region, size: int) -> Float[Array, "*batch 2 3"]:
+    """Return the affine map from the image's pixels to those of a `size` x `size` crop of the region.
 
-    def to_crop(self, size: int) -> Float[Array, "*batch 2 3"]:
-        """Affine map from the image's pixels to those of a `size` x `size` crop of the region.
-
-        `geometry.cameras.transform_camera` makes the crop's camera from it.
-        """
-        linear = (size / self.side)[..., None, None] * in_plane_rotation(-self.rotation)
-        offset = size / 2.0 - jnp.einsum("...ij,...j->...i", linear, self.center)
-        return jnp.concatenate([linear, offset[..., None]], axis=-1)
+    `geometry.cameras.transform_camera` makes the crop's camera from it.
+    """
+    linear = (size / region.side)[..., None, None] * in_plane_rotation(-region.rotation)
+    offset = size / 2.0 - jnp.einsum("...ij,...j->...i", linear, region.center)
+    return jnp.concatenate([linear, offset[..., None]], axis=-1)
 
 
 def upright(box: Float[Array, "*batch 4"]) -> Region:
@@ -127,7 +117,7 @@ def keypoints_to_image(landmarks: Landmarks, region: Region, size: int) -> Float
         region: of the crops.
         size: side of the crops, pixels.
     """
-    return transform_pixels(region.to_image(size), landmarks.crop[..., :2])
+    return transform_pixels(to_image(region, size), landmarks.crop[..., :2])
 
 
 def world_to_camera(landmarks: Landmarks, region: Region) -> Float[Array, "batch 21 3"]:

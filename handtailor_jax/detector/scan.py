@@ -1,11 +1,10 @@
-"""Where to look for one hand: squares of an image, without a network that detects hands.
+"""Where the paper's hourglass looks for a hand: squares of an image, without a network that detects hands.
 
-A hand that is followed is looked for in one square. Otherwise the hand module looks into every square of a search, and
-the square with the most confident keypoints wins.
+The hourglass always outputs a hand. A square counts as showing one if its keypoints are confident and plausible. A hand
+that is followed through a video is looked for in one square.
 """
 
 import dataclasses
-import enum
 import math
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
-from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import Box, centered_square, hand_size, square_around
 
 _CLOSER = 1.45
@@ -24,7 +22,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrackingConfig:
+class ScanConfig:
     """When a hand counts as found, and the squares in which it is looked for."""
 
     margin: float = 2.0
@@ -44,95 +42,42 @@ class TrackingConfig:
     levels: tuple[float, ...] = (1.0, 0.5)
     """Sides of the squares of the grid, as shares of the image's shorter side; neighbours overlap by half."""
 
-
-class Stage(enum.Enum):
-    """Which squares a `HandTrack` looks into."""
-
-    FIRST = "first"
-    """The square where a search begins."""
-    GRID = "grid"
-    """A grid of squares of several sizes, after the first square has shown no hand."""
-    FOLLOWING = "following"
-    """The square around the hand that is followed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class HandTrack:
-    """Where one hand is looked for next. A track is a value: `after` returns the next one.
-
-    The caller looks into all `candidates`, calls `after` with the keypoints, and may repeat this in the same frame
-    until the hand is found or the grid has shown none.
-    """
-
-    width: int
-    """Width of the image, pixels."""
-    height: int
-    """Height of the image, pixels."""
-    first: Box | None = None
-    """Box at which a search begins; None for the square around the whole image."""
-    config: TrackingConfig = TrackingConfig()
-    stage: Stage = Stage.FIRST
-    box: Box | None = None
-    """Square in which the hand that is followed is expected; None during a search."""
-
-    def __post_init__(self) -> None:
-        if self.width < 1 or self.height < 1:
-            raise InputError(f"a video of {self.width} x {self.height} pixels shows no hand: give another file")
-
-    def candidates(self) -> tuple[Box, ...]:
-        """Return the squares to look into; their number depends only on the stage and the size of the image."""
-        if self.box is not None:
-            return (self.box,)
-        if self.stage is Stage.GRID:
-            return search_grid(self.width, self.height, self.config.levels)
-        if self.first is None:
-            center = np.asarray([0.5 * (self.width - 1), 0.5 * (self.height - 1)])
-            return (centered_square(center, float(max(self.width, self.height))),)
-        x, y, w, h = self.first
-        side = max(w, h)
-        return ((x + 0.5 * (w - side), y + 0.5 * (h - side), side, side),)
-
-    def after(self, keypoints_2d: FloatArray, confidence: FloatArray) -> tuple["HandTrack", int | None]:
-        """Return the track after looking into all candidates, and the index of the candidate that shows the hand.
+    def score(
+        self, keypoints_2d: FloatArray, confidence: FloatArray, side: float, width: int, height: int
+    ) -> float:
+        """Return the mean confidence of keypoints, or -1 if they are no plausible hand.
 
         Args:
-            keypoints_2d: (candidates, 21, 2) Keypoints detected in each candidate, pixels of the image.
-            confidence: (candidates, 21) Confidence of each keypoint, 0 to 1.
-
-        Returns:
-            The next track, and the index, which is None if no candidate shows the hand.
+            keypoints_2d: (21, 2) Keypoints, pixels of the image.
+            confidence: (21,) Confidence of each keypoint, 0 to 1.
+            side: Side of the square in which they were detected, pixels.
+            width: Width of the image, pixels.
+            height: Height of the image, pixels.
         """
-        boxes = self.candidates()
-        if len(keypoints_2d) != len(boxes) or len(confidence) != len(boxes):
-            raise ValueError(f"keypoints of {len(keypoints_2d)} squares were given, expected {len(boxes)}")
-        scores = [
-            float(sure.mean()) if self._plausible(points, sure, box) else -1.0
-            for points, sure, box in zip(keypoints_2d, confidence, boxes, strict=True)
-        ]
-        best = int(np.argmax(scores))
-        if scores[best] < (self.config.acquire if self.box is None else self.config.keep):
-            stage = Stage.GRID if self.stage is Stage.FIRST else Stage.FIRST
-            return dataclasses.replace(self, box=None, stage=stage), None
-        box = square_around(np.asarray(keypoints_2d[best], np.float64), self.config.margin)
-        if self.box is not None:
-            box = _between(box, self.box, self.config.smoothing)
-        return dataclasses.replace(self, box=box, stage=Stage.FOLLOWING), best
-
-    def _plausible(self, keypoints_2d: FloatArray, confidence: FloatArray, box: Box) -> bool:
         if not (np.isfinite(keypoints_2d).all() and np.isfinite(confidence).all()):
-            return False
+            return -1.0
         size = float(hand_size(keypoints_2d))
-        limits = np.asarray([self.width, self.height]) - 0.5
+        limits = np.asarray([width, height]) - 0.5
         inside = (keypoints_2d > -0.5).all(axis=1) & (keypoints_2d < limits).all(axis=1)
-        large = size >= max(self.config.min_extent, self.config.min_share * box[2])
-        return large and float(inside.mean()) >= self.config.min_inside
+        large = size >= max(self.min_extent, self.min_share * side)
+        return float(confidence.mean()) if large and float(inside.mean()) >= self.min_inside else -1.0
+
+    def next_square(self, keypoints_2d: FloatArray, previous: Box) -> Box:
+        """Return the square in which the hand is expected in the next frame of a video."""
+        return _between(square_around(np.asarray(keypoints_2d, np.float64), self.margin), previous, self.smoothing)
+
+
+def first_square(width: int, height: int) -> Box:
+    """Return the square around the whole image, with which a search begins."""
+    center = np.asarray([0.5 * (width - 1), 0.5 * (height - 1)])
+    return centered_square(center, float(max(width, height)))
 
 
 def closer_box(
     box: Float[np.ndarray, "4"], keypoints_2d: Float[np.ndarray, "21 2"], confidence: Float[np.ndarray, "21"]
 ) -> Box:
     """Return the square for a further forward pass: around the keypoints, or the same box where they are no hand."""
-    points, enough = np.asarray(keypoints_2d, np.float64), TrackingConfig()
+    points, enough = np.asarray(keypoints_2d, np.float64), ScanConfig()
     x, y, w, h = map(float, box)
     if not confidence.mean() >= enough.keep or not hand_size(points) >= enough.min_share * w:
         return x, y, w, h

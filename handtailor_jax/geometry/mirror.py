@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from handtailor_jax.types import Camera, Hand, HandParameters, Numbers
+from handtailor_jax.types import Camera, Hand, HandEstimate, HandParameters, Numbers, Observation
 
 T = TypeVar("T")
 
@@ -65,6 +65,38 @@ def mirror_parameters(parameters: HandParameters) -> HandParameters:
     )
 
 
+def mirror_estimate(estimate: HandEstimate, size: int) -> HandEstimate:
+    """Return the estimate of the mirrored crop, in the mirrored camera frame, without a network's own intermediates.
+
+    Args:
+        estimate: Output of a hand module.
+        size: Side of the crop, pixels.
+    """
+    return HandEstimate(
+        left=~estimate.left,
+        keypoints_2d=mirror_pixels(estimate.keypoints_2d, size),
+        confidence=estimate.confidence,
+        joints=mirror_points(estimate.joints),
+        pose=mirror_pose(estimate.pose),
+        betas=estimate.betas,
+        root_depth=estimate.root_depth,
+        bone=estimate.bone,
+        presence=estimate.presence,
+        right=None if estimate.right is None else 1.0 - estimate.right,
+        convention=estimate.convention,
+    )
+
+
+def mirror_observation(observation: Observation) -> Observation:
+    """Return the keypoints and depths of the image mirrored about its first column (u' = -u), without maps."""
+    return Observation(
+        keypoints_2d=mirror_pixels(observation.keypoints_2d, 1.0),
+        confidence=observation.confidence,
+        camera=mirror_camera(observation.camera, 1.0),
+        relative_depth=observation.relative_depth,
+    )
+
+
 def mirror_faces(faces: Int[Numbers, "*batch faces 3"]) -> Int[Numbers, "*batch faces 3"]:
     """Return the triangles with reversed winding, because mirroring vertices turns normals inward."""
     return faces[..., ::-1]
@@ -73,7 +105,7 @@ def mirror_faces(faces: Int[Numbers, "*batch faces 3"]) -> Int[Numbers, "*batch 
 def mirror_hand(hand: Hand) -> Hand:
     """Return the hand of the other side in the image mirrored about its first column (u' = -u).
 
-    `box` is left out: it belongs to the original image.
+    `region` is left out: it belongs to the original image.
     """
     return Hand(
         left=~hand.left,

@@ -25,7 +25,7 @@ from handtailor_jax.hand_module.iknet import IKNet, normalise_joints
 from handtailor_jax.hand_module.layers import Block, Bottleneck
 from handtailor_jax.hand_module.shape_branch import ShapeBranch
 from handtailor_jax.skeleton import ROOT
-from handtailor_jax.types import Camera, HandEstimate
+from handtailor_jax.types import Camera, HandEstimate, pytree
 
 # Range of relative depth, in reference bones, that the released network's depth maps cover.
 _DEPTH_MIN, _DEPTH_RANGE = -1.5, 3.0
@@ -34,8 +34,33 @@ _DEPTH_MIN, _DEPTH_RANGE = -1.5, 3.0
 _USUAL_BONE = 0.09
 
 
+@pytree
+class HourglassEstimate(HandEstimate):
+    """Output of the paper's network, with every intermediate. All hands are right ones."""
+
+    heatmap_logits: tuple[Float[Array, "*batch rows columns 21"], ...]
+    """Heatmaps before their sigmoid or softmax: every 2D stack's, then every 3D stack's; the last one is decoded."""
+    depth_maps: tuple[Float[Array, "*batch rows columns 21"], ...]
+    """Depth maps D of every 3D stack, as the network scales them; the last one is decoded."""
+    heatmaps: Float[Array, "*batch rows columns 21"]
+    """H of Eq. 4: the decoded heatmaps, each with sum 1. `confidence` is the share that lies close to the keypoint."""
+    relative_depth: Float[Array, "*batch 21"]
+    """Depth of each keypoint relative to the root, in reference bones (Eq. 4): camera z in the released network, along
+    the line of sight to the root in ours."""
+    scale: Float[Array, "*batch"]
+    """Camera-frame units per reference bone: the bone's length in metres (perspective), Eq. 15 (weak perspective)."""
+    raw_rotations: Float[Array, "*batch 16 parameters"]
+    """Output of IKNet before normalisation: quaternions (w, x, y, z), or two columns of each matrix."""
+    rotations: Float[Array, "*batch 16 3 3"]
+    """Rotation matrices of MANO's 16 joints."""
+    shape_features: Float[Array, "*batch features"]
+    """Input of the shape branch's regressor."""
+    shape_vector: Float[Array, "*batch 12"]
+    """Raw output of the shape regressor: bone length, root depth, betas."""
+
+
 class HandModule(nnx.Module):
-    """The learned half of the method: from crops of right hands to a `HandEstimate` in the crop's camera frame."""
+    """The learned half of the method: from crops of right hands to a `HourglassEstimate` in the crop's camera frame."""
 
     def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -45,7 +70,12 @@ class HandModule(nnx.Module):
         self.shape_branch = ShapeBranch(config, rngs=rngs)
         self.iknet = IKNet(config, rngs=rngs)
 
-    def __call__(self, image: Float[Array, "batch height width 3"], camera: Camera | None = None) -> HandEstimate:
+    @property
+    def image_size(self) -> int:
+        """Side of the crops, pixels."""
+        return self.config.image_size
+
+    def __call__(self, image: Float[Array, "batch height width 3"], camera: Camera | None = None) -> HourglassEstimate:
         """Estimate the hand in each image.
 
         Args:
@@ -86,7 +116,7 @@ class HandModule(nnx.Module):
         stacks: list[StackOutput],
         features: Float[Array, "batch features"],
         shape_vector: Float[Array, "batch 12"],
-    ) -> HandEstimate:
+    ) -> HourglassEstimate:
         """Convert maps and shape vector to an estimate, in at least float32 (Eq. 4, 5, 14, 15 of the paper)."""
         released = self.config.decoding == "released"
         precision = camera.linear.dtype
@@ -106,7 +136,11 @@ class HandModule(nnx.Module):
             relative_depth = depth - depth[:, ROOT, None]
         bone, scale, root_depth, joints = self._lift(camera, keypoints_2d, relative_depth, shape_vector[:, :2])
         rotations = self.iknet(normalise_joints(joints))
-        return HandEstimate(
+        return HourglassEstimate(
+            left=jnp.zeros(keypoints_2d.shape[0], bool),
+            presence=None,
+            right=None,
+            convention="mano",
             heatmap_logits=tuple(stack.heatmap_logits for stack in stacks),
             depth_maps=tuple(stack.depth_maps for stack in stacks if stack.depth_maps is not None),
             heatmaps=heatmaps,
