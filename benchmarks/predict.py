@@ -28,10 +28,10 @@ from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule, inference_form
 from handtailor_jax.hand_module.official import load_official
+from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import Box, Picture, crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
-from handtailor_jax.pipeline import HandTailor
 from handtailor_jax.tailor.placement import camera_mesh
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.tailor.tailor import tailor

@@ -15,7 +15,7 @@ from handtailor_jax.tailor.search import SearchConfig, search
 from handtailor_jax.types import Camera, Hand, HandEstimate, HandMesh, HandParameters, Observation, Side
 
 if TYPE_CHECKING:
-    from handtailor_jax.pipeline import HandTailor
+    from handtailor_jax.hand_tailor import HandTailor
     from handtailor_jax.video.track import HandVideo
 
 __version__ = "0.1.0"
@@ -63,7 +63,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Networks need flax, whose import takes as long as everything else here, and fitting keypoints does without.
     if name == "HandTailor":
-        from handtailor_jax.pipeline import HandTailor
+        from handtailor_jax.hand_tailor import HandTailor
 
         return HandTailor
     if name == "HandVideo":

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -47,17 +48,18 @@ def run_predict(options: Predict) -> None:
     """Recover the hands of all inputs and write the results."""
     from handtailor_jax import predict
     from handtailor_jax.geometry.cameras import as_camera
+    from handtailor_jax.hand_tailor import HandTailor
     from handtailor_jax.mano.loading import load_hand
-    from handtailor_jax.pipeline import HandTailor
-    from handtailor_jax.tailor.presets import PRESETS
+    from handtailor_jax.tailor.presets import PRESETS, TailorConfig
 
-    for name, value in (("--batch", options.batch), ("--looks", options.looks)):
-        if value < 1:
+    for name, value in (("--hands", options.hands), ("--passes", options.passes)):
+        if value is not None and value < 1:
             raise InputError(f"{name} is {value}: give at least 1")
     as_camera(options.camera)
     sources = predict.find_sources(options.inputs)
-    config = PRESETS[options.preset]() if options.tailor else None
-    tailor = HandTailor.load(options.weights, None if options.hand is None else load_hand(options.hand), config)
+    config: TailorConfig | Literal["auto"] | None = "auto" if options.preset is None else PRESETS[options.preset]()
+    hand = None if options.hand is None else load_hand(options.hand)
+    tailor = HandTailor.load(options.weights, hand, config if options.tailor else None, options.network)
     skipped = predict.predict(sources, tailor, options)
     print(f"{len(sources) - skipped} of {len(sources)} inputs written to {options.out}")
     if skipped:
@@ -68,16 +70,16 @@ def run_demo(options: Demo) -> None:
     """Recover the hands of the packaged images and write the results."""
     from handtailor_jax import predict
     from handtailor_jax.detections import read_detections
-    from handtailor_jax.pipeline import HandTailor
+    from handtailor_jax.hand_tailor import HandTailor
 
     with packaged_examples() as examples:
         sources = [
-            predict.Source(each.id, each.image, video=False, camera=each.camera, side=each.side)
+            predict.Source(each.id, each.image, video=False, camera=each.camera)
             for each in read_detections(examples)
             if each.image is not None
         ]
         predict.predict(sources, HandTailor.load(), Predict(inputs=(), out=options.out, mesh="glb"))
-    print(f"{len(sources)} hands written to {options.out}: look at {options.out / 'sheet.png'}")
+    print(f"{len(sources)} images written to {options.out}: look at {options.out / 'sheet.png'}")
 
 
 def run_fit(options: Fit) -> None:
@@ -88,7 +90,7 @@ def run_fit(options: Fit) -> None:
     from handtailor_jax.fit import fit_detection
     from handtailor_jax.images import read_picture
     from handtailor_jax.mano.loading import load_hand
-    from handtailor_jax.results import MOST_LINES, HandFiles
+    from handtailor_jax.results import MOST_LINES, HandFiles, to_json
 
     with packaged_examples() as examples:
         detections = read_detections(examples if options.file is None else options.file)
@@ -107,7 +109,7 @@ def run_fit(options: Fit) -> None:
                 raise InputError(f"{each.id}: {error}") from None
             before, after = hand.reprojection_before, hand.reprojection_after
             image = read_picture(each.image) if options.overlay and each.image is not None else None
-            files.write(each.id, hand, image, f"{each.id}  {before:.1f} > {after:.1f} px")
+            files.write(each.id, to_json(hand), [hand], image, f"{each.id}  {before:.1f} > {after:.1f} px")
             if len(detections) <= MOST_LINES:
                 tqdm.write(f"{each.id}: mean reprojection error {before:.2f} px at the start, {after:.2f} px fitted")
         files.write_sheet()

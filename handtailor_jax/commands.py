@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg, subcommand
 
 from handtailor_jax.tailor.presets import PresetName
-from handtailor_jax.types import Side
+from handtailor_jax.types import NetworkName, Side
 
 Out = Annotated[Path, arg(aliases=["-o"])]
 MeshFormat = Literal["obj", "ply", "glb"]
@@ -18,41 +18,48 @@ MeshFormat = Literal["obj", "ply", "glb"]
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Recover hand meshes from images and videos.
+    """Find all hands in images and videos, and recover their meshes.
 
-    An image gives <id>.json, <id>_overlay.png and, with --mesh, a mesh; several images also give sheet.png. A video
-    gives <id>.jsonl with a line for each frame, <id>_overlay.mp4 and, with --mesh glb, a moving mesh. Inputs that
-    cannot be read are reported and skipped; the exit status is then 2.
+    An image gives <id>.json with all hands, <id>_overlay.png and, with --mesh, their meshes; several images also give
+    sheet.png. A video gives <id>.jsonl with a line for each frame, <id>_overlay.mp4 and, with --mesh glb, moving
+    meshes. Inputs that cannot be read are reported and skipped; the exit status is then 2.
     """
 
     inputs: Positional[tuple[str, ...]]
     """Images, folders, patterns such as "photos/*.jpg", videos, or the number of a webcam."""
+    network: NetworkName = "landmarks"
+    """Network that recovers the hands: landmarks (palm detector, hand landmark network and IKNet: all hands, both
+    sides) or hourglass (the paper's network: one hand, without a detector)."""
+    hands: int | None = None
+    """Largest number of hands; in images all hands if not given, in videos 2."""
+    thorough: bool = False
+    """Search overlapping tiles of images as well, for small or faint hands. This takes four to ten times as long. It is
+    done by itself for images in which no hand is found otherwise."""
     weights: Path | None = None
-    """Weights of the hand module (.safetensors), from training or `handtailor convert-official`; the embedded weights
-    if not given."""
+    """Weights of the hand module (.safetensors), from training or `handtailor convert-official`; network landmarks uses
+    their IKNet alone. The embedded weights if not given."""
     out: Out = Path("hands")
     """Folder for the results."""
     camera: tuple[float, float, float, float] | None = None
     """Intrinsics FX FY CX CY of the images, pixels; weak perspective if not given."""
-    side: Side = "right"
-    """Side of the hands."""
+    side: Side | None = None
+    """Side of all hands; estimated for each hand if not given (network hourglass assumes right hands)."""
     box: tuple[float, float, float, float] | None = None
-    """Box X Y W H around the hand with a margin, pixels, in videos of the first frame; the hand is looked for if not
+    """Box X Y W H around the only hand to recover, pixels, in videos of the first frame; hands are searched if not
     given."""
     hand: Path | None = None
-    """Hand model (MANO_RIGHT.pkl, MANO_LEFT.pkl or npz) for which --weights were trained; the embedded hand if not
-    given."""
+    """Hand model (MANO_RIGHT.pkl, MANO_LEFT.pkl or npz); with network hourglass, --weights must be trained for it. The
+    embedded hand if not given."""
     mesh: MeshFormat | None = None
     """Format of the meshes, glb for videos; no meshes if not given."""
-    preset: PresetName = "network"
-    """Energy and solver of the tailor: for detected keypoints (network), for precise keypoints (default), the paper's
-    (paper) or the released program's (official)."""
+    preset: PresetName | None = None
+    """Energy and solver of the tailor: for the hourglass's keypoints (network), for precise keypoints (default), the
+    paper's (paper) or the released program's (official); the two last ones are for network hourglass. The preset of the
+    network if not given."""
     tailor: bool = True
     """Fit the network's hand to the detected keypoints."""
-    looks: int = 2
-    """Number of forward passes an image: the first crops the box, each further one the square around the keypoints."""
-    batch: int = 1
-    """Number of images in one forward pass."""
+    passes: int = 2
+    """Number of forward passes for a --box: the first crops the box, each further one the hand that was found."""
     overlay: bool = True
     """Write overlays: images or videos with the mesh drawn over them."""
 

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from jaxtyping import Array, Float, UInt8
 
 from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.hand_module.hand_module import HandModule, inference_form
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
@@ -220,7 +221,9 @@ def export_pipeline(
     }
 
     def run(crops: Array, intrinsics: Array, to_crop: Array, perspective: Array) -> dict[str, Array]:
-        _, found = recover(module, model, _floats(crops), _camera(intrinsics, perspective), to_crop, config)
+        cameras = _camera(intrinsics, perspective)
+        estimate = module(_floats(crops), transform_camera(cameras, to_crop))
+        found = recover(model, estimate, cameras, to_crop, size, config)
         placed = jax.vmap(lambda fitted: _placed(model, fitted))(found.parameters)
         return {**placed, "keypoints_2d": found.detected_keypoints_2d, "confidence": found.confidence}
 

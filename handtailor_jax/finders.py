@@ -7,7 +7,7 @@ and which hands to believe.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -45,6 +45,7 @@ class Found:
 Look = Callable[[Sequence[Region]], list[Found]]
 
 
+@runtime_checkable
 class Finder(Protocol):
     """Finds the hands for one kind of hand module."""
 
@@ -103,9 +104,9 @@ class LandmarkFinder:
 class HourglassFinder:
     """Upright squares; the square with the most confident keypoints wins. It finds one hand at most."""
 
-    def __init__(self, size: int, config: ScanConfig = ScanConfig()) -> None:
+    def __init__(self, size: int) -> None:
         """Prepare a finder for an hourglass whose crops have the side `size`."""
-        self._size, self._config = size, config
+        self._size, self._config = size, ScanConfig()
 
     def view(self, picture: Picture, camera: Camera, region: Region, right: float) -> View:
         """Cut out the square, moved to whole pixels; it is grey outside of the image."""
@@ -152,10 +153,11 @@ def square_region(box: Box) -> Region:
     return Region(np.asarray([x + 0.5 * w, y + 0.5 * h], np.float32), np.float32(max(w, h)), np.float32(0.0))
 
 
-def _box(found: Found) -> Any:
+def _box(found: Found) -> Box:
     box = found.hand.box
     assert box is not None
-    return tuple(map(float, box))
+    x, y, w, h = map(float, box)
+    return x, y, w, h
 
 
 def _closer(found: Found) -> Region:

@@ -23,10 +23,7 @@ from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import recover_views
 from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.presets import TailorConfig
-from handtailor_jax.types import Camera, Hand, Memory, Region, Side, View
-
-Network = Literal["landmarks", "hourglass"]
-"""The hand landmark network with IKNet, behind the palm detector; or the paper's hourglass."""
+from handtailor_jax.types import Camera, Hand, Memory, NetworkName, Region, Side, View
 
 Tree = TypeVar("Tree")
 
@@ -85,23 +82,24 @@ class HandTailor:
         weights: str | Path | None = None,
         hand: HandModel | None = None,
         config: TailorConfig | Literal["auto"] | None = "auto",
-        network: Network = "landmarks",
+        network: NetworkName = "landmarks",
     ) -> "HandTailor":
         """Load the networks.
 
         Args:
             weights: Weight file of a hand module, of which "landmarks" uses IKNet alone; the embedded one if None.
-            hand: Hand model that the weights were trained with; the embedded hand if None.
+            hand: Hand model; the one that the weights were trained with for "hourglass". The embedded hand if None.
             config: Energy and solver of the tailor; "auto" for the preset of this network, None for no tailor.
             network: "landmarks": all hands of any image, both sides. "hourglass": the paper's network, one hand.
 
         Raises:
             InputError: One line that names what is wrong with the network's name or the weight file.
         """
-        if network not in get_args(Network):
+        if network not in get_args(NetworkName):
             raise InputError(f"network is {network!r}: use landmarks or hourglass")
-        module = load_module(weights, hand)
-        return cls(LandmarkHandModule.beside(module) if network == "landmarks" else module, hand, config)
+        if network == "landmarks":
+            return cls(LandmarkHandModule.beside(load_module(weights, None)), hand, config)
+        return cls(load_module(weights, hand), hand, config)
 
     def __call__(
         self,

@@ -17,14 +17,14 @@ from tqdm import tqdm
 from handtailor_jax import results
 from handtailor_jax.commands import Predict
 from handtailor_jax.errors import InputError
+from handtailor_jax.hand_tailor import HandTailor, check_finite
 from handtailor_jax.images import Picture, read_picture
-from handtailor_jax.pipeline import HandTailor, check_finite
 from handtailor_jax.render.overlay import draw_skeleton
 from handtailor_jax.render.shading import render_mesh
 from handtailor_jax.types import Hand, Side
 from handtailor_jax.video.animation import write_animation
 from handtailor_jax.video.files import Video, json_lines, video_writer
-from handtailor_jax.video.track import HandVideo
+from handtailor_jax.video.track import HandVideo, VideoConfig
 
 IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 """Suffixes of files in folders that count as images."""
@@ -134,63 +134,57 @@ def _skipping(source: Source) -> Iterator[Callable[[], bool]]:
 def _predict_images(sources: Sequence[Source], tailor: HandTailor, options: Predict, files: results.HandFiles) -> int:
     """Write the hands of images; return the number of images that were skipped."""
     skipped = 0
-    with tqdm(total=len(sources), desc="predict", unit="image", disable=len(sources) == 1) as progress:
-        for first in range(0, len(sources), options.batch):
-            batch: list[tuple[Source, Picture]] = []
-            for source in sources[first : first + options.batch]:
-                assert isinstance(source.path, Path)
-                with _skipping(source) as was_skipped:
-                    image = read_picture(source.path)
-                    # Checked here, so that one image that the box misses does not stop the other images of the batch.
-                    tailor.check(image, *_arguments(source, options))
-                    batch.append((source, image))
-                skipped += was_skipped()
-            for source, image, hand in _recover(batch, tailor, options):
-                with _skipping(source) as was_skipped:
-                    check_finite(hand)
-                    files.write(source.id, hand, image, _summary(source, hand))
-                    if len(sources) <= results.MOST_LINES:
-                        tqdm.write(_summary(source, hand))
-                skipped += was_skipped()
-            progress.update(min(options.batch, len(sources) - first))
+    for source in tqdm(sources, desc="predict", unit="image", disable=len(sources) == 1):
+        assert isinstance(source.path, Path)
+        with _skipping(source) as was_skipped:
+            image = read_picture(source.path)
+            hands = _recover(image, source, tailor, options)
+            for hand in hands:
+                check_finite(hand)
+            height, width = image.shape[:2]
+            content = {"hands": [results.to_json(hand) for hand in hands], "image_size": [width, height]}
+            summary = _summary(source, hands)
+            files.write(source.id, content, hands, image, summary)
+            if len(sources) <= results.MOST_LINES or not hands:
+                tqdm.write(summary)
+        skipped += was_skipped()
     files.write_sheet()
     return skipped
 
 
-def _recover(
-    batch: Sequence[tuple[Source, Picture]], tailor: HandTailor, options: Predict
-) -> list[tuple[Source, Picture, Hand]]:
-    """Recover the hands of one batch. A last batch is filled up, so that no program of another size is compiled."""
-    if not batch:
-        return []
-    filled = [*batch, *[batch[-1]] * (options.batch - len(batch))]
-    cameras, boxes, sides = zip(*(_arguments(source, options) for source, _ in filled), strict=True)
-    hands = tailor.batch([image for _, image in filled], cameras, boxes, sides, looks=options.looks)
-    return [(*pair, hand) for pair, hand in zip(batch, hands, strict=False)]
+def _recover(image: Picture, source: Source, tailor: HandTailor, options: Predict) -> list[Hand]:
+    camera, box, side = _arguments(source, options)
+    if box is not None:
+        hand = tailor.one(image, camera, box, side, passes=options.passes)
+        return [] if hand is None else [hand]
+    return tailor(image, camera, side=side, hands=options.hands, thorough=options.thorough or None)
 
 
-def _arguments(source: Source, options: Predict) -> tuple[Any, Any, Side]:
+def _arguments(source: Source, options: Predict) -> tuple[Any, Any, Side | None]:
     """Return camera, box and side of a source."""
     camera = options.camera if source.camera is None else source.camera
     return camera, options.box, options.side if source.side is None else source.side
 
 
-def _summary(source: Source, hand: Hand) -> str:
-    before, after = hand.reprojection_before, hand.reprojection_after
-    return f"{source.id}: {before:.1f} > {after:.1f} px from the keypoints, confidence {hand.confidence.mean():.2f}"
+def _summary(source: Source, hands: Sequence[Hand]) -> str:
+    if not hands:
+        return f"{source.id}: no hand found"
+    errors = ", ".join(f"{hand.side} {hand.reprojection_after:.1f} px" for hand in hands[:4])
+    more = f" and {len(hands) - 4} more" if len(hands) > 4 else ""
+    return f"{source.id}: {len(hands)} hand{'s' if len(hands) > 1 else ''} ({errors}{more} from the keypoints)"
 
 
 def _predict_video(source: Source, tailor: HandTailor, options: Predict) -> None:
-    """Write <id>.jsonl with a line for each frame, and <id>_overlay.mp4; with --mesh glb also the moving mesh."""
+    """Write <id>.jsonl with a line for each frame, and <id>_overlay.mp4; with --mesh glb also the moving meshes."""
     out = options.out
-    meshes: list[np.ndarray | None] = []
+    meshes: list[tuple[np.ndarray, np.ndarray] | None] = []
     times: list[float] = []
-    faces = np.zeros((0, 3), np.int32)
     seen = undecoded = 0
     last: Picture | None = None
+    config = VideoConfig() if options.hands is None else VideoConfig(hands=options.hands)
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(Video(source.path))
-        follow = HandVideo(tailor, video.rate or 30.0, *_arguments(source, options))
+        follow = HandVideo(tailor, video.rate or 30.0, *_arguments(source, options), config)
         write_line = stack.enter_context(json_lines(out / f"{source.id}.jsonl"))
         write_frame: Any = None
         if options.overlay:
@@ -199,31 +193,37 @@ def _predict_video(source: Source, tailor: HandTailor, options: Predict) -> None
         # A webcam's recording ends with Ctrl-C.
         stack.enter_context(contextlib.suppress(*(() if isinstance(source.path, Path) else (KeyboardInterrupt,))))
         for frame in frames:
-            hand = None if frame.image is None else follow(frame.image, frame.time)
+            hands = [] if frame.image is None else follow(frame.image, frame.time)
+            hands = [hand for hand in hands if np.isfinite(hand.vertices).all()]
             undecoded += frame.image is None
-            seen += hand is not None
-            content = {} if hand is None else results.to_json(hand)
-            write_line({"frame": frame.index, "time": round(frame.time, 6), "found": hand is not None, **content})
+            seen += bool(hands)
+            content = [{"track": hand.track, **results.to_json(hand)} for hand in hands]
+            write_line({"frame": frame.index, "time": round(frame.time, 6), "hands": content})
             if options.mesh is not None:
-                meshes.append(None if hand is None else results.metric_vertices(hand))
+                meshes.append(results.joined_mesh(hands) if hands else None)
                 times.append(frame.time)
-                faces = faces if hand is None else hand.faces
             # A frame that cannot be decoded repeats the one before, so that the overlay keeps the video's time.
             if write_frame is not None:
-                last = last if frame.image is None else _draw(frame.image, hand)
+                last = last if frame.image is None else _draw(frame.image, hands)
                 if last is not None:
                     write_frame(last)
-    if options.mesh is not None and faces.size:
-        write_animation(out / f"{source.id}.glb", meshes, faces, times)
+    if options.mesh is not None and seen:
+        write_animation(out / f"{source.id}.glb", meshes, times)
     note = f", {undecoded} frames could not be decoded" if undecoded else ""
-    tqdm.write(f"{source.id}: hand found in {seen} of {follow.frames} frames{note}")
+    tqdm.write(f"{source.id}: hands found in {seen} of {follow.frames} frames{note}")
 
 
-def _draw(image: Picture, hand: Hand | None) -> Picture:
-    """Return a frame with the mesh over it and the detected keypoints."""
-    if hand is None:
-        return image
+def _draw(image: Picture, hands: Sequence[Hand]) -> Picture:
+    """Return a frame with the meshes over it, distant ones first, and the detected keypoints."""
     height, width = image.shape[:2]
-    camera = jax.tree.map(jnp.asarray, hand.camera)
-    drawn = render_mesh(hand.vertices, hand.faces, camera, height, width, background=image, opacity=0.75)
-    return draw_skeleton(drawn, hand.detected_keypoints_2d, confidence=hand.confidence, hollow=True)
+    drawn = image
+    for hand in sorted(hands, key=_nearness):
+        camera = jax.tree.map(jnp.asarray, hand.camera)
+        drawn = render_mesh(hand.vertices, hand.faces, camera, height, width, background=drawn, opacity=0.75)
+        drawn = draw_skeleton(drawn, hand.detected_keypoints_2d, confidence=hand.confidence, hollow=True)
+    return drawn
+
+
+def _nearness(hand: Hand) -> float:
+    """Return a number that grows with a hand's nearness: minus its depth with intrinsics, its image size without."""
+    return -float(hand.parameters.translation[2]) if hand.perspective else float(hand.parameters.scale)

@@ -15,7 +15,7 @@ import numpy as np
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.images import Picture, opencv
-from handtailor_jax.types import Hand
+from handtailor_jax.types import Camera, Hand
 
 MOST_LINES = 20
 """Largest number of inputs of which a command reports each one in a line."""
@@ -44,7 +44,14 @@ def to_json(hand: Hand) -> dict[str, Any]:
             "joints": _numbers(hand.runner_up.joints),
             **_parameters(hand.runner_up),
         }
-    if hand.box is not None and hand.proposed is not None:
+    if hand.region is not None and hand.proposed is not None:
+        content["side_probability"] = _number(hand.side_probability)
+        content["presence"] = _number(hand.presence)
+        content["region"] = {
+            "center": _numbers(hand.region.center, 3),
+            "side": round(float(hand.region.side), 3),
+            "rotation": round(float(hand.region.rotation), 6),
+        }
         content["box"] = _numbers(hand.box, 3)
         content["detected_keypoints_2d"] = _numbers(hand.detected_keypoints_2d, 3)
         content["confidence"] = _numbers(hand.confidence, 4)
@@ -70,6 +77,10 @@ def _numbers(values: Any, digits: int = 6) -> Any:
     return np.round(np.asarray(values, np.float64), digits).tolist()
 
 
+def _number(value: Any) -> float | None:
+    return None if value is None else round(float(value), 4)
+
+
 def metric_vertices(hand: Hand) -> np.ndarray:
     """Return the vertices (V, 3) in metres: in the camera frame with intrinsics, relative to the middle MCP without."""
     vertices = np.asarray(hand.vertices, np.float64)
@@ -78,23 +89,50 @@ def metric_vertices(hand: Hand) -> np.ndarray:
     return (vertices - np.asarray(hand.parameters.translation)) / np.asarray(hand.parameters.scale)
 
 
+def scene_vertices(hands: Sequence[Hand]) -> list[np.ndarray]:
+    """Return the vertices (V, 3) of several hands in one frame, metres.
+
+    The frame is the camera frame with intrinsics. Without intrinsics no distance is known: the hands are at one depth,
+    each in its own size, as far apart as they are in the image at their mean scale; the origin is their middle.
+    """
+    meshes = [metric_vertices(hand) for hand in hands]
+    if not hands or hands[0].perspective:
+        return meshes
+    per_metre = float(np.mean([hand.parameters.scale for hand in hands]))
+    places = np.asarray([[*hand.parameters.translation[:2], 0.0] for hand in hands], np.float64) / per_metre
+    return [mesh + place for mesh, place in zip(meshes, places - places.mean(axis=0), strict=True)]
+
+
+def joined_mesh(hands: Sequence[Hand]) -> tuple[np.ndarray, np.ndarray]:
+    """Return vertices (n V, 3) in the frame of `scene_vertices` and faces (n F, 3) of several hands."""
+    meshes = scene_vertices(hands)
+    starts = np.cumsum([0, *(len(mesh) for mesh in meshes[:-1])])
+    faces = [np.asarray(hand.faces) + start for hand, start in zip(hands, starts, strict=True)]
+    return np.concatenate(meshes), np.concatenate(faces)
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write a value as a JSON file."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n", "utf-8"))
+    """Write a value as a JSON file; numbers must be finite."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
 
-def write_mesh(path: Path, hand: Hand) -> None:
-    """Write the mesh of a hand in metres; the suffix of the path (.obj, .ply, .glb) chooses the format.
+def write_mesh(path: Path, hands: Sequence[Hand]) -> None:
+    """Write the meshes of hands in metres as one file; the suffix of the path (.obj, .ply, .glb) chooses the format.
 
-    The frame is the camera frame with intrinsics, and relative to the middle MCP without. OBJ and PLY keep the camera's
-    axes (y down, z forward); GLB has the axes of glTF (y up, z toward the viewer).
+    The frame is the one of `scene_vertices`. OBJ and PLY keep the camera's axes (y down, z forward) and join the hands
+    to one mesh; GLB has the axes of glTF (y up, z toward the viewer) and a node for each hand.
     """
     trimesh = mesh_library()
-    vertices = metric_vertices(hand)
     if path.suffix == ".glb":
-        vertices = vertices * [1.0, -1.0, -1.0]
-    mesh = trimesh.Trimesh(vertices, hand.faces, process=False)
-    write_atomically(path, lambda temporary: mesh.export(temporary, file_type=path.suffix[1:]))
+        content = trimesh.Scene()
+        for i, (hand, vertices) in enumerate(zip(hands, scene_vertices(hands), strict=True)):
+            mesh = trimesh.Trimesh(vertices * [1.0, -1.0, -1.0], hand.faces, process=False)
+            name = f"hand_{i}_{hand.side}"
+            content.add_geometry(mesh, node_name=name, geom_name=name)
+    else:
+        content = trimesh.Trimesh(*joined_mesh(hands), process=False)
+    write_atomically(path, lambda temporary: content.export(temporary, file_type=path.suffix[1:]))
 
 
 def write_image(path: Path, image: Picture) -> None:
@@ -105,13 +143,14 @@ def write_image(path: Path, image: Picture) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(data.tobytes()))
 
 
-def overlay(hand: Hand, image: Picture | None) -> Picture:
-    """Return the image with the detected keypoints, the mesh over it, and the mesh from the side, uint8 RGB."""
+def overlay(hands: Sequence[Hand], image: Picture | None) -> Picture:
+    """Return the image with the detected keypoints, the meshes over it, and the meshes from the side, uint8 RGB."""
     from handtailor_jax.render.overlay import overlay_figure
 
-    detected = np.where((np.asarray(hand.confidence) > 0)[:, None], hand.detected_keypoints_2d, np.nan)
-    camera = jax.tree.map(jnp.asarray, hand.camera)
-    return overlay_figure(image, hand.vertices, hand.faces, camera, detected, hand.keypoints_2d)
+    detected = [np.where((hand.confidence > 0)[:, None], hand.detected_keypoints_2d, np.nan) for hand in hands]
+    camera = jax.tree.map(jnp.asarray, hands[0].camera) if hands else Camera.weak_perspective()
+    meshes = [(hand.vertices, hand.faces) for hand in hands]
+    return overlay_figure(image, meshes, camera, detected or None, [hand.keypoints_2d for hand in hands] or None)
 
 
 def sheet(images: Sequence[Picture], captions: Sequence[str]) -> Picture:
@@ -146,7 +185,7 @@ def prepare_folder(folder: Path, names: Iterable[str] = ()) -> None:
 
 
 class HandFiles:
-    """Files of several hands in one folder: <id>.json, <id>.<mesh>, <id>_overlay.png, and sheet.png of all overlays."""
+    """Files of images in one folder: <id>.json, <id>_overlay.png, meshes, and sheet.png of all overlays."""
 
     def __init__(self, folder: Path, mesh: str | None, overlay: bool) -> None:
         """Check that the formats can be written.
@@ -172,13 +211,21 @@ class HandFiles:
         names = [f"{id}{ending}" for id in ids for ending in endings]
         prepare_folder(self._folder, [*names, *others, *(["sheet.png"] if self._overlay else [])])
 
-    def write(self, id: str, hand: Hand, image: Picture | None, caption: str) -> None:
-        """Write the files of one hand; the caption is for the sheet."""
-        write_json(self._folder / f"{id}.json", to_json(hand))
-        if self._mesh is not None:
-            write_mesh(self._folder / f"{id}.{self._mesh}", hand)
+    def write(self, id: str, content: Any, hands: Sequence[Hand], image: Picture | None, caption: str) -> None:
+        """Write the files of one image.
+
+        Args:
+            id: Name of the files, without suffix.
+            content: Content of the JSON file.
+            hands: Hands of the image. Their meshes are one file; without hands there is none.
+            image: The image, if there is one.
+            caption: Text under the overlay on the sheet.
+        """
+        write_json(self._folder / f"{id}.json", content)
+        if self._mesh is not None and hands:
+            write_mesh(self._folder / f"{id}.{self._mesh}", hands)
         if self._overlay:
-            drawn = overlay(hand, image)
+            drawn = overlay(hands, image)
             write_image(self._folder / f"{id}_overlay.png", drawn)
             if len(self._overlays) < _MOST_ON_SHEET:
                 self._overlays.append(drawn)

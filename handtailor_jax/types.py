@@ -17,6 +17,9 @@ T = TypeVar("T")
 
 Side = Literal["right", "left"]
 
+NetworkName = Literal["landmarks", "hourglass"]
+"""The hand landmark network with IKNet, behind the palm detector; or the paper's hourglass."""
+
 Numbers = Any
 """A JAX array inside the graph, a NumPy array on the host."""
 

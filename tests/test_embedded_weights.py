@@ -12,7 +12,7 @@ from handtailor_jax import cli
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.weights import embedded_weights, load_module, load_weights, provenance, save_weights
-from handtailor_jax.pipeline import HandTailor
+from handtailor_jax.hand_tailor import HandTailor
 
 ASSETS = importlib.resources.files("handtailor_jax") / "assets"
 

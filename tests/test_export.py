@@ -16,8 +16,8 @@ from handtailor_jax.evaluation.simulation import tailor_problems
 from handtailor_jax.export import export_hand_module, export_pipeline, export_tailor
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import crop_square
-from handtailor_jax.pipeline import HandTailor
 from handtailor_jax.tailor import TailorConfig, initialize
 from handtailor_jax.tailor.placement import camera_mesh
 from handtailor_jax.tailor.solve import LevenbergMarquardt

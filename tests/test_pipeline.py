@@ -11,17 +11,19 @@ from flax import nnx
 
 from handtailor_jax import pipeline
 from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.cameras import as_camera, inverse_linear, project
+from handtailor_jax.finders import square_region
+from handtailor_jax.geometry.cameras import as_camera, inverse_linear, project, transform_camera
 from handtailor_jax.geometry.lifting import lift, lift_scale, root_depth_in_bones
 from handtailor_jax.geometry.mirror import mirror_camera, mirror_pose
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.hand_module import HandModule, HourglassEstimate
+from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.mano.loading import embedded_hand
-from handtailor_jax.pipeline import HandTailor, recover
+from handtailor_jax.pipeline import recover
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
 from handtailor_jax.tailor.presets import TailorConfig
-from handtailor_jax.types import Camera, HandEstimate, HandParameters, Memory
+from handtailor_jax.types import Camera, HandParameters, Memory
 from handtailor_jax.video.track import HandVideo, VideoConfig
 
 SIZE = 256
@@ -84,7 +86,11 @@ class Reader(HandModule):
         pose = jnp.broadcast_to(self.pose[...], (batch, 16, 3))
         matrices = matrix_from_axis_angle(pose)
         nothing = jnp.zeros((batch, 1, 1, 21), dtype)
-        return HandEstimate(
+        return HourglassEstimate(
+            left=jnp.zeros(batch, bool),
+            presence=None,
+            right=None,
+            convention="mano",
             heatmap_logits=(nothing,),
             depth_maps=(nothing,),
             heatmaps=nothing,
@@ -126,12 +132,12 @@ def test_any_crop_and_any_size_of_a_picture_give_the_same_hand(reader, scene):
     boxes = [(180, 60, 300, 300), (120, 40, 380, 400), (230, 10, 250, 420), (0, 0, 640, 480), (-40, -10, 620, 500)]
     boxes = [box for box in boxes if paint_inside(scene, box)]
     assert len(boxes) >= 4
-    results = [reader(picture, K, box) for box in boxes]
+    results = [reader.one(picture, K, box, passes=1) for box in boxes]
     double = np.repeat(np.repeat(picture, 2, axis=0), 2, axis=1)
     doubled = K.copy()
     doubled[:2] *= 2.0
     doubled[:2, 2] += 0.5  # pixel (0, 0) becomes four, around (0.5, 0.5)
-    results.append(reader(double, doubled, (240, 80, 760, 800)))
+    results.append(reader.one(double, doubled, (240, 80, 760, 800), passes=1))
     for result in results:
         assert millimetres(result.joints, joints) < 3.0
         assert result.reprojection_after < 1.0
@@ -148,7 +154,7 @@ def paint_inside(scene, box):
 def test_a_second_look_is_at_the_square_around_what_was_found(reader, scene):
     _, joints, picture = scene
     box = (40, -10, 500, 480)
-    once, twice = reader(picture, K, box), reader(picture, K, box, looks=2)
+    once, twice = (reader.one(picture, K, box, passes=passes) for passes in (1, 2))
     x, y, side, _ = twice.box
     low, high = once.detected_keypoints_2d.min(axis=0), once.detected_keypoints_2d.max(axis=0)
     # Crops are of whole pixels.
@@ -159,16 +165,17 @@ def test_a_second_look_is_at_the_square_around_what_was_found(reader, scene):
     assert millimetres(twice.joints, joints) < 3.0
     # Nothing was painted: there is nothing to look at more closely.
     empty = np.full_like(picture, 255)
-    np.testing.assert_array_equal(reader(empty, K, box, looks=2).box, reader(empty, K, box).box)
-    with pytest.raises(InputError, match="looks is 0: give at least 1"):
-        reader(picture, K, box, looks=0)
+    boxes = [reader.one(empty, K, box, passes=passes).box for passes in (1, 2)]
+    np.testing.assert_array_equal(*boxes)
+    with pytest.raises(InputError, match="passes is 0: give at least 1"):
+        reader.one(picture, K, box, passes=0)
 
 
 def test_keypoints_are_the_pictures(reader, scene):
     _, joints, picture = scene
     expected = np.asarray(project(Camera.from_matrix(K), jnp.asarray(joints)))
     for camera in (None, K):
-        result = reader(picture, camera, (120, 40, 380, 400))
+        result = reader.one(picture, camera, (120, 40, 380, 400), passes=1)
         np.testing.assert_allclose(result.detected_keypoints_2d, expected, atol=0.6)
         # Weak perspective is wrong by what perspective does to a hand half a metre away.
         np.testing.assert_allclose(result.keypoints_2d, expected, atol=8.0 if camera is None else 1.0)
@@ -182,7 +189,7 @@ def test_with_and_without_intrinsics(hand):
     picture = paint(project(Camera.from_matrix(far), camera_keypoints(hand, truth)))
     # With the configuration of the fixture, whose compiled program is then used again.
     reader, box = HandTailor(Reader(hand, truth), hand, TailorConfig.default()), (120, 40, 380, 400)
-    known, unknown = reader(picture, far, box), reader(picture, None, box)
+    known, unknown = (reader.one(picture, camera, box, passes=1) for camera in (far, None))
     assert not unknown.perspective
     relative = known.joints - known.joints[9]
     np.testing.assert_allclose(unknown.joints[9], 0.0, atol=1e-6)
@@ -195,9 +202,10 @@ def test_with_and_without_intrinsics(hand):
 @pytest.mark.parametrize("camera", [None, K])
 def test_left_hands_are_right_hands_in_a_mirror(reader, scene, camera):
     picture, box = scene[2], (120, 40, 380, 400)
-    right = reader(picture, camera, box)
+    right = reader.one(picture, camera, box, passes=1)
     mirrored = None if camera is None else np.asarray([[620.0, 0, 639 - 310.0], [0, 600, 250], [0, 0, 1]], np.float32)
-    left = reader(np.ascontiguousarray(picture[:, ::-1]), mirrored, (640 - 500, 40, 380, 400), "left")
+    image = np.ascontiguousarray(picture[:, ::-1])
+    left = reader.one(image, mirrored, (640 - 500, 40, 380, 400), "left", passes=1)
     np.testing.assert_allclose(left.detected_keypoints_2d, right.detected_keypoints_2d * [-1, 1] + [639, 0], atol=1e-3)
     # Without intrinsics joints are relative to the root, so the mirror needs no shift.
     np.testing.assert_allclose(left.joints, right.joints * [-1, 1, 1], atol=2e-5)
@@ -209,28 +217,26 @@ def test_left_hands_are_right_hands_in_a_mirror(reader, scene, camera):
     np.testing.assert_array_equal(left.faces, model.faces)
 
 
-def test_a_batch_is_its_pictures(reader, scene):
-    picture = scene[2]
-    boxes = [(120, 40, 380, 400), (180, 60, 300, 300)]
-    together = reader.batch([picture] * 2, [None, K], boxes)
-    for found, camera, box in zip(together, (None, K), boxes, strict=True):
-        alone = reader(picture, camera, box)
-        np.testing.assert_allclose(found.detected_keypoints_2d, alone.detected_keypoints_2d, atol=1e-3)
-        np.testing.assert_allclose(found.joints, alone.joints, atol=2e-5)
-        np.testing.assert_array_equal(found.box, alone.box)
-    assert reader.batch([]) == []
-
-
 def test_a_batch_of_both_sides_is_one_program(reader, scene):
     """The side is a value of the graph: a batch holds left and right hands, and results come back as NumPy arrays."""
-    image, box = scene[2], (120, 40, 380, 400)
-    mirrored, mirrored_box = np.ascontiguousarray(image[:, ::-1]), (640 - 500, 40, 380, 400)
-    left, right = reader.batch([mirrored, image], None, [mirrored_box, box], ["left", "right"])
+    image, mirrored = scene[2], np.ascontiguousarray(scene[2][:, ::-1])
+    places = [square_region((x, 40.0, 380.0, 400.0)) for x in (120.0, 140.0)]
+    camera = as_camera(None)
+    views = [
+        reader.finder.view(shown, camera, place, prior)
+        for shown, place, prior in zip((image, mirrored, image), (*places, places[0]), (1.0, 0.0, 1.0), strict=True)
+    ]
+    right, left, again = (found.hand for found in reader.recover(views))
     assert (left.side, right.side, left.proposed.side) == ("left", "right", "left")
     np.testing.assert_allclose(left.joints, right.joints * [-1, 1, 1], atol=2e-5)
     np.testing.assert_allclose(left.detected_keypoints_2d, right.detected_keypoints_2d * [-1, 1] + [639, 0], atol=1e-3)
-    assert reader._run._cache_size() <= 2  # batches of one and of two hands
+    np.testing.assert_allclose(again.vertices, right.vertices, atol=1e-3)
+    alone = reader.one(image, None, (120, 40, 380, 400), passes=1)
+    np.testing.assert_allclose(alone.joints, right.joints, atol=2e-5)
+    np.testing.assert_array_equal(alone.box, right.box)
+    assert reader._run._cache_size() <= 3  # batches of 1, 2 and 4 hands
     assert all(isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(left))
+    assert reader.recover([]) == []
 
 
 def test_the_graph_runs_as_printed(hand, scene):
@@ -250,7 +256,7 @@ def test_the_graph_runs_as_printed(hand, scene):
 
 def test_without_the_tailor_the_proposal_is_the_result(hand, scene):
     _, joints, picture = scene
-    result = HandTailor(Reader(hand, scene[0]), hand, None)(picture, K, (120, 40, 380, 400))
+    result = HandTailor(Reader(hand, scene[0]), hand, None).one(picture, K, (120, 40, 380, 400), passes=1)
     np.testing.assert_array_equal(result.vertices, result.proposed.vertices)
     assert result.reprojection_before == result.reprojection_after
     assert millimetres(result.joints - result.joints[9], joints - joints[9]) < 0.1
@@ -260,9 +266,11 @@ def test_the_hand_is_found_without_a_box(reader, scene):
     _, joints, _ = scene
     moved = K + np.asarray([[0, 0, 150.0], [0, 0, 0], [0, 0, 0]], np.float32)
     picture = paint(project(Camera.from_matrix(moved), jnp.asarray(joints)), 480, 900)
-    box = reader.locate(picture)
-    assert box[2] < 640
-    assert millimetres(reader(picture, moved).joints, joints) < 3.0
+    (hand,) = reader(picture, moved)
+    assert hand.box[2] < 640
+    assert millimetres(hand.joints, joints) < 3.0
+    assert reader(np.full_like(picture, 255), moved) == []
+    assert reader.one(np.full_like(picture, 255)) is None
 
 
 @pytest.mark.parametrize(
@@ -278,12 +286,12 @@ def test_the_hand_is_found_without_a_box(reader, scene):
 def test_bad_input_has_one_line(reader, scene, arguments, reason):
     given = {"image": scene[2], "box": (0, 0, 100, 100), **arguments}
     with pytest.raises(InputError, match=reason):
-        reader(**given)
+        reader.one(**given)
 
 
-def test_counts_that_differ(reader, scene):
-    with pytest.raises(InputError, match="2 images with 1 cameras"):
-        reader.batch([scene[2]] * 2, [K])
+def test_numbers_of_hands(reader, scene):
+    with pytest.raises(InputError, match="hands is 0: give at least 1"):
+        reader(scene[2], hands=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -323,7 +331,8 @@ def test_gradients_from_the_mesh_reach_every_part_of_the_network(hand64):
 
     def loss(parameters):
         module = nnx.merge(graph, parameters, rest, copy=True)
-        _, hands = recover(module, hand64, images, camera, to_crop, TailorConfig.paper())
+        estimate = module(images, transform_camera(camera, to_crop))
+        hands = recover(hand64, estimate, camera, to_crop, 32, TailorConfig.paper())
         return jnp.sum(weights * hands.vertices[0])
 
     both = jax.jit(jax.value_and_grad(loss))  # one program
@@ -350,23 +359,22 @@ def test_gradients_from_the_mesh_reach_every_part_of_the_network(hand64):
 def test_memory_moves_only_the_tailors_start(reader, scene):
     """On either side: the memory of a left hand holds the pose of a left hand."""
     truth, _, image = scene
-    box = (120.0, 40.0, 380.0, 400.0)
-    view = reader.view(image, as_camera(K), box, "right")
+    view = reader.finder.view(image, as_camera(K), square_region((120.0, 40.0, 380.0, 400.0)), 1.0)
     bent = np.array(truth.pose)
     bent[4, 2] += 0.8
-    one = np.ones(1, np.float32)
-    (fresh,) = reader.recover([view])
-    (remembered,) = reader.recover([view], Memory(bent[None], truth.betas[None] + 1.0, one, one))
+    one, zero, betas = np.ones((), np.float32), np.zeros((), np.float32), np.asarray(truth.betas)
+    nothing = Memory(np.zeros_like(bent), np.zeros_like(betas), zero, zero)
+    memories = [nothing, Memory(bent, betas + 1, one, one), Memory(bent, betas, zero, zero)]
+    fresh, remembered, half = (found.hand for found in reader.recover([view] * 3, memories))
     np.testing.assert_allclose(remembered.proposed.parameters.pose, fresh.proposed.parameters.pose, atol=1e-6)
     apart = [abs(hand.parameters.pose[4, 2] - bent[4, 2]) for hand in (remembered, fresh)]
     assert apart[0] < apart[1]
-    (half,) = reader.recover([view], Memory(bent[None], truth.betas[None], 0.0 * one, 0.0 * one))
     np.testing.assert_allclose(half.parameters.pose, fresh.parameters.pose, atol=1e-6)
 
     camera = mirror_camera(as_camera(K), image.shape[1])
-    view = reader.view(image[:, ::-1], camera, (640.0 - 500.0, 40.0, 380.0, 400.0), "left")
-    (left,) = reader.recover([view], Memory(mirror_pose(bent)[None], truth.betas[None] + 1.0, one, one))
-    np.testing.assert_allclose(left.joints, remembered.joints * [-1, 1, 1], atol=1e-4)
+    view = reader.finder.view(image[:, ::-1], camera, square_region((640.0 - 500.0, 40.0, 380.0, 400.0)), 0.0)
+    (left,) = reader.recover([view], [Memory(mirror_pose(bent), betas + 1, one, one)])
+    np.testing.assert_allclose(left.hand.joints, remembered.joints * [-1, 1, 1], atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -395,10 +403,11 @@ def test_a_video_is_followed_calmly_and_without_lag(hand, reader, scene, rng):
     frames = 120
     pictures, truth = waving_hand(hand, scene[0], frames, rng, noise=1.5)
     video = HandVideo(reader, 30.0, K)
-    found = [video(picture, i / 30.0) for i, picture in enumerate(pictures)]
-    assert all(hand is not None for hand in found)
+    hands = [video(picture, i / 30.0) for i, picture in enumerate(pictures)]
+    assert all(len(each) == 1 and each[0].track == 0 for each in hands)
+    found = [each[0] for each in hands]
     ours = np.stack([hand.joints for hand in found])
-    alone = np.stack([reader(p, K, hand.box).joints for p, hand in zip(pictures, found, strict=True)])
+    alone = np.stack([reader.one(p, K, hand.box, passes=1).joints for p, hand in zip(pictures, found, strict=True)])
     # The path itself has a second difference, which is no jitter.
     assert jitter(alone - truth) / jitter(ours - truth) >= 3.0
     errors = [np.mean(np.square(ours[10:-3] - np.roll(truth, lag, axis=0)[10:-3])) for lag in range(5)]
@@ -411,7 +420,10 @@ def test_a_hand_that_leaves_is_lost_and_found_again(reader, scene):
     picture = scene[2]
     empty = np.full_like(picture, 128)
     video = HandVideo(reader, 30.0, K, config=VideoConfig(smooth=False))
-    seen = [video(p, i / 30.0) is not None for i, p in enumerate([picture, picture, empty, empty, picture, picture])]
-    assert seen == [True, True, False, False, True, True]
+    seen = [
+        [hand.track for hand in video(p, i / 30.0)]
+        for i, p in enumerate([picture, picture, empty, empty, picture, picture])
+    ]
+    assert seen == [[0], [0], [], [], [0], [0]]
     with pytest.raises(InputError, match="frames change"):
         video(picture[:-2], 1.0)

@@ -19,7 +19,7 @@ from flax import nnx
 from PIL import Image
 
 import handtailor_jax
-from handtailor_jax import cli, pipeline, predict
+from handtailor_jax import cli, hand_tailor, predict
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
@@ -57,7 +57,7 @@ FIELDS = {
     "reprojection_error_after",
     "runner_up",
 }
-OURS = {"box", "detected_keypoints_2d", "confidence", "proposed"}
+OURS = {"side_probability", "presence", "region", "box", "detected_keypoints_2d", "confidence", "proposed"}
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +99,12 @@ def content(path):
     return json.loads(path.read_text())
 
 
+def only(path):
+    """The only hand of an image."""
+    (hand,) = content(path)["hands"]
+    return hand
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Images
 
@@ -109,7 +115,20 @@ def test_folder_pattern_and_files(weights, tmp_path, monkeypatch, capsys):
     for i, name in enumerate(("a/one.png", "a/two.JPG", "b/one.jpg", "c/three.png", "c/other.jpg")):
         picture(Path(name), i)
     Path("a/notes.txt").write_text("no image")
-    arguments = ("a", "c/*.png", "b/one.jpg", "--weights", weights, *BOX, "--looks", "1", "--mesh", "obj")
+    arguments = (
+        "a",
+        "c/*.png",
+        "b/one.jpg",
+        "--weights",
+        weights,
+        *BOX,
+        "--passes",
+        "1",
+        "--network",
+        "hourglass",
+        "--mesh",
+        "obj",
+    )
     arguments = (*arguments, "--out", "out/new")
     assert status(*arguments) == 0
     ids = {"one", "two", "three", "one_2"}
@@ -117,7 +136,8 @@ def test_folder_pattern_and_files(weights, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert "4 of 4 inputs written to out/new" in printed.out
     for name in ids:
-        found = content(Path(f"out/new/{name}.json"))
+        (found,), size = content(Path(f"out/new/{name}.json")).values()
+        assert size == [64, 48]
         assert set(found) == FIELDS | OURS
         assert set(found["proposed"]) == FIELDS
         assert (found["side"], found["projection"], found["camera"]) == ("right", "weak_perspective", None)
@@ -131,30 +151,31 @@ def test_folder_pattern_and_files(weights, tmp_path, monkeypatch, capsys):
         assert len(mesh.vertices) == len(embedded_arrays()["template"])
         assert cv2.imread(f"out/new/{name}_overlay.png").std() > 10
     # The two pictures of one name are two pictures.
-    keypoints = [content(Path(f"out/new/{name}.json"))["detected_keypoints_2d"] for name in ("one", "one_2")]
+    keypoints = [only(Path(f"out/new/{name}.json"))["detected_keypoints_2d"] for name in ("one", "one_2")]
     assert not np.allclose(*keypoints, atol=1e-3)
 
 
 def quick(weights, *inputs, out, more=BOX):
     """Without what takes long."""
-    return status(*inputs, "--weights", weights, "--out", out, "--no-tailor", "--no-overlay", "--looks", "1", *more)
-
-
-def test_a_last_batch_that_is_not_full(weights, tmp_path):
-    for i in range(3):
-        picture(tmp_path / "in" / f"{i}.png", i)
-    assert quick(weights, tmp_path / "in", out=tmp_path / "1") == 0
-    assert quick(weights, tmp_path / "in", out=tmp_path / "2", more=(*BOX, "--batch", "2")) == 0
-    assert names(tmp_path / "1") == names(tmp_path / "2") == {"0.json", "1.json", "2.json"}
-    for name in names(tmp_path / "1"):
-        single, batch = (content(tmp_path / folder / name) for folder in ("1", "2"))
-        for key in ("detected_keypoints_2d", "keypoints_2d", "joints", "pose"):
-            np.testing.assert_allclose(single[key], batch[key], atol=2e-3, err_msg=key)
+    return status(
+        *inputs,
+        "--weights",
+        weights,
+        "--out",
+        out,
+        "--no-tailor",
+        "--no-overlay",
+        "--passes",
+        "1",
+        "--network",
+        "hourglass",
+        *more,
+    )
 
 
 def test_without_the_tailor(weights, tmp_path):
     assert quick(weights, picture(tmp_path / "x.png"), out=tmp_path / "out") == 0
-    found = content(tmp_path / "out" / "x.json")
+    found = only(tmp_path / "out" / "x.json")
     proposed = found.pop("proposed")
     assert proposed == {key: found[key] for key in FIELDS}
     assert found["reprojection_error_before"] == found["reprojection_error_after"]
@@ -168,7 +189,7 @@ def test_a_left_hand_and_a_camera(weights, tmp_path):
     mirrored = ("--camera", "60", "58", "33", "20")
     assert quick(weights, right, out=tmp_path, more=(*BOX, *camera)) == 0
     assert quick(weights, tmp_path / "left.png", out=tmp_path, more=(*box, *mirrored, "--side", "left")) == 0
-    one, other = content(tmp_path / "right.json"), content(tmp_path / "left.json")
+    one, other = only(tmp_path / "right.json"), only(tmp_path / "left.json")
     assert (other["side"], other["projection"]) == ("left", "perspective")
     assert other["camera"] == {"fx": 60.0, "fy": 58.0, "cx": 33.0, "cy": 20.0}
     np.testing.assert_allclose(np.multiply(other["joints"], [-1, 1, 1]), one["joints"], atol=2e-5)
@@ -176,8 +197,8 @@ def test_a_left_hand_and_a_camera(weights, tmp_path):
     np.testing.assert_allclose(flipped, one["detected_keypoints_2d"], atol=2e-3)
 
 
-def test_every_kind_of_picture(weights, tmp_path):
-    """One pixel, 16 bits, grey, alpha, turned by EXIF: all of them just work, without a box too."""
+def test_every_kind_of_picture(weights, tmp_path, capsys):
+    """One pixel, 16 bits, grey, alpha, turned by EXIF: all of them just work."""
     folder, rng = tmp_path / "in", np.random.default_rng(0)
     picture(folder / "pixel.png", size=(1, 1))
     cv2.imwrite(str(folder / "deep.png"), rng.integers(0, 2**16, (48, 64, 3), np.uint16))
@@ -186,12 +207,17 @@ def test_every_kind_of_picture(weights, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright
     Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).save(folder / "turned.jpg", exif=exif)
-    assert quick(weights, folder, out=tmp_path / "out", more=()) == 0
+    assert quick(weights, folder, out=tmp_path / "out", more=("--box", "0", "0", "48", "48")) == 0
     assert names(tmp_path / "out") == {f"{n}.json" for n in ("pixel", "deep", "grey", "alpha", "turned")}
     for path in (tmp_path / "out").iterdir():
-        assert np.isfinite(content(path)["joints"]).all()
-    boxes = {name: content(tmp_path / "out" / f"{name}.json")["box"] for name in ("grey", "turned")}
-    assert boxes == {"grey": [0.0, -8.0, 64.0, 64.0], "turned": [-8.0, 0.0, 64.0, 64.0]}
+        assert np.isfinite(only(path)["joints"]).all()
+    boxes = {name: only(tmp_path / "out" / f"{name}.json")["box"] for name in ("grey", "turned")}
+    assert boxes == {"grey": [0.0, 0.0, 48.0, 48.0], "turned": [0.0, 0.0, 48.0, 48.0]}
+    # Without a box, noise is no hand.
+    assert quick(weights, folder / "grey.jpg", out=tmp_path / "none", more=("--mesh", "glb")) == 0
+    assert content(tmp_path / "none" / "grey.json") == {"hands": [], "image_size": [64, 48]}
+    assert names(tmp_path / "none") == {"grey.json"}
+    assert "grey: no hand found" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,8 +228,8 @@ def test_every_kind_of_picture(weights, tmp_path):
 def reader(monkeypatch, hand):
     """In place of weights: a network that sees painted hands, so that there is something to follow."""
     truth = test_pipeline.true_hand(hand)
-    found = pipeline.HandTailor(test_pipeline.Reader(hand, truth), hand, None)
-    monkeypatch.setattr(pipeline.HandTailor, "load", lambda *given: found)
+    found = hand_tailor.HandTailor(test_pipeline.Reader(hand, truth), hand, None)
+    monkeypatch.setattr(hand_tailor.HandTailor, "load", lambda *given: found)
     pixels = test_pipeline.project(Camera.from_matrix(test_pipeline.K), test_pipeline.camera_keypoints(hand, truth))
     return test_pipeline.paint(pixels)
 
@@ -240,10 +266,11 @@ def test_a_video_with_a_frame_that_cannot_be_decoded(reader, tmp_path, capsys):
     assert names(tmp_path / "out") == {"hand.jsonl", "hand_overlay.mp4", "hand.glb"}
     frames = lines(tmp_path / "out" / "hand.jsonl")
     assert [frame["frame"] for frame in frames] == list(range(5))
-    assert [frame["found"] for frame in frames] == [True, True, False, True, True]
+    assert [[hand["track"] for hand in frame["hands"]] for frame in frames] == [[0], [0], [], [0], [0]]
     np.testing.assert_allclose([frame["time"] for frame in frames], np.arange(5) / 25.0, atol=1e-3)
     for frame in frames:
-        assert set(frame) == {"frame", "time", "found"} | (FIELDS | OURS if frame["found"] else set())
+        assert set(frame) == {"frame", "time", "hands"}
+        assert all(set(hand) == FIELDS | OURS | {"track"} for hand in frame["hands"])
     capture = cv2.VideoCapture(str(tmp_path / "out" / "hand_overlay.mp4"))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5
     done, drawn = capture.read()
@@ -251,7 +278,7 @@ def test_a_video_with_a_frame_that_cannot_be_decoded(reader, tmp_path, capsys):
     assert np.abs(drawn[..., ::-1].astype(int) - reader).mean() > 1.0  # something was drawn
     scene = trimesh.load(tmp_path / "out" / "hand.glb")
     assert len(scene.geometry) == 4
-    assert "hand found in 4 of 4 frames, 1 frames could not be decoded" in capsys.readouterr().out
+    assert "hands found in 4 of 4 frames, 1 frames could not be decoded" in capsys.readouterr().out
 
 
 def test_videos_that_are_cut_short_empty_or_broken(reader, tmp_path, capsys):
@@ -271,7 +298,7 @@ def test_videos_that_are_cut_short_empty_or_broken(reader, tmp_path, capsys):
     assert "Traceback" not in printed.err
     assert names(tmp_path / "out") == {"short.jsonl"}
     frames = lines(tmp_path / "out" / "short.jsonl")
-    assert 2 <= sum(frame["found"] for frame in frames) < 6
+    assert 2 <= sum(bool(frame["hands"]) for frame in frames) < 6
     assert "1 of 3 inputs written" in printed.out
 
 
@@ -302,8 +329,9 @@ def refused(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--batch", "0"), "--batch is 0: give at least 1"),
-        (("--looks", "0"), "--looks is 0: give at least 1"),
+        (("--hands", "0"), "--hands is 0: give at least 1"),
+        (("--passes", "0"), "--passes is 0: give at least 1"),
+        (("--preset", "paper"), "the paper's energies are defined for the hand model's own keypoints"),
         (("--camera", "0", "1", "2", "3"), "they must be positive"),
         (("--camera", "nan", "1", "2", "3"), "camera holds NaN"),
         (("--hand", "missing.pkl"), "missing.pkl: no such file"),
@@ -367,7 +395,7 @@ def test_bad_files_among_good_ones(weights, tmp_path, capfd):
     last = picture(tmp_path / "last.png", 3)
     bad = {"cut.jpg": "not an image", "text.png": "not an image", "small.png": "lies outside the 4 x 4 image"}
     inputs = [tmp_path / "cut.jpg", good, tmp_path / "text.png", tmp_path / "small.png", last]
-    assert quick(weights, *inputs, out=tmp_path / "out", more=(*BOX, "--batch", "2")) == 2
+    assert quick(weights, *inputs, out=tmp_path / "out", more=BOX) == 2
     printed = capfd.readouterr()
     reported = [line for line in printed.err.splitlines() if "skipped" in line]
     assert [line.split("handtailor: ")[1].split(": ")[1] for line in reported] == [str(tmp_path / name) for name in bad]
@@ -399,9 +427,9 @@ def test_boxes_that_are_refused(weights, tmp_path, capfd, box, reason):
 def test_weights_that_give_no_numbers(weights, tmp_path, capfd):
     module = load_weights(weights)
     module.iknet.mlp.head.bias[...] = np.inf * module.iknet.mlp.head.bias[...] + np.inf
-    bad = pipeline.HandTailor(module, None, None)
+    bad = hand_tailor.HandTailor(module, None, None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.HandTailor, "load", lambda *given: bad)
+        patch.setattr(hand_tailor.HandTailor, "load", lambda *given: bad)
         assert quick("any", picture(tmp_path / "x.png"), out=tmp_path / "out") == 2
     assert "x.png: the network's output is not finite" in capfd.readouterr().err
     assert names(tmp_path / "out") == set()
@@ -461,16 +489,16 @@ print(ht.HandTailor.__module__, ht.HandVideo.__module__, "flax" in sys.modules)
     environment = {**os.environ, "PYTHONPATH": str(Path(handtailor_jax.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["False", "False", "handtailor_jax.pipeline", "handtailor_jax.video.track", "True"]
+    assert done.stdout.split() == ["False", "False", "handtailor_jax.hand_tailor", "handtailor_jax.video.track", "True"]
     with pytest.raises(AttributeError, match="no attribute 'HandTailors'"):
         _ = handtailor_jax.HandTailors
 
 
 def test_what_readme_says_of_python(weights):
     """Image in, hand out; the result's pixels are the picture's."""
-    tailor = handtailor_jax.HandTailor.load(weights, config=None)
+    tailor = handtailor_jax.HandTailor.load(weights, config=None, network="hourglass")
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    hand = tailor(image, box=(10, 5, 40, 40))
+    hand = tailor.one(image, box=(10, 5, 40, 40))
     assert hand.vertices.shape == embedded_arrays()["template"].shape
     assert not hand.perspective
     assert jax.tree.all(jax.tree.map(lambda leaf: bool(np.isfinite(leaf).all()), vars(hand.proposed.parameters)))

@@ -9,7 +9,7 @@ import pytest
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import project, transform_camera
-from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, overlay_figure, second_view
+from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, overlay_figure, scene, second_view
 from handtailor_jax.render.rasterise import Fragments, interpolate, rasterise, vertex_normals
 from handtailor_jax.render.shading import region_colors, render_mesh, shaded_square, to_srgb
 from handtailor_jax.types import Camera
@@ -394,12 +394,30 @@ def test_overlay_figure_of_any_photograph(size):
     camera = Camera.perspective(1.0 * w, 1.0 * w, 0.5 * w, 0.5 * h)
     keypoints = (KEYPOINTS - 0.5) * 0.3 * w + [0.5 * w, 0.5 * h]
     photograph = None if size is None else np.full((h, w, 3), 90, np.uint8)
-    figure = overlay_figure(photograph, points, faces, camera, keypoints, keypoints + 1, panel_height=110)
+    figure = overlay_figure(photograph, [(points, faces)], camera, [keypoints], [keypoints + 1], panel_height=110)
     assert figure.dtype == np.uint8
     assert figure.shape[0] == 110
     assert 250 < figure.shape[1] < 480
     assert np.ptp(figure) > 100
-    assert overlay_figure(photograph, points, faces, camera, panel_height=110).shape[0] == 110
+    assert overlay_figure(photograph, [], camera, panel_height=110).shape[0] == 110
+
+
+@pytest.mark.parametrize("perspective", [True, False])
+def test_hands_of_a_scene_occlude_each_other(perspective):
+    """With intrinsics the closer ball is in front; without, the one that is larger in the image."""
+    points, faces = ball(0.1)
+    far, near = points + np.float32([0.0, 0.0, 1.2]), 0.5 * points + np.float32([0.0, 0.0, 0.6])
+    pinhole = Camera.perspective(100.0, 100.0, 50.0, 50.0)
+    camera = pinhole if perspective else Camera.weak_perspective(100.0, (50.0, 50.0))
+    for order in ([0, 1], [1, 0]):
+        vertices, triangles = scene([((far, faces), (near, faces))[i] for i in order], camera)
+        assert len(vertices) == 2 * len(points)
+        in_front = vertices[:, 2].argmin() // len(points)
+        assert order[in_front] == (1 if perspective else 0)
+    # Three are padded to four, without faces.
+    vertices, triangles = scene([(far, faces)] * 3, camera)
+    assert len(vertices) == 4 * len(points)
+    assert (triangles[3 * len(faces) :] == 0).all()
 
 
 def test_second_view_fits_and_turns():

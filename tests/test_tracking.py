@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from handtailor_jax.detector.scan import HandTrack, Stage, search_grid
-from handtailor_jax.errors import InputError
+from handtailor_jax.detector.scan import ScanConfig, first_square, search_grid
+from handtailor_jax.finders import Found, HourglassFinder, square_region
 from handtailor_jax.geometry.boxes import square_around
 from handtailor_jax.geometry.rotations import (
     angle_between,
@@ -18,7 +18,7 @@ from handtailor_jax.geometry.rotations import (
     matrix_from_axis_angle,
 )
 from handtailor_jax.tailor.placement import camera_keypoints
-from handtailor_jax.types import HandParameters
+from handtailor_jax.types import Hand, HandParameters
 from handtailor_jax.video.smoothing import (
     HandSmoother,
     OneEuroConfig,
@@ -227,14 +227,34 @@ MIDDLE = np.asarray([320.0, 240.0])
 SURE, UNSURE = np.full(21, 0.9), np.full(21, 0.1)
 
 
-def look(track, center, zoom=1.0, sure=SURE):
-    """What a perfect network sees in the candidates: the hand where the box holds all of it, nonsense elsewhere."""
+def seen_hand(points, sure, region):
+    """A result of which only what the hourglass finder reads is real."""
+    fields = {field.name: None for field in dataclasses.fields(Hand)}
+    hand = Hand(**{**fields, "detected_keypoints_2d": np.asarray(points), "confidence": sure, "region": region})
+    return Found(hand, region)
+
+
+def perfect(center, zoom=1.0, sure=SURE):
+    """A network that sees the hand where the square holds all of it, and nonsense elsewhere."""
     points = HAND * zoom + center
-    seen = []
-    for x, y, side, _ in track.candidates():
-        inside = (points > [x, y]).all() and (points < [x + side, y + side]).all()
-        seen.append((points, sure) if inside else (np.asarray([x, y]) + 0.5 * side + 0.2 * HAND, UNSURE))
-    return track.after(*(np.stack(each) for each in zip(*seen, strict=True)))
+
+    def look(regions):
+        found = []
+        for region in regions:
+            low = np.asarray(region.center) - 0.5 * region.side
+            inside = (points > low).all() and (points < low + region.side).all()
+            nonsense = np.asarray(region.center) + 0.2 * HAND
+            found.append(seen_hand(points, sure, region) if inside else seen_hand(nonsense, UNSURE, region))
+        return found
+
+    return look
+
+
+PICTURE = np.zeros((480, 640, 3), np.uint8)
+
+
+def find(look, known=()):
+    return HourglassFinder(256).all(PICTURE, look, None, known)
 
 
 def test_the_square_is_around_the_keypoints():
@@ -244,30 +264,27 @@ def test_the_square_is_around_the_keypoints():
 
 
 def test_a_moving_and_growing_hand_is_followed():
-    track = HandTrack(640, 480)
+    box = first_square(640, 480)
+    config = ScanConfig()
     for frame in range(120):
         center = np.asarray([320.0 + 200.0 * np.sin(frame / 15.0), 240.0 + 100.0 * np.cos(frame / 10.0)])
         zoom = 1.0 + 0.5 * np.sin(frame / 25.0)
-        track, chosen = look(track, center, zoom)
-        assert chosen == 0
-        x, y, w, h = track.box
+        x, y, w, h = box
         assert w == h
         low, high = (HAND * zoom + center).min(axis=0), (HAND * zoom + center).max(axis=0)
         assert (low > [x, y]).all()
         assert (high < [x + w, y + h]).all()
+        box = config.next_square(HAND * zoom + center, box)
 
 
 def test_the_box_trembles_less_than_the_keypoints(rng):
-    track = HandTrack(640, 480)
-    boxes = []
+    boxes, config = [first_square(640, 480)], ScanConfig()
     for _ in range(100):
         points = HAND + MIDDLE + rng.normal(0.0, 3.0, HAND.shape)
-        track, _ = track.after(points[None], SURE[None])
-        boxes.append(track.box)
-    wanted = [square_around(HAND + MIDDLE, 2.0)] * 80
+        boxes.append(config.next_square(points, boxes[-1]))
     raw = 2.0 * 3.0  # a margin of two doubles the noise of the outermost keypoints
     assert np.std(np.asarray(boxes)[20:, 2]) < raw
-    np.testing.assert_allclose(np.mean(boxes[20:], axis=0), wanted[0], atol=15.0)
+    np.testing.assert_allclose(np.mean(boxes[20:], axis=0), square_around(HAND + MIDDLE, 2.0), atol=15.0)
 
 
 @pytest.mark.parametrize(
@@ -280,55 +297,53 @@ def test_the_box_trembles_less_than_the_keypoints(rng):
         (np.full((21, 2), np.nan), SURE),
         (HAND + MIDDLE, np.full(21, np.nan)),
     ],
-    ids=["unsure", "left of the picture", "below the picture", "collapsed", "no numbers", "no confidence"],
+    ids=["unsure", "left of the image", "below the image", "collapsed", "no numbers", "no confidence"],
 )
 def test_a_hand_is_lost(points, sure):
-    track, _ = look(HandTrack(640, 480), MIDDLE)
-    assert track.stage is Stage.FOLLOWING
-    track, chosen = track.after(points[None], sure[None])
-    assert chosen is None
-    assert track.stage is Stage.FIRST
+    config = ScanConfig()
+    assert config.score(HAND + MIDDLE, SURE, 250.0, 640, 480) == pytest.approx(0.9)
+    assert config.score(points, sure, 250.0, 640, 480) < config.keep
 
 
-def test_a_search_takes_more_confidence_than_following():
-    middling = np.full(21, 0.4)
-    searching, chosen = look(HandTrack(640, 480), MIDDLE, sure=middling)
-    assert chosen is None
-    assert searching.stage is Stage.GRID
-    followed, _ = look(HandTrack(640, 480), MIDDLE)
-    followed, chosen = look(followed, MIDDLE, sure=middling)
-    assert chosen == 0
+def test_a_search_looks_at_the_whole_then_at_a_grid_then_closer():
+    """It takes more confidence than following: `acquire` is above `keep`."""
+    assert ScanConfig().keep < 0.4 < ScanConfig().acquire
+    assert find(perfect(MIDDLE, sure=np.full(21, 0.4))) == []
+    looked = []
+
+    def counted(center, zoom):
+        def look(regions):
+            looked.extend(float(region.side) for region in regions)
+            return perfect(center, zoom)(regions)
+
+        return look
+
+    (found,) = find(counted(np.asarray([320.0, 240.0]), 1.0))
+    assert looked == [640.0, pytest.approx(1.45 * np.ptp(HAND, axis=0).max(), abs=0.1)]
+    assert found.hand.box[2] == pytest.approx(looked[-1])
+    assert find(counted(np.asarray([5000.0, 0.0]), 1.0)) == []
+    assert len(looked) == 2 + 1 + len(search_grid(640, 480, ScanConfig().levels))
+    assert find(perfect(MIDDLE), known=[square_region(first_square(640, 480))]) == []
 
 
-def test_a_lost_hand_is_found_again_in_the_grid():
-    first = (400.0, 100.0, 120.0, 200.0)
-    track = HandTrack(640, 480, first=first)
-    assert track.candidates() == ((360.0, 100.0, 200.0, 200.0),)
-    stages = []
-    for _ in range(3):
-        stages.append(track.stage)
-        track, chosen = look(track, [100.0, 400.0], zoom=0.5)
-    assert stages == [Stage.FIRST, Stage.GRID, Stage.FOLLOWING]
-    assert chosen == 0
-    # Out of sight: the search goes round and ends where it began, in any frame.
-    stages = []
-    for _ in range(5):
-        stages.append(track.stage)
-        track, chosen = look(track, [5000.0, 0.0])
-        assert chosen is None
-    assert stages == [Stage.FOLLOWING, Stage.FIRST, Stage.GRID, Stage.FIRST, Stage.GRID]
+def test_the_most_confident_square_is_taken():
+    grid = search_grid(640, 480, ScanConfig().levels)
+    chosen = square_region(grid[7])
 
+    def look(regions):
+        sure = [
+            0.8 if region.side == chosen.side and (region.center == chosen.center).all() else 0.6 for region in regions
+        ]
+        if regions[0].side == 640.0:
+            sure = [0.1]
+        return [
+            seen_hand(HAND + region.center, np.full(21, s), region) for region, s in zip(regions, sure, strict=True)
+        ]
 
-def test_the_most_confident_box_is_taken():
-    track = HandTrack(640, 480, stage=Stage.GRID)
-    boxes = track.candidates()
-    sure = np.full((len(boxes), 21), 0.6)
-    sure[7] = 0.8
-    centers = np.asarray([[x + 0.5 * s, y + 0.5 * s] for x, y, s, _ in boxes])
-    found, chosen = track.after(HAND[None] + centers[:, None], sure)
-    assert chosen == 7
-    assert found.box[0] < centers[7, 0] < found.box[0] + found.box[2]
-    assert (found, chosen) == track.after(HAND[None] + centers[:, None], sure), "deterministic"
+    (found,) = find(look)
+    low = np.asarray(found.hand.box[:2])
+    assert (low < chosen.center).all()
+    assert (chosen.center < low + found.hand.box[2]).all()
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (1920, 1080), (480, 640), (100, 100), (1, 1), (1000, 30)])
@@ -344,10 +359,3 @@ def test_the_grid_covers_the_picture_with_overlap(width, height):
     for corner in np.random.default_rng(0).uniform(0.0, 1.0, (50, 2)) * (np.asarray([width, height]) - side):
         fits = (small[:, :2] <= corner + 1e-9) & (corner + side <= small[:, :2] + small[:, 2:] + 1e-9)
         assert fits.all(axis=1).any()
-
-
-def test_what_the_caller_gets_wrong():
-    with pytest.raises(ValueError, match="keypoints of 2 squares were given, expected 1"):
-        HandTrack(640, 480).after(np.stack([HAND, HAND]), np.stack([SURE, SURE]))
-    with pytest.raises(InputError, match="0 x 480"):
-        HandTrack(0, 480)

@@ -226,10 +226,10 @@ def read_glb(path):
 
 def test_an_animation_shows_each_frame_in_its_time(tmp_path, shape):
     template, faces = shape
-    meshes = [template + np.float32(0.01 * i) if i != 2 else None for i in range(5)]
+    meshes = [(template + np.float32(0.01 * i), faces) if i != 2 else None for i in range(5)]
     times = [3.0, 3.1, 3.2, 3.4, 3.5]
     path = tmp_path / "hand.glb"
-    write_animation(path, meshes, faces, times)
+    write_animation(path, meshes, times)
     document, array = read_glb(path)
     (animation,) = document["animations"]
     shown = {}
@@ -253,11 +253,13 @@ def test_an_animation_shows_each_frame_in_its_time(tmp_path, shape):
     assert [node["scale"][0] for node in document["nodes"]] == [1.0, 0.0, 0.0, 0.0]
     for node, frame in enumerate((0, 1, 3, 4)):
         (primitive,) = document["meshes"][document["nodes"][node]["mesh"]]["primitives"]
-        np.testing.assert_allclose(array(primitive["attributes"]["POSITION"]), meshes[frame] * [1, -1, -1], atol=1e-7)
+        np.testing.assert_allclose(
+            array(primitive["attributes"]["POSITION"]), meshes[frame][0] * [1, -1, -1], atol=1e-7
+        )
         np.testing.assert_array_equal(array(primitive["indices"]).reshape(-1, 3), faces)
         normals = array(primitive["attributes"]["NORMAL"])
         np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1.0, atol=1e-6)
-        expected = trimesh.Trimesh(meshes[frame] * [1, -1, -1], faces, process=False).vertex_normals
+        expected = trimesh.Trimesh(meshes[frame][0] * [1, -1, -1], faces, process=False).vertex_normals
         assert np.median(np.sum(normals * expected, axis=1)) > 0.99
     assert path.stat().st_size < 4 * 24 * len(template) + 4 * faces.size + 10_000
 
@@ -265,21 +267,21 @@ def test_an_animation_shows_each_frame_in_its_time(tmp_path, shape):
 def test_other_programs_read_the_animation(tmp_path, shape):
     template, faces = shape
     path = tmp_path / "hand.glb"
-    write_animation(path, [template, template + np.float32(0.1)], faces, [0.0, 0.1])
+    two = np.concatenate([template, template + 1]), np.concatenate([faces, faces + len(template)])
+    write_animation(path, [(template, faces), two], [0.0, 0.1])
     scene = trimesh.load_scene(path)
     assert len(scene.geometry) == 2
-    for mesh in scene.geometry.values():
-        assert mesh.vertices.shape == template.shape
-        assert mesh.faces.shape == faces.shape
+    sizes = [(mesh.vertices.shape[0], mesh.faces.shape[0]) for mesh in scene.geometry.values()]
+    assert sizes == [(n * len(template), n * len(faces)) for n in (1, 2)]
 
 
 def test_animations_that_make_no_sense(tmp_path, shape):
     template, faces = shape
     with pytest.raises(InputError, match=r"no frame shows a hand"):
-        write_animation(tmp_path / "hand.glb", [None, None], faces, [0.0, 0.1])
+        write_animation(tmp_path / "hand.glb", [None, None], [0.0, 0.1])
     for times in ([0.0, 0.0], [0.0]):
         with pytest.raises(ValueError, match="times that rise"):
-            write_animation(tmp_path / "hand.glb", [template, template], faces, times)
+            write_animation(tmp_path / "hand.glb", [(template, faces)] * 2, times)
     with pytest.raises(InputError, match=r"cannot be written"):
-        write_animation(tmp_path / "no" / "hand.glb", [template], faces, [0.0])
+        write_animation(tmp_path / "no" / "hand.glb", [(template, faces)], [0.0])
     assert list(tmp_path.iterdir()) == []

@@ -28,10 +28,10 @@ from handtailor_jax.evaluation.alignment import similarity
 from handtailor_jax.evaluation.report import markdown_table
 from handtailor_jax.geometry.boxes import hand_size, square_around
 from handtailor_jax.geometry.cameras import project
+from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import read_picture
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
-from handtailor_jax.pipeline import HandTailor
 from handtailor_jax.tailor.placement import camera_keypoints
 from handtailor_jax.types import Camera, Hand, HandParameters, Side
 

@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from handtailor_jax.types import Region, Side
 Tree = TypeVar("Tree")
 
 
+@runtime_checkable
 class Recognised(Protocol):
     """A hand that was estimated in a region."""
 

@@ -42,9 +42,7 @@ class ScanConfig:
     levels: tuple[float, ...] = (1.0, 0.5)
     """Sides of the squares of the grid, as shares of the image's shorter side; neighbours overlap by half."""
 
-    def score(
-        self, keypoints_2d: FloatArray, confidence: FloatArray, side: float, width: int, height: int
-    ) -> float:
+    def score(self, keypoints_2d: FloatArray, confidence: FloatArray, side: float, width: int, height: int) -> float:
         """Return the mean confidence of keypoints, or -1 if they are no plausible hand.
 
         Args:
@@ -73,14 +71,11 @@ def first_square(width: int, height: int) -> Box:
     return centered_square(center, float(max(width, height)))
 
 
-def closer_box(
-    box: Float[np.ndarray, "4"], keypoints_2d: Float[np.ndarray, "21 2"], confidence: Float[np.ndarray, "21"]
-) -> Box:
+def closer_box(box: Box, keypoints_2d: Float[np.ndarray, "21 2"], confidence: Float[np.ndarray, "21"]) -> Box:
     """Return the square for a further forward pass: around the keypoints, or the same box where they are no hand."""
     points, enough = np.asarray(keypoints_2d, np.float64), ScanConfig()
-    x, y, w, h = map(float, box)
-    if not confidence.mean() >= enough.keep or not hand_size(points) >= enough.min_share * w:
-        return x, y, w, h
+    if not confidence.mean() >= enough.keep or not hand_size(points) >= enough.min_share * box[2]:
+        return box
     return square_around(points, _CLOSER)
 
 

@@ -101,35 +101,35 @@ def second_view(
 
 def overlay_figure(
     image: Any,
-    vertices: Any,
-    faces: Any,
+    meshes: Sequence[tuple[Any, Any]],
     camera: Camera,
     keypoints_2d: Any = None,
     fitted_keypoints_2d: Any = None,
     panel_height: int = 400,
 ) -> np.ndarray:
-    """Show a fit in three panels: image with keypoints, image with the mesh over it, mesh from the side.
+    """Show fitted hands in three panels: image with keypoints, image with the meshes over it, meshes from the side.
 
-    Images are enlarged, reduced or cropped around the hand to the height of the panels.
+    Images are enlarged, reduced or cropped around the hands to the height of the panels.
 
     Args:
         image: (H, W, 3) uint8 RGB image, or None for a plain background.
-        vertices: (V, 3) camera-frame points of the fitted mesh.
-        faces: (F, 3) vertex indices.
+        meshes: Camera-frame vertices (V, 3) and faces (F, 3) of each hand. Without hands the image is shown alone.
         camera: Perspective or weak-perspective camera of the image.
-        keypoints_2d: (21, 2) input keypoints (u, v) in pixels of the image, drawn as a skeleton.
-        fitted_keypoints_2d: (21, 2) keypoints of the fitted hand, drawn as rings.
+        keypoints_2d: (hands, 21, 2) input keypoints (u, v) in pixels of the image, drawn as skeletons.
+        fitted_keypoints_2d: (hands, 21, 2) keypoints of the fitted hands, drawn as rings.
         panel_height: Height of the figure in pixels.
 
     Raises:
         InputError: If OpenCV is missing.
         ValueError: If the shapes do not fit.
     """
-    vertices = np.asarray(vertices, np.float32)
+    meshes = [(np.asarray(vertices, np.float32), np.asarray(faces)) for vertices, faces in meshes]
     image = None if image is None else _rgb_copy(image)
-    given, fitted = (None if k is None else np.asarray(k, np.float64) for k in (keypoints_2d, fitted_keypoints_2d))
-    shown = [mesh_bounds(vertices, camera), *(k for k in (given, fitted) if k is not None)]
-    left, top, side_u, side_v = _window(image, np.concatenate(shown))
+    given, fitted = (
+        np.zeros((0, 21, 2)) if k is None else np.asarray(k, np.float64) for k in (keypoints_2d, fitted_keypoints_2d)
+    )
+    bounds = [mesh_bounds(vertices, camera) for vertices, _ in meshes]
+    left, top, side_u, side_v = _window(image, np.concatenate([*bounds, given.reshape(-1, 2), fitted.reshape(-1, 2)]))
     zoom = panel_height / side_v
     panel_width = max(1, round(side_u * zoom))
     affine = _crop_affine(zoom, left, top)
@@ -143,14 +143,52 @@ def overlay_figure(
         panel = cv2.resize(crop, (panel_width, panel_height), interpolation=method)
 
     first, a = panel, np.asarray(affine, np.float64)
-    if given is not None:
-        first = draw_skeleton(first, given @ a[:, :2].T + a[:, 2])
-    if fitted is not None:
-        first = draw_skeleton(first, fitted @ a[:, :2].T + a[:, 2], hollow=True)
-    second = render_mesh(vertices, faces, camera, panel_height, panel_width, panel)
-    third = second_view(vertices, faces, panel_height, panel_height, _pixels_per_unit(vertices, camera))
+    for points in given:
+        first = draw_skeleton(first, points @ a[:, :2].T + a[:, 2])
+    for points in fitted:
+        first = draw_skeleton(first, points @ a[:, :2].T + a[:, 2], hollow=True)
+    second = render_mesh(*scene(meshes, camera), camera, panel_height, panel_width, panel) if meshes else panel
+    third = _side_views(meshes, camera, panel_height)
     gap = np.full((panel_height, max(2, panel_height // 100), 3), 255, np.uint8)
     return np.concatenate([first, gap, second, gap, third], axis=1)
+
+
+def scene(meshes: Sequence[tuple[np.ndarray, np.ndarray]], camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """Combine meshes to one, so that they occlude each other.
+
+    Without intrinsics no hand's distance is known, so hands that are larger in the image are put in front. The number
+    of meshes is padded to a power of two with empty ones, because each number of vertices compiles a program.
+
+    Args:
+        meshes: Camera-frame vertices (V, 3) and faces (F, 3).
+        camera: Camera of the image.
+    """
+    points = [np.asarray(vertices, np.float32) for vertices, _ in meshes]
+    if float(camera.perspectivity) == 0.0 and len(points) > 1:
+        extents = [float(np.ptp(p, axis=0).max()) for p in points]
+        order = np.argsort(np.argsort(extents))
+        depths = np.concatenate([p[:, 2] for p in points])
+        away = np.asarray([0.0, 0.0, 2.0 * np.ptp(depths[np.isfinite(depths)])], np.float32)
+        points = [p - np.float32(rank) * away for p, rank in zip(points, order, strict=True)]
+    starts = np.cumsum([0, *(len(p) for p in points[:-1])])
+    triangles = [np.asarray(faces) + start for (_, faces), start in zip(meshes, starts, strict=True)]
+    empty = 2 ** math.ceil(math.log2(len(meshes))) - len(meshes)
+    points += [np.broadcast_to(points[-1][:1], points[-1].shape)] * empty
+    triangles += [np.zeros_like(triangles[-1])] * empty
+    return np.concatenate(points), np.concatenate(triangles)
+
+
+def _side_views(meshes: Sequence[tuple[np.ndarray, np.ndarray]], camera: Camera, size: int) -> np.ndarray:
+    """Return a square panel with a grid of up to nine hands, each from the side."""
+    panel = _plain(size, size)
+    shown = meshes[:9]
+    columns = math.ceil(math.sqrt(max(len(shown), 1)))
+    cell = size // columns
+    for i, (vertices, faces) in enumerate(shown):
+        y, x = cell * (i // columns), cell * (i % columns)
+        view = second_view(vertices, faces, cell, cell, _pixels_per_unit(vertices, camera))
+        panel[y : y + cell, x : x + cell] = view
+    return panel
 
 
 def contact_sheet(panels: Sequence[Any], columns: int, captions: Sequence[str] | None = None) -> np.ndarray:

@@ -11,7 +11,7 @@ from handtailor_jax.data.augmentation import MAP_STRIDE, map_affine
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.geometry.heatmaps import expected_index, expected_value, pixels_from_indices, softmax_heatmaps
-from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.hand_module import HandModule, HourglassEstimate
 from handtailor_jax.hand_module.iknet import Rotations, normalise_joints
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.pipeline import recover
@@ -20,7 +20,7 @@ from handtailor_jax.skeleton import ROOT
 from handtailor_jax.tailor.placement import camera_mesh
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.training.config import TrainingConfig
-from handtailor_jax.types import Camera, HandEstimate, HandMesh, HandParameters
+from handtailor_jax.types import Camera, HandMesh, HandParameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Prediction:
     config: TrainingConfig
     noise_keys: Key[Array, "batch"]
     """Random keys of the noise on true joints."""
-    estimate: HandEstimate | None
+    estimate: HourglassEstimate | None
     """Output of the hand module; None in stage "ik"."""
     tailored: HandParameters | None
     """Tailored hand; None without losses through the tailor."""
 
     @property
-    def estimated(self) -> HandEstimate:
+    def estimated(self) -> HourglassEstimate:
         """Output of the hand module, for terms of images."""
         assert self.estimate is not None, "stage ik has no images"
         return self.estimate
@@ -95,7 +95,8 @@ def predict(
         image = batch.image.astype(hand.dtype) / 255.0
         if config.loss.tailored_keypoints + config.loss.tailored_mesh > 0.0:
             identity = jnp.broadcast_to(jnp.eye(2, 3, dtype=hand.dtype), (image.shape[0], 2, 3))
-            estimate, found = recover(module, hand, image, batch.camera, identity, TailorConfig.network())
+            estimate = module(image, batch.camera)
+            found = recover(hand, estimate, batch.camera, identity, module.image_size, TailorConfig.network())
             tailored = found.parameters
         elif config.detached:
             estimate = _detached_estimate(module, image, batch.camera)
@@ -105,7 +106,7 @@ def predict(
     return Prediction(batch, module, hand, config, noise_keys, estimate, tailored)
 
 
-def _completed(batch: Batch, estimate: HandEstimate) -> Batch:
+def _completed(batch: Batch, estimate: HourglassEstimate) -> Batch:
     """Return the batch with the estimated joints where the true ones are unknown, and a hand at rest for unknown poses.
 
     Terms of unknown quantities have weight 0. Their values must be finite nevertheless, because 0 times a gradient that
@@ -120,7 +121,9 @@ def _completed(batch: Batch, estimate: HandEstimate) -> Batch:
     )
 
 
-def _detached_estimate(module: HandModule, image: Float[Array, "batch size size 3"], camera: Camera) -> HandEstimate:
+def _detached_estimate(
+    module: HandModule, image: Float[Array, "batch size size 3"], camera: Camera
+) -> HourglassEstimate:
     """Return an estimate of which only keypoints and relative depths have gradients to the heatmaps and depth maps."""
     stacks = module.stacks(module.stem(image - 0.5))
     features, shape_vector = module.shape_branch(stacks[-1].encoding)

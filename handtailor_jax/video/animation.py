@@ -17,8 +17,7 @@ _SKIN = {"baseColorFactor": [0.8, 0.62, 0.53, 1.0], "metallicFactor": 0.0, "roug
 
 def write_animation(
     path: Path,
-    vertices: Sequence[npt.NDArray[np.floating[Any]] | None],
-    faces: npt.NDArray[np.integer[Any]],
+    frames: Sequence[tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.integer[Any]]] | None],
     times: Sequence[float],
 ) -> None:
     """Write a moving mesh as an animated GLB file (glTF 2.0).
@@ -28,35 +27,36 @@ def write_animation(
 
     Args:
         path: Path of the file, ending in .glb.
-        vertices: (V, 3) Vertices of each frame in the camera frame (y down, z forward), metres; None without a hand.
-            The file has the axes of glTF (y up, z toward the viewer).
-        faces: (F, 3) Triangles with outward normals.
+        frames: Vertices (V, 3) in the camera frame (y down, z forward), metres, and triangles (F, 3) with outward
+            normals of each frame; None without a hand. The file has the axes of glTF (y up, z toward the viewer).
         times: Times in seconds at which the frames begin.
 
     Raises:
         InputError: If no frame has a hand, or the file cannot be written.
         ValueError: If the times do not rise, or there is not one for each frame.
     """
-    if len(times) != len(vertices) or not np.all(np.diff(times) > 0.0):
-        raise ValueError(f"{len(vertices)} frames with {len(times)} times: give each frame a time, and times that rise")
-    if all(mesh is None for mesh in vertices):
+    if len(times) != len(frames) or not np.all(np.diff(times) > 0.0):
+        raise ValueError(f"{len(frames)} frames with {len(times)} times: give each frame a time, and times that rise")
+    if all(mesh is None for mesh in frames):
         raise InputError(f"{path}: no frame shows a hand, so there is nothing to animate: leave out --mesh")
     starts = np.asarray(times, np.float64) - times[0]
     last = float(np.mean(np.diff(starts))) if len(starts) > 1 else 1.0
     ends = np.append(starts[1:], starts[-1] + last)
 
     file = _Glb()
-    indices = file.accessor(
-        faces.astype(np.uint16 if faces.max() < 2**16 - 1 else np.uint32).reshape(-1), "SCALAR", 34963
-    )
+    indices: dict[bytes, int] = {}
     nodes: list[Any] = []
     meshes, channels, samplers = [], [], []
-    for mesh, start, end in zip(vertices, starts, ends, strict=True):
+    for mesh, start, end in zip(frames, starts, ends, strict=True):
         if mesh is None:
             continue
-        points = np.asarray(mesh, np.float64) * [1.0, -1.0, -1.0]
+        points, faces = np.asarray(mesh[0], np.float64) * [1.0, -1.0, -1.0], mesh[1]
         attributes = _attributes(file, points, faces)
-        meshes.append({"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]})
+        key = faces.tobytes()  # frames with the same hands share their triangles
+        if key not in indices:
+            corners = faces.astype(np.uint16 if faces.max() < 2**16 - 1 else np.uint32).reshape(-1)
+            indices[key] = file.accessor(corners, "SCALAR", 34963)
+        meshes.append({"primitives": [{"attributes": attributes, "indices": indices[key], "material": 0}]})
         samplers.append(_visibility(file, start, end, stays=bool(end == ends[-1])))
         channels.append({"sampler": len(nodes), "target": {"node": len(nodes), "path": "scale"}})
         # Viewers without animation show the first hand.

@@ -184,7 +184,7 @@ def json_lines(path: Path) -> Iterator[Callable[[Any], None]]:
 
         def write(content: Any) -> None:
             try:
-                file.write(json.dumps(content) + "\n")
+                file.write(json.dumps(content, allow_nan=False) + "\n")
                 file.flush()
             except OSError as error:
                 raise unwritable(path, error) from None

@@ -1,28 +1,39 @@
-"""Follow one hand through the frames of a video."""
+"""Follow the hands through the frames of a video: one track for each hand, which keeps its number and its side."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import numpy as np
 
-from handtailor_jax.detector.scan import HandTrack, Stage, TrackingConfig
+from handtailor_jax.detector.merging import merge_hands
 from handtailor_jax.errors import InputError
+from handtailor_jax.finders import Found
 from handtailor_jax.geometry.cameras import as_camera
-from handtailor_jax.geometry.mirror import choose, mirror_camera, mirror_hand, mirror_parameters, mirror_pixels
-from handtailor_jax.images import as_rgb, check_box
+from handtailor_jax.geometry.mirror import choose, mirror_hand, mirror_observation, mirror_parameters
+from handtailor_jax.hand_tailor import HandTailor, check_arguments, side_prior
+from handtailor_jax.images import Picture, as_rgb, check_box
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.pipeline import HandTailor
+from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.tailor.placement import describe
-from handtailor_jax.types import Hand, HandParameters, Memory, Observation, Side
+from handtailor_jax.types import Hand, HandParameters, Memory, Observation, Region, Side
 from handtailor_jax.video.smoothing import HandSmoother, SmoothingConfig
+
+_MOST_EVIDENCE, _MOST_PER_FRAME, _MOST_PRIOR = 30.0, 3.0, 6.0
+"""Largest log odds of a side: summed over a track, added by one frame, and given to the network as a prior."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoConfig:
-    """How a hand is followed through a video."""
+    """How hands are followed through a video."""
 
-    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+    hands: int = 2
+    """Number of hands to follow. The palm detector runs only while fewer are followed. The hourglass follows one."""
+    search_every: int = 5
+    """Number of frames between two searches for missing hands while others are followed."""
+    remember: float = 3.0
+    """Time in seconds for which a lost hand keeps its number, for a hand of the same side that is found again."""
     smooth: bool = True
     """Whether results are smoothed in time, which costs a lag of about one frame."""
     pose_share: float = 0.3
@@ -31,8 +42,35 @@ class VideoConfig:
     """Number of frames over which the shape of a track is averaged; older frames fade."""
 
 
+@dataclasses.dataclass
+class _Track:
+    """One hand from frame to frame."""
+
+    number: int
+    region: Region
+    """Where the hand is expected in the next frame."""
+    evidence: float
+    """Log odds of a right hand, summed over the frames."""
+    left: bool
+    """Whether the hand was a left one in the last frame."""
+    memory: Memory
+    """Last pose and mean shape, without a batch axis."""
+    length: int
+    """Number of frames in the mean shape."""
+    smoother: HandSmoother | None
+    keypoints_2d: np.ndarray
+    """Last detected keypoints, pixels."""
+    seen: float
+    """Time of the last frame that showed the hand, seconds."""
+
+    @property
+    def prior(self) -> float:
+        """Probability of a right hand before the next frame."""
+        return _sigmoid(float(np.clip(self.evidence, -_MOST_PRIOR, _MOST_PRIOR)))
+
+
 class HandVideo:
-    """Follow one hand through the frames of a video; call it with one frame after the other."""
+    """Follow the hands through the frames of a video; call it with one frame after the other."""
 
     def __init__(
         self,
@@ -40,7 +78,7 @@ class HandVideo:
         rate: float = 30.0,
         camera: Any = None,
         box: Any = None,
-        side: Side = "right",
+        side: Side | None = None,
         config: VideoConfig = VideoConfig(),
     ) -> None:
         """Prepare for the first frame.
@@ -49,78 +87,147 @@ class HandVideo:
             tailor: `HandTailor` for single images.
             rate: Frames per second.
             camera: Camera of all frames, as `HandTailor` takes it.
-            box: Box (x, y, w, h) where the hand is looked for first, pixels; the whole frame if None.
-            side: Side of the hand.
-            config: How the hand is followed.
+            box: Box (x, y, w, h) of the only hand to follow in the first frame, pixels; all hands are searched if None.
+            side: Side of all hands; estimated if None.
+            config: How hands are followed.
         """
-        self._tailor, self._camera, self._side, self._config = tailor, as_camera(camera), side, config
+        check_arguments(side, config.hands)
+        self._tailor, self._camera, self._prior = tailor, as_camera(camera), side_prior(side)
+        self._config = config if box is None else dataclasses.replace(config, hands=1)
         self._smoothing = SmoothingConfig.at(rate) if config.smooth else None
-        self._first_box = box
-        self._track: HandTrack | None = None
+        self._box = box
+        self._tracks: list[_Track] = []
+        self._lost: list[_Track] = []
+        self._count = 0
+        self._next_search = 0
+        self._shape: tuple[int, ...] = ()
         self.frames = 0
         """Number of frames so far."""
-        self._forget()
 
-    def _forget(self) -> None:
-        """Begin a new track, without memory."""
-        self._memory = Memory.nothing(1, self._tailor.hand.num_betas)
-        self._track_length = 0
-        perspective = bool(self._camera.perspectivity > 0.5)
-        self._smoother = None if self._smoothing is None else HandSmoother(perspective, self._smoothing)
-
-    def __call__(self, frame: Any, time: float) -> Hand | None:
-        """Recover the hand in the next frame; return None where no hand is found.
+    def __call__(self, frame: Any, time: float) -> list[Hand]:
+        """Recover the hands in the next frame, in the order of their numbers (`Hand.track`).
 
         Args:
             frame: (H, W, 3) RGB image; all frames have the same size.
             time: Time of the frame in seconds, later than the time of the frame before.
-        """
-        image = as_rgb(frame)
-        self.frames += 1
-        height, width = image.shape[:2]
-        if self._track is None:
-            first = None if self._first_box is None else check_box(self._first_box, image)
-            self._track = HandTrack(width, height, first, self._config.tracking)
-        elif (self._track.width, self._track.height) != (width, height):
-            raise InputError(
-                f"frames change from {self._track.width} x {self._track.height} to {width} x {height} pixels: "
-                "give frames of one size"
-            )
-        while True:
-            stage = self._track.stage
-            if stage is not Stage.FOLLOWING:
-                self._forget()
-            self._track, hand = self._tailor.look(self._track, image, self._camera, self._side, self._memory)
-            if hand is not None:
-                return self._remember(hand, time)
-            if stage is Stage.GRID:
-                return None
 
-    def _remember(self, found: Hand, time: float) -> Hand:
+        Raises:
+            InputError: If the frame is not an image or has another size than the first.
+        """
+        picture = as_rgb(frame)
+        if self._shape and self._shape != picture.shape:
+            (height, width, _), (h, w, _) = self._shape, picture.shape
+            raise InputError(f"frames change from {width} x {height} to {w} x {h} pixels: give frames of one size")
+        self._shape = picture.shape
+        pairs = self._follow(picture, time)
+        if len(pairs) < self._config.hands and self.frames >= self._next_search:
+            pairs += self._search(picture, time, [found for _, found in pairs])
+            self._next_search = self.frames + (self._config.search_every if pairs else 1)
+        self._tracks = [track for track, _ in pairs]
+        self.frames += 1
+        hands = [self._remember(track, found, time) for track, found in pairs]
+        return sorted(hands, key=lambda hand: -1 if hand.track is None else hand.track)
+
+    def _follow(self, picture: Picture, time: float) -> list[tuple[_Track, Found]]:
+        """Look where the hands of the last frame are expected; tracks of one hand become one."""
+        tailor, tracks = self._tailor, self._tracks
+        if not tracks:
+            return []
+        priors = [track.prior if self._prior == 0.5 else self._prior for track in tracks]
+        views = [
+            tailor.finder.view(picture, self._camera, track.region, prior)
+            for track, prior in zip(tracks, priors, strict=True)
+        ]
+        looks = tailor.recover(views, [track.memory for track in tracks])
+        shown = [i for i, found in enumerate(looks) if tailor.finder.shows(found, picture)]
+        # The oldest track of a hand stays.
+        chosen = merge_hands([looks[i].keypoints_2d for i in shown], [-float(tracks[i].number) for i in shown])
+        kept = [shown[index] for index in chosen]
+        if len(kept) < len(tracks):
+            self._lost += [track for i, track in enumerate(tracks) if i not in kept]
+            self._next_search = self.frames
+        return [(tracks[i], looks[i]) for i in kept]
+
+    def _search(self, picture: Picture, time: float, known: list[Found]) -> list[tuple[_Track, Found]]:
+        """Search hands that are not followed yet; a hand that was lost before gets its track back."""
+        tailor = self._tailor
+        look = tailor.looking(picture, self._camera, self._prior)
+        if self._box is not None and self.frames == 0:
+            found = tailor.finder.in_box(picture, look, check_box(self._box, picture), passes=2)
+            new = [] if found is None else [found]
+        else:
+            new = tailor.finder.all(picture, look, False, [tailor.finder.next_region(found) for found in known])
+        points = [found.keypoints_2d for found in (*known, *new)]
+        chosen = merge_hands(points, [2.0] * len(known) + [found.presence for found in new])
+        new = [new[index - len(known)] for index in chosen if index >= len(known)]
+        self._lost = [track for track in self._lost if time - track.seen <= self._config.remember]
+        return [(self._track_of(found, time), found) for found in new[: self._config.hands - len(known)]]
+
+    def _track_of(self, found: Found, time: float) -> _Track:
+        """Return the lost track that this hand continues, or a new one."""
+        nothing = jax.tree.map(lambda leaf: leaf[0], Memory.nothing(1, self._tailor.hand.num_betas))
+        perspective = bool(self._camera.perspectivity > 0.5)
+        smoother = None if self._smoothing is None else HandSmoother(perspective, self._smoothing)
+        left = bool(found.hand.left)
+        same_side = [track for track in self._lost if track.left == left]
+        if same_side:
+            center = found.keypoints_2d.mean(axis=0)
+            track = min(same_side, key=lambda track: float(np.linalg.norm(track.keypoints_2d.mean(axis=0) - center)))
+            self._lost.remove(track)
+            memory = dataclasses.replace(nothing, betas=track.memory.betas, betas_share=track.memory.betas_share)
+            return dataclasses.replace(track, memory=memory, smoother=smoother)
+        track = _Track(self._count, found.around_keypoints, 0.0, left, nothing, 0, smoother, found.keypoints_2d, time)
+        self._count += 1
+        return track
+
+    def _remember(self, track: _Track, found: Found, time: float) -> Hand:
         """Return the hand with the track's shape, smoothed; keep what the next frame starts from."""
-        fitted = found.parameters
-        self._track_length = min(self._track_length + 1, self._config.shape_frames)
-        betas = self._memory.betas + (fitted.betas[None] - self._memory.betas) / np.float32(self._track_length)
-        self._memory = Memory(
-            pose=fitted.pose[None],
-            betas=betas,
-            pose_share=np.full(1, self._config.pose_share, betas.dtype),
-            betas_share=np.ones(1, betas.dtype),
-        )
-        parameters = dataclasses.replace(fitted, betas=betas[0])
-        if self._smoother is not None:
-            parameters = self._smoother(parameters, time)
-        hand = jax.device_get(_with_parameters(self._tailor.hand, found, parameters))
+        config, hand = self._config, found.hand
+        if hand.side_probability is not None:
+            right = float(1.0 - hand.side_probability if hand.left else hand.side_probability)
+            step = _log_odds(right) - float(np.clip(track.evidence, -_MOST_PRIOR, _MOST_PRIOR))
+            step = float(np.clip(step, -_MOST_PER_FRAME, _MOST_PER_FRAME)) if self._prior == 0.5 else 0.0
+            track.evidence = float(np.clip(track.evidence + step, -_MOST_EVIDENCE, _MOST_EVIDENCE))
+        if track.length and track.left != bool(hand.left) and self._smoothing is not None:
+            # The hand was taken for one of the other side so far, whose pose would be mixed in.
+            track.smoother = HandSmoother(bool(self._camera.perspectivity > 0.5), self._smoothing)
+        track.left = bool(hand.left)
+        fitted = hand.parameters
+        track.length = min(track.length + 1, config.shape_frames)
+        betas = track.memory.betas + (fitted.betas - track.memory.betas) / np.float32(track.length)
+        share = np.asarray(config.pose_share, betas.dtype)
+        track.memory = Memory(pose=fitted.pose, betas=betas, pose_share=share, betas_share=np.ones((), betas.dtype))
+        track.region = self._tailor.finder.next_region(found)
+        track.keypoints_2d, track.seen = found.keypoints_2d, time
+        parameters = dataclasses.replace(fitted, betas=betas)
+        if track.smoother is not None:
+            parameters = track.smoother(parameters, time)
+        described = jax.device_get(_with_parameters(self._tailor.hand, hand, parameters))
         return dataclasses.replace(
-            hand, reprojection_before=found.reprojection_before, box=found.box, proposed=found.proposed
+            described,
+            reprojection_before=hand.reprojection_before,
+            region=hand.region,
+            presence=hand.presence,
+            side_probability=hand.side_probability,
+            proposed=hand.proposed,
+            track=track.number,
         )
 
 
 @jax.jit
 def _with_parameters(model: HandModel, hand: Hand, parameters: HandParameters) -> Hand:
     """Describe a hand of which other parameters are known; the hand model is a right hand."""
-    camera = choose(hand.left, mirror_camera(hand.camera, 1.0), hand.camera)
-    points = choose(hand.left, mirror_pixels(hand.detected_keypoints_2d, 1.0), hand.detected_keypoints_2d)
+    seen = Observation(hand.detected_keypoints_2d, hand.confidence, hand.camera)
+    seen = choose(hand.left, mirror_observation(seen), seen)
     parameters = choose(hand.left, mirror_parameters(parameters), parameters)
-    found = describe(model, parameters, Observation(points, hand.confidence, camera))
+    found = describe(model, parameters, seen, load_convention(hand.convention))
     return choose(hand.left, mirror_hand(found), found)
+
+
+def _log_odds(probability: float) -> float:
+    clipped = min(max(probability, 1e-6), 1.0 - 1e-6)
+    return math.log(clipped / (1.0 - clipped))
+
+
+def _sigmoid(log_odds: float) -> float:
+    return 1.0 / (1.0 + math.exp(-log_odds))
