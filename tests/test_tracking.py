@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from handtailor_jax.detector.scan import ScanConfig, first_square, search_grid
 from handtailor_jax.finders import Found, HourglassFinder, square_region
 from handtailor_jax.geometry.boxes import square_around
+from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.geometry.rotations import (
     angle_between,
     axis_angle_from_matrix,
@@ -229,8 +230,22 @@ SURE, UNSURE = np.full(21, 0.9), np.full(21, 0.1)
 
 def seen_hand(points, sure, region):
     """A result of which only what the hourglass finder reads is real."""
-    fields = {field.name: None for field in dataclasses.fields(Hand)}
-    hand = Hand(**{**fields, "detected_keypoints_2d": np.asarray(points), "confidence": sure, "region": region})
+    number = np.float32(0.0)
+    hand = Hand(
+        left=np.asarray(False),
+        camera=as_camera(None),
+        parameters=HandParameters(np.zeros((16, 3)), np.zeros(10), number, np.zeros(3)),
+        vertices=np.zeros((1, 3)),
+        faces=np.zeros((1, 3), int),
+        joints=np.zeros((21, 3)),
+        landmarks=np.zeros((21, 3)),
+        keypoints_2d=np.asarray(points),
+        detected_keypoints_2d=np.asarray(points),
+        confidence=sure,
+        reprojection_before=number,
+        reprojection_after=number,
+        region=region,
+    )
     return Found(hand, region)
 
 
