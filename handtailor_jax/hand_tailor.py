@@ -66,6 +66,7 @@ class HandTailor:
                 "the paper's energies are defined for the hand model's own keypoints, not for the landmark network's: "
                 "choose another preset, or the network hourglass"
             )
+        self.module = module
         graph, self._state = nnx.split(module)
 
         # A static argument would be hashed in every call, which takes longer than cropping the image.
