@@ -116,13 +116,7 @@ def recover(
     if estimate.root_depth is None:
         depths = jax.vmap(relative_depth)(estimate.joints, pixels, confidence)
     seen = Observation(pixels, confidence, cameras, depths)
-    mirrored = None if memory is None else dataclasses.replace(memory, pose=mirror_pose(memory.pose))
-    pose, seen, memory = jax.vmap(choose)(
-        estimate.left,
-        (mirror_pose(estimate.pose), jax.vmap(mirror_observation)(seen), mirrored),
-        (estimate.pose, seen, memory),
-    )
-    right = dataclasses.replace(estimate, pose=pose)
+    right, seen, memory = jax.vmap(_as_right)(estimate, seen, memory)
     convention = load_convention(estimate.convention)
     middle = transform_pixels(back, jnp.full_like(back[:, None, :, 2], 0.5 * (size - 1)))[:, 0]
     middle = jnp.where(estimate.left[:, None], middle * jnp.asarray([[-1.0, 1.0]], middle.dtype), middle)
@@ -133,6 +127,19 @@ def recover(
     if config is not None:
         fitted = _fit(hand, convention, config, start, in_crop)
     return _describe(hand, convention, estimate, seen, proposed, fitted)
+
+
+def _as_right(
+    estimate: HandEstimate, seen: Observation, memory: Memory | None
+) -> tuple[HandEstimate, Observation, Memory | None]:
+    """Mirror what is known of one hand if it is a left one."""
+    mirrored = None if memory is None else dataclasses.replace(memory, pose=mirror_pose(memory.pose))
+    pose, seen, memory = choose(
+        estimate.left,
+        (mirror_pose(estimate.pose), mirror_observation(seen), mirrored),
+        (estimate.pose, seen, memory),
+    )
+    return dataclasses.replace(estimate, pose=pose), seen, memory
 
 
 def _in_crop(seen: Observation, middle: Float[Array, "2"], zoom: Float[Array, ""]) -> Observation:

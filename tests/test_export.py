@@ -189,7 +189,7 @@ def test_the_hand_module_alone(module, picture, tmp_path):
     crops, intrinsics, _, perspective = crop_arguments(picture, (0.0, 0.0, 480.0, 480.0))
     found = program(path)(crops, intrinsics, perspective)
     cameras = jax.tree.map(lambda *leaves: jnp.stack(leaves), Camera.from_matrix(K), Camera.weak_perspective())
-    wanted = jax.jit(lambda images: vars(module(images, cameras)))(jnp.asarray(crops / np.float32(255.0)))
+    wanted = vars(jax.jit(lambda images: module(images, cameras))(jnp.asarray(crops / np.float32(255.0))))
     assert set(description_of(path)["outputs"]) == set(found)
     for name, array in found.items():
         np.testing.assert_allclose(array, wanted[name], rtol=1e-3, atol=1e-3, err_msg=name)
