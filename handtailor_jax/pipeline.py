@@ -227,6 +227,7 @@ def _describe(
         return choose(left, mirror_hand(found), found)
 
     found = one(estimate.left, proposed, fitted, seen)
+    assert found.proposed is not None
     right = estimate.right
     certainty = None if right is None else jnp.maximum(right, 1.0 - right)
     # The confidence is the hand module's, whatever the energy makes of it.

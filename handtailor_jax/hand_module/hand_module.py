@@ -38,6 +38,10 @@ _USUAL_BONE = 0.09
 class HourglassEstimate(HandEstimate):
     """Output of the paper's network, with every intermediate. All hands are right ones."""
 
+    root_depth: Float[Array, "*batch"]
+    """z of the root joint in the camera frame: metres (perspective), 0 (weak perspective)."""
+    bone: Float[Array, "*batch"]
+    """Length of the reference bone, metres, from the shape branch."""
     heatmap_logits: tuple[Float[Array, "*batch rows columns 21"], ...]
     """Heatmaps before their sigmoid or softmax: every 2D stack's, then every 3D stack's; the last one is decoded."""
     depth_maps: tuple[Float[Array, "*batch rows columns 21"], ...]
