@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from handtailor_jax.data.augmentation import AugmentationConfig
 from handtailor_jax.errors import InputError
@@ -14,8 +14,7 @@ Stage = Literal["keypoints", "ik", "end_to_end"]
 DatasetChoice = Literal["rhd", "stb", "freihand"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """Number of samples per step from each kind of source."""
 
     synthetic: int
@@ -227,15 +226,13 @@ class TrainingConfig:
         """
         ik, rate = stage == "ik", 3e-5 if stage == "end_to_end" else 3e-4
         samples, epochs, batch = (1_000_000, 50, 1024) if ik else (41_258, 100, 64)
+        data = DataConfig(size=320)  # as many pixels across as the smallest crop of 256 has
         return cls(
             module=HandModuleConfig.official(),
             stage=stage,
             steps=math.ceil(epochs * samples / batch),
             batch=batch,
-            # Crops of 256 pixels from squares of twice the hand size: as many pixels as in the smallest crop.
-            data=DataConfig(size=320)
-            if ik
-            else DataConfig(size=320, dataset="rhd", dataset_folder=Path("RHD_published_v2")),
+            data=data if ik else dataclasses.replace(data, dataset="rhd", dataset_folder=Path("RHD_published_v2")),
             augmentation=AugmentationConfig(
                 # Squares of twice the hand size, larger or smaller by up to 20 %, whose centre moves by up to a tenth.
                 fill=(1.0 / 2.4, 1.0 / 1.6),
@@ -268,23 +265,19 @@ class TrainingConfig:
         for name in ("steps", "batch", "log_every", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.optimizer.accumulate < 1 or self.batch % self.optimizer.accumulate:
+        parts = self.optimizer.accumulate
+        if parts < 1 or self.batch % parts:
             raise InputError(
-                f"batch {self.batch} cannot be split into optimizer.accumulate = {self.optimizer.accumulate} parts: "
-                "choose a divisor of the batch"
+                f"batch {self.batch} cannot be split into optimizer.accumulate = {parts} parts: choose a divisor of it"
             )
-        through_tailor = self.loss.tailored_keypoints + self.loss.tailored_mesh > 0.0
-        if self.detached and (self.module.decoding == "released" or through_tailor):
+        tailored = self.loss.tailored_keypoints + self.loss.tailored_mesh > 0.0
+        if self.detached and (self.module.decoding == "released" or tailored):
             raise InputError(
                 "detached needs our decoding and no losses through the tailor: set detached to False for the released "
                 "decoding or to train through the tailor"
             )
         if self.module.batch_axis is not None:
             raise InputError("module.batch_axis is set by the training itself: leave it out")
-        self._check_data()
-
-    def _check_data(self) -> None:
-        """Check that the samples have what the losses and the hand model need."""
         dataset = self.data.counts(self.batch).dataset
         if self.data.dataset is not None and dataset == 0:
             raise InputError(

@@ -1,5 +1,6 @@
 """One training step, the same function for one device and for many."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -93,15 +94,21 @@ def train_step(
         statistics, (gradients, losses) = jax.lax.scan(one, state.statistics, pieces)
         gradients, losses = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), (gradients, losses))
 
+    return _update(state, gradients, statistics, losses, config)
+
+
+def _update(
+    state: TrainState, gradients: Arrays, statistics: Arrays, losses: Losses, config: TrainingConfig
+) -> tuple[TrainState, StepMetrics]:
+    """Apply the optimiser; a loss or gradient that is not finite leaves everything as it is from then on."""
     norm = optax.tree.norm(gradients)
     # After the first failure every gradient is replaced by NaN, so that the optimiser ignores all later steps too.
     sound = jnp.isfinite(losses.total) & jnp.isfinite(norm) & (state.optimizer.total_notfinite == 0)
     gradients = jax.tree.map(lambda leaf: jnp.where(sound, leaf, jnp.nan), gradients)
+    optimizer = create_optimizer(config.optimizer, config.steps)
     # Optax relies on implicit promotion, which users of JAX, and the tests, may forbid.
     with jax.numpy_dtype_promotion("standard"):
-        updates, optimizer = create_optimizer(config.optimizer, config.steps).update(
-            gradients, state.optimizer, state.params
-        )
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         rate = jnp.asarray(learning_rate(config.optimizer, config.steps)(state.step), norm.dtype)
     params, done = optax.apply_updates(state.params, updates), state.step + 1
     new = TrainState(
@@ -109,21 +116,12 @@ def train_step(
         params=params,
         frozen=state.frozen,
         statistics=statistics,
-        optimizer=optimizer,
+        optimizer=optimizer_state,
         average_params=moving_average(state.average_params, params, done, config.optimizer),
         average_statistics=moving_average(state.average_statistics, statistics, done, config.optimizer),
     )
-    held = TrainState(
-        state.step,
-        state.params,
-        state.frozen,
-        state.statistics,
-        optimizer,
-        state.average_params,
-        state.average_statistics,
-    )
-    state = jax.tree.map(functools.partial(jnp.where, sound), new, held)
-    return state, StepMetrics(losses, norm, rate)
+    held = dataclasses.replace(state, optimizer=optimizer_state)
+    return jax.tree.map(functools.partial(jnp.where, sound), new, held), StepMetrics(losses, norm, rate)
 
 
 def _gradients(
