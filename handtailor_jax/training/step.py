@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from handtailor_jax.data.augmentation import augment
@@ -155,7 +156,9 @@ def _gradients(
         return total, (network.split(module)[2], Losses(total, everywhere, error))
 
     gradients, (new_statistics, losses) = jax.grad(loss, has_aux=True)(state.params)
-    gradients, total = jax.lax.psum((gradients, losses.total), DEVICES)
+    # One vector: one message between the devices instead of one for every array.
+    vector, unravel = ravel_pytree((gradients, losses.total))
+    gradients, total = unravel(jax.lax.psum(vector, DEVICES))
     return gradients, new_statistics, Losses(total, losses.terms, losses.keypoint_error)
 
 
