@@ -7,10 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-from flax import nnx
 
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.hand_module import module_structure
 from handtailor_jax.hand_module.official import weight_table
 
 FOLDER = Path(__file__).parent / "golden"
@@ -82,8 +81,7 @@ def official_weights() -> Arrays:
 
 def checkpoint_shapes(config: HandModuleConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield name and shape of every tensor of a released checkpoint, in PyTorch's layout, without batch counters."""
-    module = nnx.eval_shape(lambda: HandModule(config, rngs=nnx.Rngs(0)))
-    shapes = {path: variable.shape for path, variable in nnx.to_flat_state(nnx.state(module))}
+    shapes = {path: variable.shape for path, variable in module_structure(config)[1].items()}
     for row in weight_table(config):
         shape = shapes[row.path]
         if len(shape) == 4:

@@ -152,7 +152,8 @@ def test_gradients_through_the_default(hand64, singles, camera, rng):
             np.testing.assert_allclose(again[name], gradient[name], rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["paper", pytest.param("official", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["paper", "official"])
 def test_gradients_through_adam(hand64, singles, name, rng):
     """The bone never has a gradient in the paper's energy, so the derivative of Adam's root could be 0 / 0."""
     one = double(singles["perspective"])

@@ -211,7 +211,7 @@ def test_angle_between_is_the_geodesic_distance(x64, rng):
     assert np.all(np.isfinite(gradient))
 
 
-@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
+@pytest.mark.parametrize("shape", [(), (2, 3)])
 def test_any_leading_axes(rng, shape):
     v = jnp.asarray(rng.normal(size=(*shape, 3)), jnp.float32)
     flat = v.reshape(-1, 3)

@@ -45,8 +45,12 @@ def seen(hand):
     return {camera: jax.tree.map(lambda leaf: leaf[:12], problems) for camera, problems in sets.items()}
 
 
-def problem_of(hand, one, config):
-    return pose_problem(hand, one.start(hand, config), one.observation, config)
+# Compiled once for all tests: a configuration is part of a program, everything else is an argument.
+start_of = jax.jit(lambda hand, one, config: one.start(hand, config), static_argnames="config")
+energy_of = jax.jit(lambda problem, step: problem.energy(problem.initial + step))
+normal_equations = jax.jit(lambda problem: problem.normal_equations(problem.initial))
+keypoints_of = jax.jit(camera_keypoints)
+fit = jax.jit(tailor, static_argnames="config")
 
 
 # Problems
@@ -144,10 +148,10 @@ def test_scale_of_a_degenerate_hand_is_one(hand):
 @pytest.mark.parametrize("camera", ["perspective", "weak_perspective"])
 def test_start_puts_the_root_on_its_keypoint(hand, seen, scale, camera):
     one = pick(seen[camera], 1)
-    start = initialize(
+    start = jax.jit(initialize, static_argnames="scale")(
         hand, one.pose, one.betas, one.observation, root_depth=one.root_depth, bone=one.bone, scale=scale
     )
-    keypoints = camera_keypoints(hand, start)
+    keypoints = keypoints_of(hand, start)
     pixel = project(one.observation.camera, keypoints)[ROOT]
     np.testing.assert_allclose(pixel, one.observation.keypoints_2d[ROOT], atol=1e-3)
     if camera == "perspective" and scale == "proposed":
@@ -168,12 +172,12 @@ def test_energy_is_invariant_to_image_rotation(hand, seen, name, camera):
     turn = jnp.asarray([[math.cos(0.7), -math.sin(0.7), 0.0], [math.sin(0.7), math.cos(0.7), 0.0], [0.0, 0.0, 1.0]])
     turned_camera = rotate_frame(one.observation.camera, angle)
     turned = dataclasses.replace(one.observation, camera=turned_camera)
-    start = one.start(hand, config)
+    start = start_of(hand, one, config)
     rotation = axis_angle_from_matrix(turn @ matrix_from_axis_angle(start.pose[0]))
     moved = dataclasses.replace(start, pose=start.pose.at[0].set(rotation), translation=turn @ start.translation)
     before = pose_problem(hand, start, one.observation, config)
     after = pose_problem(hand, moved, turned, config)
-    np.testing.assert_allclose(after.energy(after.initial), before.energy(before.initial), rtol=1e-3)
+    np.testing.assert_allclose(energy_of(after, 0.0), energy_of(before, 0.0), rtol=1e-3)
 
 
 def test_calibrated_energy_is_invariant_to_resolution(hand, seen):
@@ -181,9 +185,9 @@ def test_calibrated_energy_is_invariant_to_resolution(hand, seen):
     camera = one.observation.camera
     double = dataclasses.replace(camera, linear=2.0 * camera.linear, center=2.0 * camera.center)
     larger = Observation(2.0 * one.observation.keypoints_2d, one.observation.confidence, double)
-    small = pose_problem(hand, one.start(hand, DEFAULT), one.observation, DEFAULT)
-    large = pose_problem(hand, one.start(hand, DEFAULT), larger, DEFAULT)
-    np.testing.assert_allclose(large.energy(large.initial), small.energy(small.initial), rtol=1e-4)
+    start = start_of(hand, one, DEFAULT)
+    small, large = (pose_problem(hand, start, seen, DEFAULT) for seen in (one.observation, larger))
+    np.testing.assert_allclose(energy_of(large, 0.0), energy_of(small, 0.0), rtol=1e-4)
 
 
 def test_energy_is_zero_at_a_perfect_start(hand, seen):
@@ -191,8 +195,8 @@ def test_energy_is_zero_at_a_perfect_start(hand, seen):
     pixels = project(one.observation.camera, one.keypoints)
     observation = dataclasses.replace(one.observation, keypoints_2d=pixels)
     problem = pose_problem(hand, one.truth, observation, DEFAULT)
-    assert problem.energy(problem.initial) < 1e-4
-    again = problem.parameters(problem.initial)
+    assert energy_of(problem, 0.0) < 1e-4
+    again = jax.jit(lambda problem: problem.parameters(problem.initial))(problem)
     for name in ("betas", "scale", "translation"):
         np.testing.assert_allclose(getattr(again, name), getattr(one.truth, name), atol=1e-5)
     np.testing.assert_allclose(again.pose, one.truth.pose, atol=1e-4)
@@ -208,7 +212,7 @@ def test_ignored_keypoints_have_no_influence(hand, seen, name):
         keypoints = one.observation.keypoints_2d.at[8].set(jnp.asarray(keypoint))
         observation = Observation(keypoints, confidence, one.observation.camera)
         problem = pose_problem(hand, one.truth, observation, config)
-        energies.append(problem.energy(problem.initial + 0.1))
+        energies.append(energy_of(problem, 0.1))
     np.testing.assert_allclose(energies[1], energies[0], rtol=1e-5)
 
 
@@ -221,8 +225,8 @@ def test_noise_grows_as_confidence_falls(hand, seen):
     found = []
     for config, weight in ((network, confidence), (linear, confidence**4)):
         observation = dataclasses.replace(one.observation, confidence=weight)
-        problem = pose_problem(hand, one.start(hand, config), observation, config)
-        found.append(problem.normal_equations(problem.initial))
+        problem = pose_problem(hand, start_of(hand, one, config), observation, config)
+        found.append(normal_equations(problem))
     for powered, weighted in zip(*found, strict=True):
         np.testing.assert_allclose(powered, weighted, rtol=1e-4, atol=1e-3)
 
@@ -248,7 +252,7 @@ def test_zero_confidence_leaves_the_start(hand, seen):
     one = pick(seen["perspective"], 6)
     observation = dataclasses.replace(one.observation, confidence=jnp.zeros(21))
     start = dataclasses.replace(one.truth, pose=one.truth.pose.at[0].multiply(0.5))
-    fitted = jax.jit(lambda: tailor(hand, start, observation))()
+    fitted = fit(hand, start, observation)
     np.testing.assert_allclose(fitted.pose, start.pose, atol=1e-4)
     np.testing.assert_allclose(fitted.betas, start.betas, atol=1e-4)
 
@@ -335,7 +339,7 @@ def test_least_squares_solver_never_raises_the_energy(hand, seen, camera):
     @jax.jit
     @jax.vmap
     def energies(one):
-        problem = problem_of(hand, one, config)
+        problem = pose_problem(hand, one.start(hand, config), one.observation, config)
         x, kept = solver.minimise(problem, keep=lambda x: x)
         return jax.vmap(problem.energy)(jnp.concatenate([problem.initial[None], kept, x[None]]))
 
@@ -396,17 +400,16 @@ def test_batch_equals_single_fits(hand, seen, camera):
     starts = problems.starts(hand, DEFAULT)
     batched = tailor_batch(hand, starts, problems.observation)
     one = pick(problems, 7)
-    single = jax.jit(lambda s, o: tailor(hand, s, o))(pick(starts, 7), one.observation)
+    single = fit(hand, pick(starts, 7), one.observation)
     for name in ("pose", "betas", "scale", "translation"):
         # pixels and pixels per metre without intrinsics
         tolerance = {"rtol": 1e-4, "atol": 2e-3}
         np.testing.assert_allclose(getattr(single, name), getattr(batched, name)[7], **tolerance)
 
 
-@pytest.mark.parametrize("preset", ["default", "network"])
-def test_a_batch_returns_in_a_process_of_its_own(preset):
+def test_a_batch_returns_in_a_process_of_its_own():
     """A batch split over threads deadlocked on two cores with jax 0.10. A new process has no compile cache."""
-    program = textwrap.dedent(f"""
+    program = textwrap.dedent("""
         import jax, jax.numpy as jnp
         import handtailor_jax as ht
 
@@ -417,7 +420,7 @@ def test_a_batch_returns_in_a_process_of_its_own(preset):
         start = ht.HandParameters(jnp.zeros((16, 3)), jnp.zeros(10), jnp.ones(()), jnp.asarray([0.0, 0.0, 0.5]))
         seen = ht.Observation(keypoints, jnp.ones(21), camera, None)
         fitted = ht.tailor_batch(
-            ht.embedded_hand(), *jax.tree.map(repeat, (start, seen)), ht.TailorConfig.{preset}()
+            ht.embedded_hand(), *jax.tree.map(repeat, (start, seen)), ht.TailorConfig.default()
         )
         assert jax.block_until_ready(fitted).pose.shape == (hands, 16, 3)
     """)

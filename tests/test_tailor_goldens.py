@@ -1,5 +1,7 @@
 """The `official` preset against the released program's tailor, step by step (tolerances: tests/golden/README.md)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,13 @@ from handtailor_jax.types import Camera, HandParameters, Observation
 from tests import goldens
 
 CONFIG = TailorConfig.official()
+
+# Compiled once for all problems and both kinds of camera, which are arguments.
+start_from = jax.jit(functools.partial(initialize, scale=CONFIG.scale))
+value_and_gradient = jax.jit(lambda problem, x: jax.value_and_grad(problem.energy)(x))
+minimise = jax.jit(lambda problem: CONFIG.solver.minimise(problem, keep=lambda x: x))
+fit = jax.jit(lambda mano, start, seen: tailor(mano, start, seen, CONFIG))
+vertices_of = jax.jit(lambda mano, fitted: camera_mesh(mano, fitted).vertices)
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +48,13 @@ def observation(golden, i, mode):
 
 def start_of(mano, golden, i, mode) -> tuple[HandParameters, Observation]:
     seen = observation(golden, i, mode)
-    start = initialize(
+    start = start_from(
         mano,
         golden["so3_init"][i].reshape(16, 3),
         golden["beta_init"][i],
         seen,
         root_depth=golden["joint_root_init"][i, 0, 2],
         bone=golden["bone_init"][i, 0, 0],
-        scale=CONFIG.scale,
     )
     return start, seen
 
@@ -97,7 +105,7 @@ def test_energy_and_gradient(mano, golden, i, mode):
     problem = pose_problem(mano, start, seen, CONFIG)
     for point, prefix in (("init", None), ("probe", f"{mode}/probe_")):
         x = problem.initial if prefix is None else flat(golden, prefix, i)
-        value, gradient = jax.jit(jax.value_and_grad(problem.energy))(x)
+        value, gradient = value_and_gradient(problem, x)
         close(value, golden[f"{mode}/energy_{point}"][i], 1e-5)
         close(gradient[:48], golden[f"{mode}/grad_{point}_so3"][i], 1e-4)
         close(gradient[48:58], golden[f"{mode}/grad_{point}_beta"][i], 1e-4)
@@ -112,7 +120,7 @@ def test_energy_and_gradient(mano, golden, i, mode):
 def test_every_step(mano, golden, i, mode):
     start, seen = start_of(mano, golden, i, mode)
     problem = pose_problem(mano, start, seen, CONFIG)
-    x, kept = jax.jit(lambda p: CONFIG.solver.minimise(p, keep=lambda x: x))(problem)
+    x, kept = minimise(problem)
     iterates = jnp.concatenate([kept, x[None]])
     atol = {"persp": 1e-4, "wild": 2e-3}[mode]
     np.testing.assert_allclose(iterates[:, :48], golden[f"{mode}/trace_so3"][i].reshape(21, 48), rtol=0, atol=atol)
@@ -125,8 +133,7 @@ def test_every_step(mano, golden, i, mode):
 @pytest.mark.parametrize("i", range(4))
 def test_final_mesh(mano, golden, i, mode, atol):
     start, seen = start_of(mano, golden, i, mode)
-    fitted = jax.jit(lambda s, o: tailor(mano, s, o, CONFIG))(start, seen)
-    vertices = kept(camera_mesh(mano, fitted).vertices)
+    vertices = kept(vertices_of(mano, fit(mano, start, seen)))
     np.testing.assert_allclose(vertices, golden[f"{mode}/final_verts"][i], rtol=0, atol=atol)
 
 
@@ -138,12 +145,10 @@ def test_from_network_outputs(mano, golden, network, i, mode, so3_atol, vertex_a
     so3, beta, root, bone, keypoints = (jnp.asarray(network[prefix + name][at]) for name in names)
     camera = Camera.from_matrix(network["intr"][i]) if mode == "persp" else Camera.weak_perspective()
     seen = Observation(keypoints.reshape(21, 2), jnp.ones(21), camera)
-    start = initialize(
-        mano, so3.reshape(16, 3), beta, seen, root_depth=root.reshape(3)[2], bone=bone.reshape(()), scale=CONFIG.scale
-    )
-    fitted = jax.jit(lambda s, o: tailor(mano, s, o, CONFIG))(start, seen)
+    start = start_from(mano, so3.reshape(16, 3), beta, seen, root_depth=root.reshape(3)[2], bone=bone.reshape(()))
+    fitted = fit(mano, start, seen)
     np.testing.assert_allclose(
         fitted.pose.reshape(48), golden[f"e2e_{mode}/final_so3"][i].reshape(48), rtol=0, atol=so3_atol
     )
-    vertices = kept(camera_mesh(mano, fitted).vertices)
+    vertices = kept(vertices_of(mano, fitted))
     np.testing.assert_allclose(vertices, golden[f"e2e_{mode}/final_verts"][i], rtol=0, atol=vertex_atol)

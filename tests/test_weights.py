@@ -14,7 +14,7 @@ from flax import nnx
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.hand_module import module_structure
 from handtailor_jax.hand_module.weights import load_weights, provenance, save_weights
 
 TINY = dataclasses.replace(
@@ -33,10 +33,10 @@ SOURCE = {"data": "synthetic hands", "commit": "abc", "licence": "Apache-2.0"}
 @pytest.fixture(scope="module")
 def module():
     rng = np.random.default_rng(0)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: HandModule(TINY, rngs=nnx.Rngs(0))))
+    graphdef, variables = module_structure(TINY)
     numbers = [
         (place, variable.replace(jnp.asarray(rng.uniform(0.1, 1.0, variable.shape), jnp.float32)))
-        for place, variable in nnx.to_flat_state(state)
+        for place, variable in variables.items()
     ]
     return nnx.merge(graphdef, nnx.from_flat_state(numbers))
 

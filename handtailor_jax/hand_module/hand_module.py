@@ -1,6 +1,9 @@
 """The hand module: keypoints, joints, pose and shape from an image and its camera."""
 
 import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -213,6 +216,13 @@ def _along_line_of_sight(
     # Only an untrained network predicts keypoints perpendicular to the line of sight; 0.1 keeps the divisor positive.
     depth = jnp.where(perspectivity[:, None] > 0.5, jnp.maximum(turned[..., 2], 0.1), 1.0)
     return turned[..., :2] / depth[..., None], turn
+
+
+@functools.cache
+def module_structure(config: HandModuleConfig) -> tuple[nnx.GraphDef[HandModule], Mapping[tuple[Any, ...], Any]]:
+    """Return the graph definition and the variables (shapes only, by path) of a hand module that is to be loaded."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: HandModule(config, rngs=nnx.Rngs(0))))
+    return graphdef, dict(nnx.to_flat_state(state))
 
 
 def inference_form(module: HandModule) -> HandModule:

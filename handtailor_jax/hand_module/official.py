@@ -11,7 +11,7 @@ from flax import nnx
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.hand_module import HandModule, module_structure
 
 VariablePath = tuple[Any, ...]
 
@@ -39,10 +39,9 @@ def load_official(state: Mapping[str, np.ndarray], config: HandModuleConfig | No
         InputError: If a tensor is missing, unknown or of the wrong shape.
     """
     config = HandModuleConfig.official() if config is None else config
-    module = nnx.eval_shape(lambda: HandModule(config, rngs=nnx.Rngs(0)))
-    graphdef, variables = nnx.split(module)
+    graphdef, variables = module_structure(config)
+    wanted = dict(variables)
     table = weight_table(config)
-    wanted = dict(nnx.to_flat_state(variables))
     _check_one_to_one(table, set(wanted))
     names = {mapping.name for mapping in table}
     for name in state:

@@ -19,7 +19,7 @@ from flax import nnx
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.hand_module import HandModule, module_structure
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.results import write_atomically
 
@@ -79,9 +79,8 @@ def load_weights(path: str | os.PathLike[str]) -> HandModule:
         config = _parse_config(metadata.get("config", ""))
         if _fewest_tensors(config) > len(tensors):
             raise InputError(f"has {len(tensors)} tensors, too few for its configuration; {_REMEDY}")
-        # Only shapes are computed: random initial values would be overwritten.
-        graphdef, state = nnx.split(nnx.eval_shape(lambda: HandModule(config, rngs=nnx.Rngs(0))))
-        variables = dict(nnx.to_flat_state(state))
+        graphdef, structure = module_structure(config)
+        variables = dict(structure)
         _compare({_name(place): variable.shape for place, variable in variables.items()}, tensors)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
