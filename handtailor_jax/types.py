@@ -25,13 +25,13 @@ Numbers = Any
 
 
 def static(**kwargs: Any) -> Any:
-    """A dataclass field that belongs to a pytree's structure (hashable), not to its leaves."""
+    """Declare a dataclass field that is part of a pytree's structure (hashable), not a leaf."""
     return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
 def pytree(cls: type[T]) -> type[T]:
-    """A frozen dataclass registered with JAX; `static` fields are part of its type, the others are its leaves."""
+    """Make a class a frozen dataclass that is a JAX pytree: `static` fields are structure, the others are leaves."""
     cls = dataclasses.dataclass(frozen=True)(cls)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     jax.tree_util.register_dataclass(
@@ -43,22 +43,22 @@ def pytree(cls: type[T]) -> type[T]:
 
 
 def _diagonal(entries: Float[Array, "*batch n"]) -> Float[Array, "*batch n n"]:
-    """Diagonal matrices of the given entries."""
+    """Return diagonal matrices of the given entries."""
     eye = jnp.eye(entries.shape[-1], dtype=entries.dtype)
     return jnp.einsum("...i,ij->...ij", entries, eye)
 
 
 @pytree
 class Camera:
-    """A perspective or weak-perspective camera; which of them is a value, so one compiled program serves both.
+    """A perspective or weak-perspective camera. The kind is a value, so one compiled program serves both.
 
-    A point p in the camera frame projects to ``linear @ (x, y) / d + center`` with d = z (perspective, Eq. 2) or
-    d = 1 (weak perspective, Eq. 3).
+    A point p in the camera frame projects to ``linear @ (x, y) / d + center`` with d = z (perspective, Eq. 2 of
+    the paper) or d = 1 (weak perspective, Eq. 3).
     """
 
     linear: Float[Numbers, "*batch 2 2"]
-    """Upper left block of the intrinsic matrix, pixels (perspective) or pixels per unit of length (weak). Diagonal
-    unless the image was rotated: a rotation carries fx != fy over exactly."""
+    """Upper left block of the intrinsic matrix, pixels (perspective) or pixels per camera-frame unit (weak
+    perspective). It is diagonal unless the image was rotated."""
     center: Float[Numbers, "*batch 2"]
     """Principal point (perspective) or translation t (weak perspective), pixels."""
     perspectivity: Float[Numbers, "*batch"]
@@ -66,7 +66,7 @@ class Camera:
 
     @classmethod
     def perspective(cls, fx: Any, fy: Any, cx: Any, cy: Any) -> "Camera":
-        """Pinhole camera from focal lengths and principal point in pixels (Eq. 2)."""
+        """Create a pinhole camera from focal lengths and principal point in pixels (Eq. 2 of the paper)."""
         fx, fy, cx, cy = (jnp.asarray(value, jnp.result_type(float)) for value in (fx, fy, cx, cy))
         return cls(
             linear=_diagonal(jnp.stack([fx, fy], axis=-1)),
@@ -76,16 +76,16 @@ class Camera:
 
     @classmethod
     def from_matrix(cls, intrinsics: Any) -> "Camera":
-        """Pinhole camera from a (..., 3, 3) intrinsic matrix K in pixels."""
+        """Create a pinhole camera from an intrinsic matrix K (..., 3, 3) in pixels."""
         k = jnp.asarray(intrinsics, jnp.result_type(float))
         return cls(linear=k[..., :2, :2], center=k[..., :2, 2], perspectivity=jnp.ones_like(k[..., 0, 0]))
 
     @classmethod
     def weak_perspective(cls, scale: Any = 1.0, translation: Any = (0.0, 0.0)) -> "Camera":
-        """Scaled orthographic camera, (u, v) = s (x, y) + t (Eq. 3).
+        """Create a scaled orthographic camera, (u, v) = s (x, y) + t (Eq. 3 of the paper).
 
-        With the default scale and translation the camera frame is measured in pixels: that is the camera of an image
-        without intrinsics, in which a hand is placed by its own scale (pixels per metre) and translation (pixels).
+        With the default scale and translation, the unit of the camera frame is a pixel. This is the camera of an image
+        without intrinsics: a hand is placed in it by its own scale (pixels per metre) and translation (pixels).
         """
         scale = jnp.asarray(scale, jnp.result_type(float))
         center = jnp.asarray(translation, scale.dtype)
@@ -117,7 +117,7 @@ class Region:
 
 @pytree
 class Observation:
-    """What a picture says about one hand: the input of the tailor besides the start."""
+    """Observed keypoints, maps and camera of one hand: the input of the tailor besides the start."""
 
     keypoints_2d: Float[Array, "*batch 21 2"]
     """Keypoints (u, v) in pixels, canonical order."""
@@ -126,13 +126,13 @@ class Observation:
     camera: Camera
     """The camera in whose pixels the keypoints are."""
     relative_depth: Float[Array, "*batch 21"] | None = None
-    """Depth of each keypoint relative to the root (camera z), in pixels at the root's depth: metres times the pixels
-    that a metre covers there. None where no method has estimated it."""
+    """Depth of each keypoint relative to the root (camera z), converted to pixels by the number of pixels per metre at
+    the root's depth. None if no method has estimated it."""
     depth_map: Float[Array, "*batch height width"] | None = None
-    """Camera z seen at each pixel of `camera` (element [v, u] belongs to the pixel (u, v)): metres, or camera-frame
-    units in weak perspective; not finite where unknown. None where there is no such map."""
+    """Camera z at each pixel of `camera` (element [v, u] belongs to the pixel (u, v)): metres, or camera-frame units in
+    weak perspective; not finite where unknown. None if there is no depth map."""
     mask: Float[Array, "*batch height width"] | None = None
-    """How much of each pixel of `camera` the hand covers, 0 to 1. None where there is no such map."""
+    """Share of each pixel of `camera` that the hand covers, 0 to 1. None if there is no mask."""
 
 
 @pytree
@@ -168,18 +168,18 @@ class HandEstimate:
 class HandParameters:
     """A posed, shaped and placed hand.
 
-    A model point p (metres) sits at ``scale * (p - root joint) + translation`` in the camera frame, where the root is
-    the middle MCP (keypoint 9) of the posed model.
+    A point p of the posed model (metres) is at ``scale * (p - root) + translation`` in the camera frame, where the root
+    is the middle MCP (keypoint 9).
     """
 
     pose: Float[Numbers, "*batch 16 3"]
-    """Axis-angle rotations in MANO's joint order, radians, relative to the flat rest pose; row 0 is the global one."""
+    """Axis-angle rotations in MANO's joint order, radians, relative to the flat rest pose; row 0 is global."""
     betas: Float[Numbers, "*batch 10"]
     """Shape coefficients in standard deviations."""
     scale: Float[Numbers, "*batch"]
-    """Camera-frame units per model metre: about 1 (perspective), pixels per metre (weak perspective)."""
+    """Camera-frame units per metre of the model: with intrinsics a factor about 1, without them pixels per metre."""
     translation: Float[Numbers, "*batch 3"]
-    """Position of the root joint in the camera frame: metres (perspective), pixels (weak perspective)."""
+    """Position of the root in the camera frame: metres with intrinsics, pixels without (the third entry is then 0)."""
 
 
 @pytree
@@ -187,7 +187,7 @@ class HandMesh:
     """A skinned hand."""
 
     vertices: Float[Array, "*batch vertices 3"]
-    """Vertex positions; metres in the frame in which the hand was posed."""
+    """Vertex positions: metres in the rest frame, or camera-frame units after placement."""
     faces: Int[Array, "faces 3"]
     """Triangles with outward normals, vertex indices."""
     keypoints: Float[Array, "*batch 21 3"]
