@@ -93,26 +93,21 @@ def test_no_cycles():
     list(TopologicalSorter(import_graph()).static_order())
 
 
-LIMITS = pytest.mark.skip(reason="other parts are still above the limits; enable when they are below")
-
-
 def lines(path):
     return len(path.read_text().splitlines())
 
 
-@LIMITS
 def test_size_of_the_package():
+    """The package only shrinks from here: the aim is 80 modules and 14,500 lines."""
     count = sum(path.name != "__init__.py" for path in MODULES.values())
-    assert count <= 80
-    assert sum(map(lines, MODULES.values())) <= 14_500
+    assert count <= 121
+    assert sum(map(lines, MODULES.values())) <= 22_300
 
 
-@LIMITS
 def test_size_of_modules():
     assert {name: lines(path) for name, path in MODULES.items() if lines(path) > 300} == {}
 
 
-@LIMITS
 def test_size_of_functions():
     long = {}
     for module, path in MODULES.items():
@@ -124,14 +119,13 @@ def test_size_of_functions():
     assert long == {}
 
 
-@LIMITS
 def test_depth_of_imports():
-    """The longest chain of modules that import each other has ten links."""
+    """The longest chain of modules that import each other only gets shorter: the aim is ten links."""
     depth = {}
     for module in TopologicalSorter(import_graph()).static_order():
         depth[module] = 1 + max((depth[other] for other in import_graph()[module]), default=-1)
     deepest = max(depth, key=depth.get)
-    assert depth[deepest] <= 10, deepest
+    assert depth[deepest] <= 14, deepest
 
 
 def test_number_of_public_names():
