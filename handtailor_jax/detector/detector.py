@@ -219,7 +219,7 @@ class HandDetector:
 
     def _find_palms(self, picture: Picture, squares: list[Box], threshold: float, presence: float) -> list[Candidate]:
         """Regions of the palms in squares of the picture, with the presence that each must reach."""
-        regions = [_square(box) for box in squares]
+        regions = [upright(jnp.asarray(square, jnp.float32)) for square in squares]
         found = [
             self._find(self._palm_state, images, batch, np.float32(threshold))
             for images, batch in self._batches(picture, regions, self._palm_size, extend=False)
