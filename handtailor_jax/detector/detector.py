@@ -219,7 +219,7 @@ class HandDetector:
 
     def _find_palms(self, picture: Picture, squares: list[Box], threshold: float, presence: float) -> list[Candidate]:
         """Regions of the palms in squares of the picture, with the presence that each must reach."""
-        regions = [upright(jnp.asarray(square, jnp.float32)) for square in squares]
+        regions = [_square(box) for box in squares]
         found = [
             self._find(self._palm_state, images, batch, np.float32(threshold))
             for images, batch in self._batches(picture, regions, self._palm_size, extend=False)
@@ -269,7 +269,6 @@ class HandDetector:
 
 
 def _square(box: Box) -> Region:
-    """The region of a square box."""
     x, y, w, h = box
     return Region(np.asarray([x + w / 2.0, y + h / 2.0], np.float32), np.float32(max(w, h)), np.float32(0.0))
 
@@ -285,12 +284,10 @@ def _unit(images: UInt8[Array, "batch size size 3"]) -> Float[Array, "batch size
 
 def _unstack(batch: Tree) -> list[Tree]:
     """The entries of a pytree of NumPy arrays with one batch axis."""
-    count = len(jax.tree.leaves(batch)[0])
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(count)]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(len(jax.tree.leaves(batch)[0]))]
 
 
 def _detected(hand: Hands) -> DetectedHand:
-    """The result for one hand, without batch axis."""
     right = float(hand.right)
     return DetectedHand(
         keypoints_2d=np.asarray(hand.keypoints_2d),
