@@ -271,8 +271,8 @@ def from_mediapipe(
         raise InputError(f"handedness is {handedness!r}: use Left or Right")
     if not mirrored:
         side = "left" if side == "right" else "right"
-    # The normalised x of 0 is the left edge of the image, half a pixel left of the first pixel's centre.
-    points = np.asarray([[p.x * width - 0.5, p.y * height - 0.5] for p in landmarks])
+    # MediaPipe divides pixel indices by the image's size on a CPU, without half a pixel for the pixels' centres.
+    points = np.asarray([[p.x * width, p.y * height] for p in landmarks])
     if world_landmarks is not None:
         known["joints_3d"] = np.asarray([[p.x, p.y, p.z] for p in world_landmarks])
     return detection(points, side=side, convention="mediapipe", **known)

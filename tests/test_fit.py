@@ -275,8 +275,8 @@ def test_from_mediapipe():
     points = [SimpleNamespace(x=x, y=y, z=z) for x, y, z in world]
     found = from_mediapipe(landmarks, 640, 480, handedness="Left", world_landmarks=points, id="a")
     assert (found.side, found.convention, found.id) == ("right", "mediapipe", "a")  # MediaPipe assumes a selfie
-    # The left edge of the image, x = 0, is half a pixel left of the centre of the first pixel.
-    np.testing.assert_allclose(found.keypoints_2d, normalised[:, :2] * [640, 480] - 0.5, rtol=1e-6)
+    # MediaPipe's x = 0 is the centre of the first pixel.
+    np.testing.assert_allclose(found.keypoints_2d, normalised[:, :2] * [640, 480], rtol=1e-6)
     np.testing.assert_allclose(found.joints_3d, world, rtol=1e-6)
     assert from_mediapipe(landmarks, 640, 480, handedness="Left", mirrored=True).side == "left"
     assert from_mediapipe(landmarks, 640, 480, handedness="Right").side == "left"

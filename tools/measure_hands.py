@@ -1,17 +1,25 @@
-"""Measure the detector on a folder of labelled images and print a markdown table.
+"""Measure the whole pipeline on a folder of labelled images and print a markdown table.
 
-python tools/measure_hands.py DIR [--sheet sheet.png]
+python tools/measure_hands.py DIR [--split val] [--network hourglass] [--sheets FOLDER]
 
-DIR/labels.json is a list of `id`, `image` (path in DIR), `hands_total` (visible hands, unlabelled ones included) and
-`hands`, each with `side`, `box` [x, y, w, h] around the keypoints and `keypoints_2d` (21 x 2 pixels, or null).
+DIR/labels.json is one of:
+
+- a list of `id`, `image` (path in DIR), `hands_total` (visible hands, unlabelled ones included) and `hands`, each with
+  `side`, `box` [x, y, w, h] around the keypoints and `keypoints_2d` (21 x 2 pixels, or null);
+- an object from paths to labels of one hand each, in the format of photographs (docs/datasets.md). No box and no side
+  is given to the pipeline.
+
+Columns:
 
 - found: labelled hands with a predicted box of intersection over union > 0.5; with the right side in parentheses.
 - invented: predictions that match no label, per 100 images, among images in which every hand is labelled.
-- keypoints: share within 10 % of the hand's size (longer side of its box); missed hands count as wrong. In parentheses
-  the share among hands that are found.
+- keypoints: share within 10 % of the hand size, as detected and as reprojected from the tailored mesh; missed hands
+  count as wrong. In parentheses the shares among hands that are found.
+- reprojection: distance of the tailored mesh's landmarks from the detected keypoints of all found hands, percent of the
+  hand size: median and 90 %.
 
-The table has a row for every second image, because the detector's thresholds were chosen on the first, third, fifth and
-so on of one such folder.
+A list has a row for every second image, because the detector's thresholds were chosen on the first, third, fifth and so
+on of one such folder.
 """
 
 import dataclasses
@@ -23,15 +31,18 @@ from typing import Any
 
 import numpy as np
 import tyro
+from tqdm import tqdm
 
+from handtailor_jax import results
 from handtailor_jax.cli import keep_compiled_programs
-from handtailor_jax.detector.detector import DetectedHand, HandDetector
 from handtailor_jax.errors import InputError
-from handtailor_jax.images import opencv, read_picture
-from handtailor_jax.skeleton import BONES
+from handtailor_jax.geometry.boxes import hand_size
+from handtailor_jax.hand_tailor import HandTailor
+from handtailor_jax.images import read_picture
+from handtailor_jax.types import Hand, NetworkName
 
 MODES = {"plain": False, "thorough": True, "thorough where plain finds nothing": None}
-"""Names and the `thorough` argument of `HandDetector`."""
+"""Names and the `thorough` argument of `HandTailor`."""
 
 SAME, CLOSE = 0.5, 0.1
 """Intersection over union of a match; distance of a right keypoint, in hand sizes."""
@@ -48,35 +59,45 @@ class Counts:
     keypoints: int = 0
     keypoints_of_found: int = 0
     close: int = 0
+    close_after: int = 0
     complete: int = 0
     """Images in which every hand is labelled."""
     invented: int = 0
     """Predictions without a label in those."""
+    reprojection: list[float] = dataclasses.field(default_factory=list)
+    """Of each hand that is found, hand sizes."""
 
     def row(self, name: str) -> str:
-        """A row of the table."""
+        """Return a row of the table."""
         found = f"{self.found} ({self.sided}) of {self.hands}, {share(self.found, self.hands)} "
         found += f"({share(self.sided, self.hands)})"
-        keypoints = f"{share(self.close, self.keypoints)} ({share(self.close, self.keypoints_of_found)})"
+        before, after = (
+            f"{share(close, self.keypoints)} ({share(close, self.keypoints_of_found)})"
+            for close in (self.close, self.close_after)
+        )
         invented = f"{self.invented} in {self.complete}, {100 * self.invented / max(self.complete, 1):.1f}"
-        return f"| {name} | {self.images} | {found} | {invented} | {keypoints} |"
+        error = 100.0 * np.asarray(self.reprojection or [np.nan])
+        errors = f"{np.median(error):.2f}, {np.percentile(error, 90):.2f}"
+        return f"| {name} | {self.images} | {found} | {invented} | {before} | {after} | {errors} |"
 
 
 def share(part: int, whole: int) -> str:
-    """A share as text."""
+    """Return a share as text."""
     return f"{part / whole:.3f}" if whole else "-"
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boxes (x, y, w, h)."""
+    """Return the intersection over union of two boxes (x, y, w, h)."""
     lower, upper = np.maximum(a[:2], b[:2]), np.minimum(a[:2] + a[2:], b[:2] + b[2:])
     shared = float(np.maximum(upper - lower, 0.0).prod())
     return shared / (float(a[2:].prod()) + float(b[2:].prod()) - shared)
 
 
-def match(labels: Sequence[dict[str, Any]], hands: Sequence[DetectedHand]) -> dict[int, int]:
-    """The prediction of each label that has one, best overlaps first."""
-    boxes = [np.concatenate([h.keypoints_2d.min(axis=0), np.ptp(h.keypoints_2d, axis=0)]) for h in hands]
+def match(labels: Sequence[dict[str, Any]], hands: Sequence[Hand]) -> dict[int, int]:
+    """Return the index of the prediction of each label that has one, best overlaps first."""
+    boxes = [
+        np.concatenate([h.detected_keypoints_2d.min(axis=0), np.ptp(h.detected_keypoints_2d, axis=0)]) for h in hands
+    ]
     pairs = sorted(
         (
             (overlap(np.asarray(label["box"]), box), i, j)
@@ -92,7 +113,7 @@ def match(labels: Sequence[dict[str, Any]], hands: Sequence[DetectedHand]) -> di
     return matched
 
 
-def count(counts: Counts, entry: dict[str, Any], hands: Sequence[DetectedHand]) -> None:
+def count(counts: Counts, entry: dict[str, Any], hands: Sequence[Hand]) -> None:
     """Add one image."""
     labels = entry["hands"]
     matched = match(labels, hands)
@@ -100,67 +121,80 @@ def count(counts: Counts, entry: dict[str, Any], hands: Sequence[DetectedHand]) 
     counts.hands += len(labels)
     counts.found += len(matched)
     counts.sided += sum(hands[j].side == labels[i]["side"] for i, j in matched.items())
+    for j in matched.values():
+        counts.reprojection.append(float(hands[j].reprojection_after / hand_size(hands[j].detected_keypoints_2d)))
     for i, label in enumerate(labels):
         if label["keypoints_2d"] is None:
             continue
         keypoints = np.asarray(label["keypoints_2d"])
         counts.keypoints += len(keypoints)
         if i in matched:
-            distance = np.linalg.norm(hands[matched[i]].keypoints_2d - keypoints, axis=1)
+            hand, limit = hands[matched[i]], CLOSE * hand_size(keypoints)
             counts.keypoints_of_found += len(keypoints)
-            counts.close += int((distance < CLOSE * np.ptp(keypoints, axis=0).max()).sum())
+            counts.close += int((np.linalg.norm(hand.detected_keypoints_2d - keypoints, axis=1) < limit).sum())
+            counts.close_after += int((np.linalg.norm(hand.keypoints_2d - keypoints, axis=1) < limit).sum())
     if entry["hands_total"] == len(labels):
         counts.complete += 1
         counts.invented += len(hands) - len(matched)
 
 
-def draw(image: np.ndarray, entry: dict[str, Any], hands: Sequence[DetectedHand], size: int) -> np.ndarray:
-    """A tile of the contact sheet: labels as white boxes, right hands green, left hands blue."""
-    cv2 = opencv()
-    zoom = size / max(image.shape[:2])
-    small = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)[:size, :size]
-    for label in entry["hands"]:
-        x, y, w, h = (round(zoom * value) for value in label["box"])
-        cv2.rectangle(small, (x, y), (x + w, y + h), (255, 255, 255), 1)
-    for hand in hands:
-        points = np.round(zoom * hand.keypoints_2d).astype(int).tolist()
-        for a, b in BONES:
-            cv2.line(small, points[a], points[b], (0, 200, 0) if hand.side == "right" else (0, 80, 255), 1, cv2.LINE_AA)
-    tile = np.zeros((size, size, 3), np.uint8)
-    tile[: small.shape[0], : small.shape[1]] = small
-    cv2.putText(tile, str(entry["id"])[-32:], (3, size - 4), 0, 0.35, (255, 255, 0), 1)
-    return tile
+def read_entries(folder: Path, split: str, every: int) -> list[dict[str, Any]]:
+    """Read the labels in either format, as entries of the first; each entry gets the names of its rows."""
+    labels = json.loads((folder / "labels.json").read_text())
+    if isinstance(labels, list):
+        for index, entry in enumerate(labels):
+            entry["rows"] = ("2, 4, 6, ..." if index % 2 else "1, 3, 5, ...", "all")
+        return labels[::every]
+    entries = []
+    for path, label in labels.items():
+        if label["split"] == split:
+            points = np.asarray(label["keypoints_2d"])
+            hand = {**label, "box": [*points.min(axis=0), *np.ptp(points, axis=0)]}
+            rows = (f"{split}, {path.split('/')[0]}",)
+            entries.append({"id": path, "image": path, "hands_total": 1, "hands": [hand], "rows": rows})
+    return entries[::every]
 
 
-def main(folder: tyro.conf.Positional[Path], sheet: Path | None = None, columns: int = 8, size: int = 240) -> None:
-    """Measure the detector on a folder of labelled images.
+def main(
+    folder: tyro.conf.Positional[Path],
+    split: str = "val",
+    network: NetworkName = "landmarks",
+    modes: tuple[str, ...] = tuple(MODES),
+    every: int = 1,
+    sheets: Path | None = None,
+) -> None:
+    """Measure the pipeline on a folder of labelled images.
 
     Args:
-        folder: folder with labels.json.
-        sheet: contact sheet of the thorough pass to write.
-        columns: tiles in a row of the sheet.
-        size: side of a tile, pixels.
+        folder: Folder with labels.json.
+        split: Split of photographs in the second format.
+        network: Network that recovers the hands.
+        modes: Rows of the table, by the names of MODES.
+        every: Use every n-th image only.
+        sheets: Folder for overlays of the last mode, eight images a sheet.
     """
-    entries = json.loads((folder / "labels.json").read_text())
-    detector = HandDetector.load()
-    table = {(mode, half): Counts() for mode in MODES for half in ("1, 3, 5, ...", "2, 4, 6, ...", "all")}
-    shown = []
-    for index, entry in enumerate(entries):
+    entries = read_entries(folder, split, every)
+    tailor = HandTailor.load(network=network)
+    table: dict[tuple[str, str], Counts] = {}
+    shown: list[np.ndarray] = []
+    for entry in tqdm(entries, unit="image"):
         image = read_picture(folder / entry["image"])
-        for mode, thorough in MODES.items():
-            hands = detector(image, thorough=thorough)
-            for half in ("2, 4, 6, ..." if index % 2 else "1, 3, 5, ...", "all"):
-                count(table[mode, half], entry, hands)
-            if sheet and thorough:
-                shown.append(draw(image, entry, hands, size))
-    print("| pass, images | images | hands found (side right) | invented, per 100 | keypoints within 10 % (of found) |")
-    print("|---|---|---|---|---|")
-    for (mode, half), counts in table.items():
-        print(counts.row(f"{mode}: {half}"))
-    if sheet:
-        shown += [np.zeros_like(shown[0])] * (-len(shown) % columns)
-        rows = [np.hstack(shown[first : first + columns]) for first in range(0, len(shown), columns)]
-        opencv().imwrite(str(sheet), np.vstack(rows)[..., ::-1])
+        for mode in modes:
+            hands = tailor(image, thorough=MODES[mode])
+            for row in entry["rows"]:
+                count(table.setdefault((mode, row), Counts()), entry, hands)
+        if sheets is not None:
+            shown.append(results.overlay(hands, image))
+    columns = ["pass, images", "images", "hands found (side right)", "invented, per 100"]
+    columns += ["keypoints within 10 % (of found)", "after the tailor", "reprojection %: median, 90 %"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    for (mode, row), counts in table.items():
+        print(counts.row(f"{mode}: {row}"))
+    if sheets is not None:
+        results.prepare_folder(sheets)
+        for first in range(0, len(shown), 8):
+            names = [entry["id"] for entry in entries[first : first + 8]]
+            results.write_image(sheets / f"sheet_{first // 8:02d}.png", results.sheet(shown[first : first + 8], names))
 
 
 if __name__ == "__main__":
