@@ -73,11 +73,8 @@ def run_demo(options: Demo) -> None:
     from handtailor_jax.hand_tailor import HandTailor
 
     with packaged_examples() as examples:
-        sources = [
-            predict.Source(each.id, each.image, video=False, camera=each.camera)
-            for each in read_detections(examples)
-            if each.image is not None
-        ]
+        images = {each.image: each for each in read_detections(examples) if each.image is not None}
+        sources = [predict.Source(image.stem, image, False, each.camera) for image, each in images.items()]
         predict.predict(sources, HandTailor.load(), Predict(inputs=(), out=options.out, mesh="glb"))
     print(f"{len(sources)} images written to {options.out}: look at {options.out / 'sheet.png'}")
 

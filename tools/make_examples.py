@@ -1,6 +1,6 @@
 """Draw the example images that come with the package and write simulated detections of their hands.
 
-    python tools/make_examples.py            # handtailor_jax/assets/examples: hands.json and eight images
+    python tools/make_examples.py            # handtailor_jax/assets/examples: hands.json and ten images
 
 The images are renderings of the embedded hand, so their ground truth is exact and they have the licence of the package.
 `hands.json` is an input file of `handtailor fit`; together its entries have every optional field. The output is a
@@ -12,6 +12,7 @@ import dataclasses
 import importlib.resources
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,33 @@ SCENES = (
 )  # fmt: skip
 
 
+PAIRS = (
+    (
+        Scene(
+            "greeting_right", "spread", (-14, 6, -8), "dark", (0.30, 0.09, 0.05), wall=SCENES[3].wall,
+            betas=(0.8, -0.2), fill=0.62, shift=(-100.0, -8.0),
+        ),
+        Scene(
+            "greeting_left", "spread", (14, 4, 12), "dark", (0.30, 0.09, 0.05), wall=SCENES[3].wall,
+            betas=(0.8, -0.2), side="left", fill=0.58, shift=(104.0, -4.0),
+        ),
+    ),
+    (
+        Scene(
+            "talk_left", "ok", (-30, 4, 8), "warm", (0.06, 0.12, 0.16), wall=SCENES[0].wall,
+            betas=(-0.6, 0.4), side="left", fill=0.56, shift=(96.0, 10.0),
+        ),
+        Scene(
+            "talk_right", "spread", (-30, 4, 24), "warm", (0.06, 0.12, 0.16), wall=SCENES[0].wall,
+            betas=(-0.6, 0.4), fill=0.6, shift=(-88.0, -4.0),
+        ),
+    ),
+)  # fmt: skip
+"""Two hands of one person in one image, the distant one first; they have no common camera."""
+
+PAIR_WIDTH = 480
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     assets = Path(__file__).parents[1] / "handtailor_jax" / "assets"
@@ -132,21 +160,30 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     entries = []
-    for number, scene in enumerate(SCENES):
-        image, entry = make_example(scene, np.random.default_rng([arguments.seed, number]))
+    for number, scenes in enumerate([*((scene,) for scene in SCENES), *PAIRS]):
+        image, found = make_example(scenes, np.random.default_rng([arguments.seed, number]))
         done, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
         assert done
-        (arguments.out / entry["image"]).write_bytes(data.tobytes())
-        entries.append(entry)
+        (arguments.out / found[0]["image"]).write_bytes(data.tobytes())
+        entries += found
     lines = ",\n".join(" " + json.dumps(entry) for entry in entries)
     (arguments.out / "hands.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
-def make_example(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the image, uint8 RGB, and its entry in the JSON file."""
+def make_example(scenes: tuple[Scene, ...], rng: np.random.Generator) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Return the image, uint8 RGB, and the entries of its hands in the JSON file."""
+    width = SIZE if len(scenes) == 1 else PAIR_WIDTH
+    placed = [(scene, *place(embedded_hand(scene.side), scene, width)) for scene in scenes]
+    image = draw(placed, width, rng)
+    name = f"{scenes[0].id.split('_')[0] if len(scenes) > 1 else scenes[0].id}.jpg"
+    return image, [{**simulated_detection(*each, rng), "image": name} for each in placed]
+
+
+def simulated_detection(
+    scene: Scene, camera: Camera, truth: HandParameters, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Return the entry of a hand in the JSON file."""
     hand = embedded_hand(scene.side)
-    camera, truth = place(hand, scene)
-    image = draw(hand, scene, camera, truth, rng)
 
     landmarks = camera_keypoints(hand, truth, load_convention(scene.convention))
     pixels = np.asarray(project(camera, landmarks), np.float64)
@@ -175,10 +212,10 @@ def make_example(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, di
         rotations = jnp.einsum("jab,jbc->jac", disturbance, matrix_from_axis_angle(truth.pose))
         entry["pose"] = _round(axis_angle_from_matrix(rotations), 4)
         entry["betas"] = _round(np.asarray(truth.betas) + 0.3 * rng.normal(size=10), 3)
-    return image, entry
+    return entry
 
 
-def place(hand: HandModel, scene: Scene) -> tuple[Camera, HandParameters]:
+def place(hand: HandModel, scene: Scene, width: int) -> tuple[Camera, HandParameters]:
     """Return a camera, and the hand in front of it as the scene specifies."""
     text = importlib.resources.files("handtailor_jax").joinpath("assets", "gestures.json").read_text()
     fingers = hand.anatomy.finger_pose(jnp.radians(jnp.asarray(json.loads(text)[scene.gesture], jnp.float32)))
@@ -194,11 +231,11 @@ def place(hand: HandModel, scene: Scene) -> tuple[Camera, HandParameters]:
         scale=jnp.ones((), jnp.float32),
         translation=jnp.asarray([0.0, 0.0, scene.distance], jnp.float32),
     )
-    middle = 0.5 * (SIZE - 1)
+    middle = np.asarray([0.5 * (width - 1), 0.5 * (SIZE - 1)])
     focal = 600.0
     for _ in range(8):  # fixed-point iteration: the box of the keypoints in perspective has no closed form
         camera = Camera.perspective(
-            focal * scene.stretch, focal, middle + scene.principal[0], middle + scene.principal[1]
+            focal * scene.stretch, focal, middle[0] + scene.principal[0], middle[1] + scene.principal[1]
         )
         pixels = np.asarray(project(camera, camera_keypoints(hand, parameters)), np.float64)
         low, high = pixels.min(axis=0), pixels.max(axis=0)
@@ -216,31 +253,27 @@ def rotation(axis: int, angle: float) -> np.ndarray:
     return np.asarray(matrix_from_axis_angle(jnp.asarray(vector)), np.float64)
 
 
-def draw(hand: HandModel, scene: Scene, camera: Camera, truth: HandParameters, rng: np.random.Generator) -> np.ndarray:
-    """Render the hand in a sleeve in front of a wall."""
-    mesh = camera_mesh(hand, truth)
-    vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces)
-    regions = jnp.asarray(embedded_arrays()["face_regions"].astype(np.int32))
-    skin = np.asarray(region_colors(len(vertices), mesh.faces, regions, SKINS[scene.skin]))
-    forearm = np.asarray(posed_hand(hand, truth).joint_rotations[0])[:, 0] * (1.0 if scene.side == "right" else -1.0)
-    cloth, cloth_faces = sleeve(vertices[embedded_arrays()["wrist_loop"]], forearm)
-    everything = np.concatenate([vertices, cloth])
-    colors = np.concatenate([skin, np.broadcast_to(np.asarray(scene.sleeve, np.float32), cloth.shape)])
-    image = render_mesh(
-        everything,
-        np.concatenate([faces, cloth_faces + len(vertices)]),
-        camera,
-        SIZE,
-        SIZE,
-        background=wall(*scene.wall, rng),
-        colors=colors,
-    ).astype(np.float32)
+def draw(placed: Sequence[tuple[Scene, Camera, HandParameters]], width: int, rng: np.random.Generator) -> np.ndarray:
+    """Render hands in sleeves in front of a wall, distant hands first."""
+    image = wall(*placed[0][0].wall, width, rng)
+    for scene, camera, truth in placed:
+        hand = embedded_hand(scene.side)
+        mesh = camera_mesh(hand, truth)
+        vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces)
+        regions = jnp.asarray(embedded_arrays()["face_regions"].astype(np.int32))
+        skin = np.asarray(region_colors(len(vertices), mesh.faces, regions, SKINS[scene.skin]))
+        forearm = np.asarray(posed_hand(hand, truth).joint_rotations[0])[:, 0] * (1.0 if scene.side == "right" else -1)
+        cloth, cloth_faces = sleeve(vertices[embedded_arrays()["wrist_loop"]], forearm)
+        colors = np.concatenate([skin, np.broadcast_to(np.asarray(scene.sleeve, np.float32), cloth.shape)])
+        everything = np.concatenate([vertices, cloth]), np.concatenate([faces, cloth_faces + len(vertices)])
+        image = render_mesh(*everything, camera, SIZE, width, background=image, colors=colors)
     # A little lens blur, vignetting and sensor noise.
-    image = cv2.GaussianBlur(image, (0, 0), 0.45)
-    v, u = np.mgrid[0:SIZE, 0:SIZE] / (SIZE - 1.0) - 0.5
-    image *= (1.0 - 0.32 * (u * u + v * v) ** 1.1)[..., None]
-    image += rng.normal(0.0, 1.6, image.shape)
-    return np.rint(np.clip(image, 0.0, 255.0)).astype(np.uint8)
+    blurred = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 0.45)
+    v, u = np.mgrid[0:SIZE, 0:width]
+    v, u = v / (SIZE - 1.0) - 0.5, u / (width - 1.0) - 0.5
+    blurred *= (1.0 - 0.32 * (u * u + v * v) ** 1.1)[..., None]
+    blurred += rng.normal(0.0, 1.6, image.shape)
+    return np.rint(np.clip(blurred, 0.0, 255.0)).astype(np.uint8)
 
 
 def sleeve(loop: np.ndarray, axis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -284,9 +317,9 @@ def sleeve(loop: np.ndarray, axis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return vertices, faces
 
 
-def wall(light: Color, shade: Color, rng: np.random.Generator) -> np.ndarray:
+def wall(light: Color, shade: Color, width: int, rng: np.random.Generator) -> np.ndarray:
     """Draw a softly lit background far out of focus, uint8 RGB."""
-    v, u = np.mgrid[0:SIZE, 0:SIZE] / (SIZE - 1.0)
+    v, u = np.mgrid[0:SIZE, 0:width] / (SIZE - 1.0)
     mix = np.clip(0.35 * u + 0.65 * v, 0.0, 1.0)[..., None]
     image = (1.0 - mix) * np.asarray(light) + mix * np.asarray(shade)
     for _ in range(7):

@@ -183,11 +183,12 @@ def _side_views(meshes: Sequence[tuple[np.ndarray, np.ndarray]], camera: Camera,
     panel = _plain(size, size)
     shown = meshes[:9]
     columns = math.ceil(math.sqrt(max(len(shown), 1)))
-    cell = size // columns
+    height, width = size // math.ceil(max(len(shown), 1) / columns), size // columns
     for i, (vertices, faces) in enumerate(shown):
-        y, x = cell * (i // columns), cell * (i % columns)
-        view = second_view(vertices, faces, cell, cell, _pixels_per_unit(vertices, camera))
-        panel[y : y + cell, x : x + cell] = view
+        y, x = height * (i // columns), width * (i % columns)
+        # One hand has the scale of the image; several fill their cells, because some may be small in the image.
+        scale = _pixels_per_unit(vertices, camera) if len(shown) == 1 else None
+        panel[y : y + height, x : x + width] = second_view(vertices, faces, height, width, scale)
     return panel
 
 
