@@ -111,8 +111,17 @@ def first_moments(state):
     return np.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(adam.mu)])
 
 
-def test_many_devices_equal_one(cache, tmp_path):
-    config = tiny(cache)
+IK = {
+    "stage": "ik",
+    "batch": 64,
+    "loss": LossWeights(rotations_from_truth=1.0, model_keypoints=1.0),
+    "optimizer": OptimizerConfig(learning_rate=3e-3, warm_up=1),
+}
+
+
+@pytest.mark.parametrize("changes", [IK, pytest.param({}, marks=pytest.mark.slow)], ids=["poses", "images"])
+def test_many_devices_equal_one(changes, cache, tmp_path):
+    config = tiny(cache, **changes)
     one, eight = (Run(config, tmp_path / str(n), devices=n) for n in (1, 8))
     first, second = take(one, 1), take(eight, 1)
     # Parameters cannot be compared: Adam's first step has the size of the learning rate whatever the gradient, even if
@@ -206,8 +215,7 @@ def test_stops_where_a_loss_is_not_finite(cache, tmp_path):
 
 
 def test_iknet_learns_from_poses_alone(cache, tmp_path):
-    weights = LossWeights(rotations_from_truth=1.0, model_keypoints=1.0)
-    config = tiny(cache, stage="ik", batch=64, loss=weights, optimizer=OptimizerConfig(learning_rate=3e-3, warm_up=1))
+    config = tiny(cache, **IK)
     run = Run(config, tmp_path / "run", devices=1)
     before = run.host_state()
     losses = take(run, 12)

@@ -98,6 +98,7 @@ def main(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_on_rhd(folders, tmp_path, main):
     status, errors = main(config(folders, loss=RHD), tmp_path / "run")
     assert (status, [line for line in errors if "error" in line]) == (0, [])
@@ -116,6 +117,7 @@ def test_a_run_on_rhd(folders, tmp_path, main):
     assert figures == {"pck10", "median_percent", "joints_aligned_mm", "model_aligned_mm", "joints_mm"}
 
 
+@pytest.mark.slow
 def test_nothing_is_learnt_from_what_is_unknown(folders, tmp_path, rng):
     """Half of the joints, and all but one of the poses, may be anything."""
     states = []
@@ -190,6 +192,7 @@ def test_masks_and_depths_are_of_the_hand_and_move_with_it(folders, hand):
     assert not host.depth[host.mask == 0].any()
 
 
+@pytest.mark.slow
 def test_shape_losses_are_zero_at_the_truth(hand, rng):
     """A rendered hand explains its own maps; one of another shape does not, and its gradient leads back."""
     pose = np.zeros((2, 16, 3), np.float32)
