@@ -70,6 +70,31 @@ def write_mano(path: Path) -> Path:
     return path
 
 
+def chumpy_pickle() -> bytes:
+    """Build the made-up hand model as a pickle with chumpy objects, as Python 2 wrote it (protocol 2, byte strings).
+
+    The stored parts are the opcodes between the large arrays. MANO's `hands_coeffs`, which no reader uses, are zeros.
+    """
+    arrays, parts = mano_arrays(), golden("mano_python2_pickle")
+    # A chumpy Select takes the first 10 of 20 shape directions; the others are arbitrary.
+    others = 1e-4 * np.random.RandomState(1).standard_normal(arrays["shapedirs"].shape)
+    indices = 20 * np.arange(3 * len(arrays["v_template"]))[:, None] + np.arange(10)
+    inserted = [
+        arrays["hands_components"],
+        arrays["f"],
+        np.zeros((1554, 45)),
+        arrays["weights"],
+        arrays["posedirs"].T,
+        arrays["v_template"],
+        np.concatenate([arrays["shapedirs"], others], axis=2),
+        indices,
+    ]
+    content = parts["part_0"].tobytes()
+    for number, array in enumerate(inserted, start=1):
+        content += array.tobytes() + parts[f"part_{number}"].tobytes()
+    return content
+
+
 def official_weights() -> Arrays:
     """Draw the made-up weights of the released network, by the names of its checkpoint and in its layout.
 

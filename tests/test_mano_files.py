@@ -4,7 +4,6 @@ import builtins
 import io
 import os
 import pickle
-import runpy
 import subprocess
 import sys
 import types
@@ -22,12 +21,12 @@ from handtailor_jax.mano.loading import (
     load_mano,
 )
 from handtailor_jax.skeleton import FINGER_KEYPOINTS, KEYPOINTS, MANO_JOINTS
+from tests import goldens
 
 
 @pytest.fixture(scope="module")
-def arrays(shared):
-    with np.load(shared / "golden" / "synthetic_mano.npz") as stored:
-        return {name: stored[name] for name in stored.files}
+def arrays():
+    return goldens.mano_arrays()
 
 
 @pytest.fixture(scope="module")
@@ -91,20 +90,11 @@ def refusal(path, **arguments):
 # --- files that load --------------------------------------------------------------------------------------------------
 
 
-def test_chumpy_pickle_of_python_2(shared, arrays, tmp_path):
-    path = write(tmp_path / "MANO_RIGHT.pkl", (shared / "golden" / "synthetic_mano_chumpy.pkl").read_bytes())
-    model = load_mano(path)
+def test_chumpy_pickle_of_python_2(arrays, tmp_path):
+    model = load_mano(write(tmp_path / "MANO_RIGHT.pkl", goldens.chumpy_pickle()))
     assert_is_the_model(model, arrays)
     assert model.side == "right"
-    assert_is_the_model(load_mano(shared / "golden" / "synthetic_mano_chumpy.pkl", "right"), arrays)
-
-
-def test_plain_pickle_of_the_golden_script(shared, arrays, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("scipy")
-    path = tmp_path / "MANO_RIGHT.pkl"
-    monkeypatch.setattr(sys, "argv", ["make_mano_pickle.py", "plain", str(path)])
-    runpy.run_path(str(shared / "golden" / "make_mano_pickle.py"), run_name="__main__")
-    assert_is_the_model(load_mano(path), arrays)
+    assert_is_the_model(load_mano(write(tmp_path / "other.pkl", goldens.chumpy_pickle()), "right"), arrays)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -137,8 +127,8 @@ def test_big_endian_single_precision_and_column_major_arrays(layout, arrays, tmp
         assert_is_the_model(load_mano(write(tmp_path / "MANO_RIGHT.pkl", content, protocol)), arrays)
 
 
-def test_neither_scipy_nor_chumpy_is_imported(shared, tmp_path):
-    path = write(tmp_path / "MANO_RIGHT.pkl", (shared / "golden" / "synthetic_mano_chumpy.pkl").read_bytes())
+def test_neither_scipy_nor_chumpy_is_imported(tmp_path):
+    path = write(tmp_path / "MANO_RIGHT.pkl", goldens.chumpy_pickle())
     code = (  # jax itself imports parts of scipy: hidden is what reading a sparse matrix would use
         "import sys\n"
         "sys.modules.update({'scipy.sparse': None, 'scipy.sparse.csc': None, 'chumpy': None, 'chumpy.ch': None})\n"
@@ -369,9 +359,9 @@ def test_the_attacks_are_real(tmp_path):
 
 @pytest.mark.parametrize("kind", ["plain", "chumpy", "npz"])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.99])
-def test_cut_short(shared, layout, arrays, tmp_path, kind, share):
+def test_cut_short(layout, arrays, tmp_path, kind, share):
     if kind == "chumpy":
-        content = (shared / "golden" / "synthetic_mano_chumpy.pkl").read_bytes()
+        content = goldens.chumpy_pickle()
     elif kind == "plain":
         content = pickle.dumps(layout, 2)
     else:
