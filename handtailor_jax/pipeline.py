@@ -117,7 +117,7 @@ def recover(
         depths = jax.vmap(relative_depth)(estimate.joints, pixels, confidence)
     seen = Observation(pixels, confidence, cameras, depths)
     right, seen, memory = jax.vmap(_as_right)(estimate, seen, memory)
-    convention = load_convention(estimate.convention)
+    convention = jax.tree.map(lambda leaf: leaf.astype(hand.dtype), load_convention(estimate.convention))
     middle = transform_pixels(back, jnp.full_like(back[:, None, :, 2], 0.5 * (size - 1)))[:, 0]
     middle = jnp.where(estimate.left[:, None], middle * jnp.asarray([[-1.0, 1.0]], middle.dtype), middle)
     zoom = _PAPER_CROP / size * jnp.sqrt(jnp.abs(jnp.linalg.det(to_crop[..., :2])))

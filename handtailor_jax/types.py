@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num
 
 T = TypeVar("T")
 
@@ -268,8 +268,8 @@ class Hand:
 class View:
     """One hand's crop, and its place in the original image: the input of the graph."""
 
-    crop: UInt8[Numbers, "*batch size size 3"]
-    """RGB crop."""
+    crop: Num[Numbers, "*batch size size 3"]
+    """RGB crop, 0 to 255: uint8, or floats where gradients must reach the pixels."""
     to_crop: Float[Numbers, "*batch 2 3"]
     """Affine map from pixels of the image to pixels of the crop."""
     region: Region
