@@ -301,8 +301,9 @@ def start(tmp_path, cache):
 
     yield run
     for process in started:
-        process.kill()
-        process.communicate()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def train_process(path, cache, steps, out, arguments):
