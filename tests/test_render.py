@@ -9,7 +9,14 @@ import pytest
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import project, transform_camera
-from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, overlay_figure, scene, second_view
+from handtailor_jax.render.overlay import (
+    _distant_first,
+    contact_sheet,
+    draw_skeleton,
+    overlay_figure,
+    scene,
+    second_view,
+)
 from handtailor_jax.render.rasterise import Fragments, interpolate, rasterise, vertex_normals
 from handtailor_jax.render.shading import region_colors, render_mesh, shaded_square, to_srgb
 from handtailor_jax.types import Camera
@@ -449,3 +456,16 @@ def test_error_without_opencv_names_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(InputError, match="pip install opencv-python-headless"):
         draw_skeleton(np.zeros((4, 4, 3), np.uint8), KEYPOINTS)
+
+
+def test_many_hands_are_drawn_in_groups():
+    pytest.importorskip("cv2")
+    points, faces = ball(0.02)
+    meshes = [
+        (points + np.float32([0.1 * (i % 4) - 0.15, 0.1 * (i // 4) - 0.1, 0.6 + 0.1 * i]), faces) for i in range(11)
+    ]
+    camera = Camera.perspective(200.0, 200.0, 100.0, 100.0)
+    assert [len(group) for group in _distant_first(meshes, camera)] == [8, 3]
+    assert _distant_first(meshes, camera)[-1][-1][0][:, 2].mean() == pytest.approx(0.6, abs=1e-3)
+    figure = overlay_figure(np.zeros((200, 200, 3), np.uint8), meshes, camera, panel_height=110)
+    assert figure.shape[0] == 110

@@ -17,9 +17,11 @@ from handtailor_jax.render.shading import BACKGROUND, mesh_bounds, render_mesh
 from handtailor_jax.skeleton import BONES, FINGER_KEYPOINTS
 from handtailor_jax.types import Camera
 
+_Mesh = tuple[np.ndarray, np.ndarray]
 FINGER_COLORS = ((236, 84, 72), (245, 166, 35), (72, 180, 97), (56, 139, 235), (176, 94, 214))
 """RGB of thumb, index, middle, ring and little finger in every image."""
 
+_MOST_IN_SCENE = 8  # hands rendered together, with occlusion; further groups are drawn one over the other
 _INK, _PAPER = (46, 48, 54), (255, 255, 255)
 _SHIFT = 4  # OpenCV reads coordinates in sixteenths of a pixel
 _FINGER_OF = {keypoint: finger for finger, keypoints in enumerate(FINGER_KEYPOINTS) for keypoint in keypoints}
@@ -147,13 +149,15 @@ def overlay_figure(
         first = draw_skeleton(first, points @ a[:, :2].T + a[:, 2])
     for points in fitted:
         first = draw_skeleton(first, points @ a[:, :2].T + a[:, 2], hollow=True)
-    second = render_mesh(*scene(meshes, camera), camera, panel_height, panel_width, panel) if meshes else panel
+    second = panel
+    for group in _distant_first(meshes, camera):
+        second = render_mesh(*scene(group, camera), camera, panel_height, panel_width, second)
     third = _side_views(meshes, camera, panel_height)
     gap = np.full((panel_height, max(2, panel_height // 100), 3), 255, np.uint8)
     return np.concatenate([first, gap, second, gap, third], axis=1)
 
 
-def scene(meshes: Sequence[tuple[np.ndarray, np.ndarray]], camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+def scene(meshes: Sequence[_Mesh], camera: Camera) -> tuple[np.ndarray, np.ndarray]:
     """Combine meshes to one, so that they occlude each other.
 
     Without intrinsics no hand's distance is known, so hands that are larger in the image are put in front. The number
@@ -178,7 +182,14 @@ def scene(meshes: Sequence[tuple[np.ndarray, np.ndarray]], camera: Camera) -> tu
     return np.concatenate(points), np.concatenate(triangles)
 
 
-def _side_views(meshes: Sequence[tuple[np.ndarray, np.ndarray]], camera: Camera, size: int) -> np.ndarray:
+def _distant_first(meshes: Sequence[_Mesh], camera: Camera) -> list[Sequence[_Mesh]]:
+    """Return groups of meshes for the rasteriser, distant ones (small ones, without intrinsics) first."""
+    known = float(camera.perspectivity) > 0.0
+    ordered = sorted(meshes, key=lambda mesh: -mesh[0][:, 2].mean() if known else np.ptp(mesh[0], axis=0).max())
+    return [ordered[first : first + _MOST_IN_SCENE] for first in range(0, len(ordered), _MOST_IN_SCENE)]
+
+
+def _side_views(meshes: Sequence[_Mesh], camera: Camera, size: int) -> np.ndarray:
     """Return a square panel with a grid of up to nine hands, each from the side."""
     panel = _plain(size, size)
     shown = meshes[:9]
