@@ -25,7 +25,7 @@ from handtailor_jax.detector.detector import HandDetector
 from handtailor_jax.detector.weights import load_landmark_network, load_palm_detector
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.report import environment, markdown_table
-from handtailor_jax.images import Picture, read_picture
+from handtailor_jax.images import Image, read_image
 
 Call = Callable[[], Any]
 
@@ -97,12 +97,12 @@ def noise(size: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(0).random((1, size, size, 3), np.float32)
 
 
-def scene() -> Picture:
+def scene() -> Image:
     """Return an image of 640 x 480 pixels with two hands, from the packaged examples."""
     image = np.full((480, 640, 3), 90, np.uint8)
     examples = Path(str(importlib.resources.files("handtailor_jax") / "assets" / "examples"))
-    image[80:400, :320] = read_picture(examples / "open.jpg")
-    image[80:400, 320:] = read_picture(examples / "ok_left.jpg")
+    image[80:400, :320] = read_image(examples / "open.jpg")
+    image[80:400, 320:] = read_image(examples / "ok_left.jpg")
     return image
 
 

@@ -29,7 +29,7 @@ from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule, inference_form
 from handtailor_jax.hand_module.official import load_official
 from handtailor_jax.hand_tailor import HandTailor
-from handtailor_jax.images import Box, Picture, crop_square
+from handtailor_jax.images import Box, Image, crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.tailor.placement import camera_mesh
@@ -262,7 +262,7 @@ _ESTIMATED = (
 )
 
 
-def _images(batch: int) -> tuple[list[Picture], list[Box]]:
+def _images(batch: int) -> tuple[list[Image], list[Box]]:
     """Return random images, and a box around the hand in each."""
     width, height = IMAGE_SIZE
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)

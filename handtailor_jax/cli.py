@@ -85,7 +85,7 @@ def run_fit(options: Fit) -> None:
 
     from handtailor_jax.detections import read_detections
     from handtailor_jax.fit import fit_detection
-    from handtailor_jax.images import read_picture
+    from handtailor_jax.images import read_image
     from handtailor_jax.mano.loading import load_hand
     from handtailor_jax.results import MOST_LINES, HandFiles, to_json
 
@@ -96,7 +96,7 @@ def run_fit(options: Fit) -> None:
         files = HandFiles(options.out, options.mesh, options.overlay)
         for each in detections:
             if options.overlay and each.image is not None:
-                read_picture(each.image)
+                read_image(each.image)
         files.prepare([each.id for each in detections])
 
         for each in tqdm(detections, desc="fit", unit="hand", disable=len(detections) == 1):
@@ -105,7 +105,7 @@ def run_fit(options: Fit) -> None:
             except InputError as error:
                 raise InputError(f"{each.id}: {error}") from None
             before, after = hand.reprojection_before, hand.reprojection_after
-            image = read_picture(each.image) if options.overlay and each.image is not None else None
+            image = read_image(each.image) if options.overlay and each.image is not None else None
             files.write(each.id, to_json(hand), [hand], image, f"{each.id}  {before:.1f} > {after:.1f} px")
             if len(detections) <= MOST_LINES:
                 tqdm.write(f"{each.id}: mean reprojection error {before:.2f} px at the start, {after:.2f} px fitted")

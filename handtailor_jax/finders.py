@@ -19,7 +19,7 @@ from handtailor_jax.detector.detector import HandDetector
 from handtailor_jax.detector.regions import to_image
 from handtailor_jax.detector.scan import ScanConfig, closer_box, first_square, search_grid
 from handtailor_jax.geometry.boxes import Box
-from handtailor_jax.images import Picture, crop_square
+from handtailor_jax.images import Image, crop_square
 from handtailor_jax.types import Camera, Hand, Region, View
 
 
@@ -49,16 +49,16 @@ Look = Callable[[Sequence[Region]], list[Found]]
 class Finder(Protocol):
     """Finds the hands for one kind of hand module."""
 
-    def view(self, picture: Picture, camera: Camera, region: Region, right: float) -> View:
+    def view(self, image: Image, camera: Camera, region: Region, right: float) -> View:
         """Cut a region out of an image, on the host; `right` is the prior probability of a right hand."""
 
-    def all(self, picture: Picture, look: Look, thorough: bool | None, known: Sequence[Region] = ()) -> list[Found]:
+    def all(self, image: Image, look: Look, thorough: bool | None, known: Sequence[Region] = ()) -> list[Found]:
         """Recover all hands outside of the known regions, by falling presence."""
 
-    def in_box(self, picture: Picture, look: Look, box: Box, passes: int) -> Found | None:
+    def in_box(self, image: Image, look: Look, box: Box, passes: int) -> Found | None:
         """Recover the hand in a box; None if there is none."""
 
-    def shows(self, found: Found, picture: Picture) -> bool:
+    def shows(self, found: Found, image: Image) -> bool:
         """Return whether a hand that was followed into this image is still there."""
 
     def next_region(self, found: Found) -> Region:
@@ -72,27 +72,27 @@ class LandmarkFinder:
         """Prepare a finder for a landmark network whose crops have the side `size`."""
         self._detector, self._size = detector, size
 
-    def view(self, picture: Picture, camera: Camera, region: Region, right: float) -> View:
+    def view(self, image: Image, camera: Camera, region: Region, right: float) -> View:
         """Cut out the rotated region; the border of the image is repeated outside of it."""
         affine = np.asarray(_to_image(region, self._size))
-        crop = cut(picture, affine, self._size, extend=True)
+        crop = cut(image, affine, self._size, extend=True)
         linear = np.linalg.inv(affine[:, :2])
         to_crop = np.concatenate([linear, -linear @ affine[:, 2:]], axis=1)
         return View(crop, to_crop, region, camera, np.float32(right))
 
-    def all(self, picture: Picture, look: Look, thorough: bool | None, known: Sequence[Region] = ()) -> list[Found]:
+    def all(self, image: Image, look: Look, thorough: bool | None, known: Sequence[Region] = ()) -> list[Found]:
         """Look into the regions of all palms."""
-        return self._detector.search(picture, look, thorough=thorough, known=known)
+        return self._detector.search(image, look, thorough=thorough, known=known)
 
-    def in_box(self, picture: Picture, look: Look, box: Box, passes: int) -> Found | None:
+    def in_box(self, image: Image, look: Look, box: Box, passes: int) -> Found | None:
         """Look into the region around the keypoints that the best of four turns of the box shows."""
-        hand = self._detector.in_box(picture, box, passes=passes - 1)
+        hand = self._detector.in_box(image, box, passes=passes - 1)
         if hand is None:
             return None
         found = look([hand.next_region])[0]
-        return found if self.shows(found, picture) else None
+        return found if self.shows(found, image) else None
 
-    def shows(self, found: Found, picture: Picture) -> bool:
+    def shows(self, found: Found, image: Image) -> bool:
         """Return whether the hand is present."""
         return found.presence > self._detector.config.presence
 
@@ -108,41 +108,41 @@ class HourglassFinder:
         """Prepare a finder for an hourglass whose crops have the side `size`."""
         self._size, self._config = size, ScanConfig()
 
-    def view(self, picture: Picture, camera: Camera, region: Region, right: float) -> View:
+    def view(self, image: Image, camera: Camera, region: Region, right: float) -> View:
         """Cut out the square, moved to whole pixels; it is grey outside of the image."""
         side = float(region.side)
         x, y = (float(value) - 0.5 * side for value in region.center)
-        crop, to_crop, square = crop_square(picture, (x, y, side, side), self._size)
+        crop, to_crop, square = crop_square(image, (x, y, side, side), self._size)
         return View(crop, to_crop, square_region(square), camera, np.float32(right))
 
-    def all(self, picture: Picture, look: Look, thorough: bool | None, known: Sequence[Region] = ()) -> list[Found]:
+    def all(self, image: Image, look: Look, thorough: bool | None, known: Sequence[Region] = ()) -> list[Found]:
         """Look into the whole image, then into the squares of a grid, then closer at what was found."""
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         grid = search_grid(width, height, self._config.levels)
         for squares in () if known else ([first_square(width, height)], grid):
             looks = [look([square_region(square)])[0] for square in squares]
-            best = max(looks, key=lambda found: self._score(found, picture))
-            if self._score(best, picture) >= self._config.acquire:
+            best = max(looks, key=lambda found: self._score(found, image))
+            if self._score(best, image) >= self._config.acquire:
                 return look([_closer(best)])
         return []
 
-    def in_box(self, picture: Picture, look: Look, box: Box, passes: int) -> Found | None:
+    def in_box(self, image: Image, look: Look, box: Box, passes: int) -> Found | None:
         """Look into the square around the box, then closer. The network does not tell whether there is a hand."""
         found = look([square_region(box)])[0]
         for _ in range(passes - 1):
             found = look([_closer(found)])[0]
         return found
 
-    def shows(self, found: Found, picture: Picture) -> bool:
+    def shows(self, found: Found, image: Image) -> bool:
         """Return whether the keypoints are confident and plausible."""
-        return self._score(found, picture) >= self._config.keep
+        return self._score(found, image) >= self._config.keep
 
     def next_region(self, found: Found) -> Region:
         """Return the square around the keypoints, between this one and the last."""
         return square_region(self._config.next_square(found.keypoints_2d, _box(found)))
 
-    def _score(self, found: Found, picture: Picture) -> float:
-        height, width = picture.shape[:2]
+    def _score(self, found: Found, image: Image) -> float:
+        height, width = image.shape[:2]
         side = _box(found)[2]
         return self._config.score(found.keypoints_2d, found.hand.confidence, side, width, height)
 

@@ -17,7 +17,7 @@ from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.hand_module.hand_module import HandModule, inference_form
 from handtailor_jax.hand_module.landmark_module import LandmarkHandModule
 from handtailor_jax.hand_module.weights import load_module
-from handtailor_jax.images import Picture, as_rgb, check_box
+from handtailor_jax.images import Image, as_rgb, check_box
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import recover_views
@@ -128,8 +128,8 @@ class HandTailor:
             InputError: One line that names what is wrong.
         """
         check_arguments(side, hands)
-        picture, known = as_rgb(image), as_camera(camera)
-        found = self.finder.all(picture, self.looking(picture, known, side_prior(side)), thorough)
+        image, known = as_rgb(image), as_camera(camera)
+        found = self.finder.all(image, self.looking(image, known, side_prior(side)), thorough)
         return [each.hand for each in found[:hands]]
 
     def one(
@@ -154,16 +154,16 @@ class HandTailor:
         check_arguments(side, passes=passes)
         if box is None:
             return next(iter(self(image, camera, side=side, hands=1)), None)
-        picture, known = as_rgb(image), as_camera(camera)
-        look = self.looking(picture, known, side_prior(side))
-        found = self.finder.in_box(picture, look, check_box(box, picture), passes)
+        image, known = as_rgb(image), as_camera(camera)
+        look = self.looking(image, known, side_prior(side))
+        found = self.finder.in_box(image, look, check_box(box, image), passes)
         return None if found is None else found.hand
 
-    def looking(self, picture: Picture, camera: Camera, right: float) -> Any:
+    def looking(self, image: Image, camera: Camera, right: float) -> Any:
         """Return the function that recovers the hand in each of some regions, for a `Finder`."""
 
         def look(regions: Sequence[Region]) -> list[Found]:
-            return self.recover([self.finder.view(picture, camera, region, right) for region in regions])
+            return self.recover([self.finder.view(image, camera, region, right) for region in regions])
 
         return look
 

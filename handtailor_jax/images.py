@@ -11,7 +11,7 @@ import numpy.typing as npt
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import Box
 
-Picture = npt.NDArray[np.uint8]
+Image = npt.NDArray[np.uint8]
 """An RGB image (height, width, 3)."""
 
 
@@ -24,7 +24,7 @@ def opencv() -> Any:
     return cv2
 
 
-def read_picture(path: Path) -> Picture:
+def read_image(path: Path) -> Image:
     """Read an image file as uint8 RGB, rotated by its EXIF orientation; 16-bit, grey and RGBA images are converted.
 
     Raises:
@@ -37,15 +37,15 @@ def read_picture(path: Path) -> Picture:
         raise InputError(f"{path}: the image cannot be read ({error.strerror}): correct its path") from None
     try:
         with quiet(cv2):
-            picture = None if _cut_short(data.tobytes()) else cv2.imdecode(data, cv2.IMREAD_COLOR)
+            image = None if _cut_short(data.tobytes()) else cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error:
-        picture = None
-    if picture is None:
+        image = None
+    if image is None:
         raise InputError(f"{path}: is not an image that can be read: give a complete PNG or JPEG file")
-    return np.ascontiguousarray(picture[..., ::-1])
+    return np.ascontiguousarray(image[..., ::-1])
 
 
-def as_rgb(image: Any) -> Picture:
+def as_rgb(image: Any) -> Image:
     """Convert an array to uint8 RGB (H, W, 3).
 
     The array may be uint8, uint16 or float with values 0 to 1; grey (H, W) or (H, W, 1), RGB, or RGBA, whose alpha is
@@ -70,12 +70,12 @@ def as_rgb(image: Any) -> Picture:
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else np.ascontiguousarray(array[..., :3])
 
 
-def whole(picture: Picture) -> Box:
+def whole(image: Image) -> Box:
     """Return the box of the whole image."""
-    return 0.0, 0.0, float(picture.shape[1]), float(picture.shape[0])
+    return 0.0, 0.0, float(image.shape[1]), float(image.shape[0])
 
 
-def check_box(box: Any, picture: Picture) -> Box:
+def check_box(box: Any, image: Image) -> Box:
     """Check a box and convert it to four floats.
 
     Raises:
@@ -87,22 +87,22 @@ def check_box(box: Any, picture: Picture) -> Box:
     x, y, w, h = map(float, values)
     if w <= 0.0 or h <= 0.0:
         raise InputError(f"box {x:g} {y:g} {w:g} {h:g} has no area: give its left, top, width and height in pixels")
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if x >= width or y >= height or x + w <= 0.0 or y + h <= 0.0:
         raise InputError(f"box {x:g} {y:g} {w:g} {h:g} lies outside the {width} x {height} image: give pixels of it")
     return x, y, w, h
 
 
 def crop_square(
-    picture: Picture, box: Box, size: int, outside: int | None = 128
-) -> tuple[Picture, npt.NDArray[np.float32], Box]:
+    image: Image, box: Box, size: int, outside: int | None = 128
+) -> tuple[Image, npt.NDArray[np.float32], Box]:
     """Crop the square around a box's centre with the box's longer side and resample it to `size` pixels.
 
     The square is first moved and rounded to whole pixels, so the returned affine map is exactly what happens to the
     pixels. The intrinsic matrix goes through the same map (`geometry.cameras.transform_camera`).
 
     Args:
-        picture: Image (height, width, 3), or one channel (height, width).
+        image: Image (height, width, 3), or one channel (height, width).
         box: Box in pixels of the image.
         size: Side of the crop in pixels.
         outside: Value of pixels outside the image; None repeats the image's border.
@@ -113,7 +113,7 @@ def crop_square(
     x, y, w, h = box
     side = max(1, round(max(w, h)))
     left, top = round(x + 0.5 * (w - side)), round(y + 0.5 * (h - side))
-    square = _window(picture, left, top, side, outside)
+    square = _window(image, left, top, side, outside)
     if side != size:
         cv2 = opencv()
         # Averaging over areas avoids aliasing when shrinking; enlarging needs interpolation.
@@ -127,12 +127,12 @@ def crop_square(
     return np.ascontiguousarray(square), affine, (float(left), float(top), float(side), float(side))
 
 
-def _window(picture: Picture, left: int, top: int, side: int, outside: int | None) -> Picture:
-    height, width = picture.shape[:2]
+def _window(image: Image, left: int, top: int, side: int, outside: int | None) -> Image:
+    height, width = image.shape[:2]
     if left >= 0 and top >= 0 and left + side <= width and top + side <= height:
-        return picture[top : top + side, left : left + side]
+        return image[top : top + side, left : left + side]
     rows, columns = np.arange(top, top + side), np.arange(left, left + side)
-    window = picture[np.clip(rows, 0, height - 1)[:, None], np.clip(columns, 0, width - 1)[None, :]]
+    window = image[np.clip(rows, 0, height - 1)[:, None], np.clip(columns, 0, width - 1)[None, :]]
     if outside is not None:
         window[(rows < 0) | (rows >= height)] = outside
         window[:, (columns < 0) | (columns >= width)] = outside

@@ -18,7 +18,7 @@ from handtailor_jax import results
 from handtailor_jax.commands import Predict
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_tailor import HandTailor, check_finite
-from handtailor_jax.images import Picture, read_picture
+from handtailor_jax.images import Image, read_image
 from handtailor_jax.render.overlay import draw_skeleton
 from handtailor_jax.render.shading import render_mesh
 from handtailor_jax.types import Hand, Side
@@ -137,7 +137,7 @@ def _predict_images(sources: Sequence[Source], tailor: HandTailor, options: Pred
     for source in tqdm(sources, desc="predict", unit="image", disable=len(sources) == 1):
         assert isinstance(source.path, Path)
         with _skipping(source) as was_skipped:
-            image = read_picture(source.path)
+            image = read_image(source.path)
             hands = _recover(image, source, tailor, options)
             for hand in hands:
                 check_finite(hand)
@@ -152,7 +152,7 @@ def _predict_images(sources: Sequence[Source], tailor: HandTailor, options: Pred
     return skipped
 
 
-def _recover(image: Picture, source: Source, tailor: HandTailor, options: Predict) -> list[Hand]:
+def _recover(image: Image, source: Source, tailor: HandTailor, options: Predict) -> list[Hand]:
     camera, box, side = _arguments(source, options)
     if box is not None:
         hand = tailor.one(image, camera, box, side, passes=options.passes)
@@ -180,7 +180,7 @@ def _predict_video(source: Source, tailor: HandTailor, options: Predict) -> None
     meshes: list[tuple[np.ndarray, np.ndarray] | None] = []
     times: list[float] = []
     seen = undecoded = 0
-    last: Picture | None = None
+    last: Image | None = None
     config = VideoConfig() if options.hands is None else VideoConfig(hands=options.hands)
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(Video(source.path))
@@ -213,7 +213,7 @@ def _predict_video(source: Source, tailor: HandTailor, options: Predict) -> None
     tqdm.write(f"{source.id}: hands found in {seen} of {follow.frames} frames{note}")
 
 
-def _draw(image: Picture, hands: Sequence[Hand]) -> Picture:
+def _draw(image: Image, hands: Sequence[Hand]) -> Image:
     """Return a frame with the meshes over it, distant ones first, and the detected keypoints."""
     height, width = image.shape[:2]
     drawn = image

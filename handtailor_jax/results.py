@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.images import Picture, opencv
+from handtailor_jax.images import Image, opencv
 from handtailor_jax.types import Camera, Hand
 
 MOST_LINES = 20
@@ -135,7 +135,7 @@ def write_mesh(path: Path, hands: Sequence[Hand]) -> None:
     write_atomically(path, lambda temporary: content.export(temporary, file_type=path.suffix[1:]))
 
 
-def write_image(path: Path, image: Picture) -> None:
+def write_image(path: Path, image: Image) -> None:
     """Write a uint8 RGB image; the suffix of the path chooses the format."""
     done, data = opencv().imencode(path.suffix, image[..., ::-1])
     if not done:
@@ -143,7 +143,7 @@ def write_image(path: Path, image: Picture) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(data.tobytes()))
 
 
-def overlay(hands: Sequence[Hand], image: Picture | None) -> Picture:
+def overlay(hands: Sequence[Hand], image: Image | None) -> Image:
     """Return the image with the detected keypoints, the meshes over it, and the meshes from the side, uint8 RGB."""
     from handtailor_jax.render.overlay import overlay_figure
 
@@ -153,7 +153,7 @@ def overlay(hands: Sequence[Hand], image: Picture | None) -> Picture:
     return overlay_figure(image, meshes, camera, detected or None, [hand.keypoints_2d for hand in hands] or None)
 
 
-def sheet(images: Sequence[Picture], captions: Sequence[str]) -> Picture:
+def sheet(images: Sequence[Image], captions: Sequence[str]) -> Image:
     """Return a grid of overlays with captions, reduced to at most 3,200 pixels in width."""
     from handtailor_jax.render.overlay import contact_sheet
 
@@ -196,7 +196,7 @@ class HandFiles:
             overlay: Whether overlays are written.
         """
         self._folder, self._mesh, self._overlay = folder, mesh, overlay
-        self._overlays: list[Picture] = []
+        self._overlays: list[Image] = []
         self._captions: list[str] = []
         if mesh is not None:
             mesh_library()
@@ -211,7 +211,7 @@ class HandFiles:
         names = [f"{id}{ending}" for id in ids for ending in endings]
         prepare_folder(self._folder, [*names, *others, *(["sheet.png"] if self._overlay else [])])
 
-    def write(self, id: str, content: Any, hands: Sequence[Hand], image: Picture | None, caption: str) -> None:
+    def write(self, id: str, content: Any, hands: Sequence[Hand], image: Image | None, caption: str) -> None:
         """Write the files of one image.
 
         Args:

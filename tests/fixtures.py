@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.images import Picture, opencv
+from handtailor_jax.images import Image, opencv
 from handtailor_jax.mano.loading import MANO_VERTICES, embedded_arrays
 from handtailor_jax.skeleton import (
     FINGER_KEYPOINTS,
@@ -45,7 +45,7 @@ class WrittenHand:
     """Whether the image shows a left hand."""
     visible: npt.NDArray[np.bool_]
     """(21,) visibility of each keypoint."""
-    picture: Picture
+    image: Image
     """(height, width, 3) RGB image before compression."""
     pose: DoubleArray | None = None
     """(16, 3) axis-angle rotations relative to the flat hand, radians."""
@@ -129,11 +129,11 @@ def write_rhd(root: Path, hands: DoubleArray | None = None) -> dict[str, list[Wr
         dtype = np.float32 if split == "training" else np.float64
         for number, case in enumerate(RHD_CASES):
             pair = hands[2 * (part * len(RHD_CASES) + number) :][:2]
-            entry, pictures, hand = _rhd_sample(case, 280.0 + 9.5 * number, pair)
+            entry, images, hand = _rhd_sample(case, 280.0 + 9.5 * number, pair)
             annotation[number] = {name: array.astype(dtype) for name, array in entry.items()}
             truth[split].append(hand)
-            for name, picture in pictures.items():
-                _write(folder / name / f"{number:05d}.png", picture)
+            for name, image in images.items():
+                _write(folder / name / f"{number:05d}.png", image)
         (folder / f"anno_{split}.pickle").write_bytes(pickle.dumps(annotation, protocol=2))
     return truth
 
@@ -181,7 +181,7 @@ def _rhd_sample(
     code = np.round(metres / 5.0 * 65535.0).astype(np.int64)
     # The third byte is unused; a value other than 0 reveals a reader that takes it for the first byte.
     depth = np.stack([code // 256, code % 256, np.full_like(code, 77)], axis=-1).astype(np.uint8)
-    picture = _dots((_RHD_SIZE, _RHD_SIZE), (70, 90, 60), uv)
+    image = _dots((_RHD_SIZE, _RHD_SIZE), (70, 90, 60), uv)
     uv_vis = np.concatenate([uv, seen[..., None]], axis=-1)
     entry = {"uv_vis": uv_vis[:, _RHD_RAW].reshape(-1, 3), "xyz": xyz[:, _RHD_RAW].reshape(-1, 3), "K": k}
     hand = WrittenHand(
@@ -190,11 +190,11 @@ def _rhd_sample(
         intrinsics=k,
         left=left_chosen,
         visible=seen[chosen],
-        picture=picture,
+        image=image,
         depth=code / 65535.0 * 5.0,
         mask=mask,
     )
-    return entry, {"color": picture, "depth": depth, "mask": part_ids}, hand
+    return entry, {"color": image, "depth": depth, "mask": part_ids}, hand
 
 
 def _draw_parts(part_ids: npt.NDArray[np.uint8], uv: DoubleArray, first: int) -> None:
@@ -276,7 +276,7 @@ def write_stb(
             savemat(root / "labels" / f"{sequence}_{device}.mat", {"handPara": points[:, _STB_RAW].transpose(2, 1, 0)})
         for frame in range(frames):
             for name, hand in (("SK_color", sk), ("BB_left", left), ("BB_right", right)):
-                _write(folder / f"{name}_{frame}.png", hand[frame].picture)
+                _write(folder / f"{name}_{frame}.png", hand[frame].image)
             millimetres = _blobs(1000.0 * joints[frame] @ rotation.T + _COLOUR_TO_DEPTH_MM, _DEPTH_K)
             _write(folder / f"SK_depth_{frame}.png", _stb_code(millimetres))
             segmented = _blobs(1000.0 * joints[frame], _COLOUR_K)
@@ -298,8 +298,8 @@ def _stb_palm(joints: DoubleArray, recipe: str) -> DoubleArray:
 def _stb_hand(joints: DoubleArray, k: DoubleArray) -> WrittenHand:
     pixels = joints @ k.T
     uv = pixels[:, :2] / pixels[:, 2:]
-    picture = _dots(_STB_SHAPE, (90, 80, 70), uv[None])
-    return WrittenHand(joints, uv, k, True, np.ones(len(KEYPOINTS), np.bool_), picture)
+    image = _dots(_STB_SHAPE, (90, 80, 70), uv[None])
+    return WrittenHand(joints, uv, k, True, np.ones(len(KEYPOINTS), np.bool_), image)
 
 
 def _blobs(points: DoubleArray, k: DoubleArray) -> npt.NDArray[np.int64]:
@@ -365,8 +365,8 @@ def write_freihand_fixture(
                 lists[name].append(value)
             for version, colour in enumerate(FREIHAND_BACKGROUNDS if split == "training" else FREIHAND_BACKGROUNDS[:1]):
                 shape = (_FREIHAND_SIZE, _FREIHAND_SIZE)
-                picture = _dots(shape, colour, hand.keypoints_2d[None])
-                _write(root / split / "rgb" / f"{version * len(chosen) + number:08d}.jpg", picture)
+                image = _dots(shape, colour, hand.keypoints_2d[None])
+                _write(root / split / "rgb" / f"{version * len(chosen) + number:08d}.jpg", image)
             if split == "training":
                 assert hand.mask is not None
                 mask = np.repeat(255 * hand.mask.astype(np.uint8)[..., None], 3, axis=-1)
@@ -408,7 +408,7 @@ def _freihand_hand(
         intrinsics=k,
         left=False,
         visible=np.ones(len(KEYPOINTS), np.bool_),
-        picture=_dots(shape, FREIHAND_BACKGROUNDS[0], uv[None]),
+        image=_dots(shape, FREIHAND_BACKGROUNDS[0], uv[None]),
         pose=(theta + np.concatenate([np.zeros(3), mean])).reshape(16, 3),
         betas=betas,
         vertices=vertices,
@@ -441,32 +441,32 @@ def write_photos(root: Path, hands: DoubleArray | None = None) -> dict[str, list
         joints = (mirrored_hands(points) if left else points) + np.asarray([0.0, 0.0, 0.8])
         pixels = joints @ k.T
         uv = pixels[:, :2] / pixels[:, 2:]
-        picture = _dots((120, 160), (200, 190, 180), uv[None])
+        image = _dots((120, 160), (200, 190, 180), uv[None])
         name = f"fixture/{number}.png"
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        _write(root / name, picture)
+        _write(root / name, image)
         side = "left" if left else "right"
         hint = (10.0 * (joints - joints[ROOT])).tolist()
         labels[name] = {"side": side, "split": split, "keypoints_2d": uv.tolist(), "joints_3d": hint}
-        written[split].append(WrittenHand(joints, uv, k, left, np.ones(len(KEYPOINTS), np.bool_), picture))
+        written[split].append(WrittenHand(joints, uv, k, left, np.ones(len(KEYPOINTS), np.bool_), image))
     (root / "labels.json").write_text(json.dumps(labels))
     return written
 
 
-def _dots(shape: tuple[int, int], background: tuple[int, int, int], uv: DoubleArray, radius: int = 3) -> Picture:
+def _dots(shape: tuple[int, int], background: tuple[int, int, int], uv: DoubleArray, radius: int = 3) -> Image:
     """Draw a dot for each keypoint of each hand, uv (hands, 21, 2), in a colour per finger."""
-    picture = np.empty((*shape, 3), np.uint8)
-    picture[:] = background
+    image = np.empty((*shape, 3), np.uint8)
+    image[:] = background
     colours = ((255, 255, 255), (255, 60, 60), (255, 200, 0), (0, 255, 120), (0, 160, 255), (255, 0, 255))
     for points in np.round(np.clip(uv, -1e4, 1e4)).astype(int).tolist():
         for joint, point in enumerate(points):
-            opencv().circle(picture, point, radius, colours[(joint + 3) // 4], -1)
-    return picture
+            opencv().circle(image, point, radius, colours[(joint + 3) // 4], -1)
+    return image
 
 
-def _write(path: Path, picture: npt.NDArray[np.uint8]) -> None:
+def _write(path: Path, image: npt.NDArray[np.uint8]) -> None:
     """Write an RGB image (height, width, 3) or a grey one (height, width) as PNG or JPEG."""
     cv2 = opencv()
     how = [cv2.IMWRITE_PNG_COMPRESSION, 1] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
-    data = picture if picture.ndim == 2 else np.ascontiguousarray(picture[..., ::-1])
+    data = image if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1])
     path.write_bytes(cv2.imencode(path.suffix, data, how)[1].tobytes())

@@ -33,7 +33,7 @@ def no_cache_of_programs(monkeypatch):
 
 @pytest.fixture(scope="module")
 def keypoints(hand):
-    """Two hands of known pose in a 256 x 256 picture."""
+    """Two hands of known pose in a 256 x 256 image."""
     problems = tailor_problems(hand, 12, seed=5, camera="weak_perspective", keypoint_noise=0.005)
     return np.asarray(problems.observation.keypoints_2d, float)[:2].round(2).tolist()
 
@@ -48,7 +48,7 @@ def write(path, content):
     return path
 
 
-def picture(path, size=256):
+def image_file(path, size=256):
     image = np.random.default_rng(0).integers(0, 255, (size, size, 3)).astype(np.uint8)
     assert cv2.imwrite(str(path), image)
     return path
@@ -62,7 +62,7 @@ def picture(path, size=256):
 def run(keypoints, tmp_path_factory):
     """One run on two hands, a photograph with one of them; the folder of the results."""
     folder = tmp_path_factory.mktemp("run")
-    picture(folder / "photo.jpg")
+    image_file(folder / "photo.jpg")
     entries = [
         {"image": "photo.jpg", "keypoints_2d": keypoints[0]},
         {"id": "second", "side": "left", "keypoints_2d": keypoints[1]},
@@ -93,7 +93,7 @@ def test_json_of_a_run(run, keypoints):
         assert content["reprojection_error_after"] < content["reprojection_error_before"]
 
 
-def test_pictures_of_a_run(run):
+def test_images_of_a_run(run):
     for name in ("photo_overlay.png", "second_overlay.png", "sheet.png"):
         image = cv2.imread(str(run / name))
         assert image is not None
@@ -314,7 +314,7 @@ def test_unusable_entry(refused, tmp_path, entry, case):
     bad, message = spoiled(entry, case)
     line = refused(write(tmp_path / "hands.json", bad))
     assert message in line
-    assert str(tmp_path) in line  # the JSON file, or the picture
+    assert str(tmp_path) in line  # the JSON file, or the image
 
 
 @pytest.mark.parametrize("case", ["NaN", "id '../x'", "missing image"])
@@ -335,14 +335,14 @@ def test_ids_must_differ(refused, tmp_path, entry):
 @pytest.mark.parametrize("ending", [".jpg", ".png"])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 0.999])
 def test_truncated_image(refused, tmp_path, entry, ending, share):
-    content = picture(tmp_path / f"photo{ending}").read_bytes()
+    content = image_file(tmp_path / f"photo{ending}").read_bytes()
     (tmp_path / f"photo{ending}").write_bytes(content[: int(share * len(content))])
     line = refused(write(tmp_path / "hands.json", {**entry, "image": f"photo{ending}"}))
     assert f"photo{ending}: is not an image that can be read" in line
 
 
 def test_damaged_image(refused, tmp_path, entry):
-    content = bytearray(picture(tmp_path / "photo.png").read_bytes())
+    content = bytearray(image_file(tmp_path / "photo.png").read_bytes())
     content[8:20] = bytes(12)
     (tmp_path / "photo.png").write_bytes(content)
     assert "is not an image" in refused(write(tmp_path / "hands.json", {**entry, "image": "photo.png"}))

@@ -35,7 +35,7 @@ from handtailor_jax.detector.weights import (
 )
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import project, transform_camera, transform_pixels
-from handtailor_jax.images import read_picture
+from handtailor_jax.images import read_image
 from handtailor_jax.types import Camera, Region
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -273,7 +273,7 @@ def test_crops_are_those_of_mediapipe(golden):
     for name, expected, letterbox, row in zip(
         ("open", "thumbs_up"), golden["crop_input"], golden["palm_input"], golden["crop_region"], strict=True
     ):
-        image = read_picture(EXAMPLES / f"{name}.jpg")
+        image = read_image(EXAMPLES / f"{name}.jpg")
         crop = cut(image, np.asarray(to_image(some_region(*row), 224)), 224, extend=True)
         assert np.abs(crop.astype(int) - expected).max() <= 3  # OpenCV's versions differ by that
         assert np.abs(crop.astype(int) - expected).mean() < 0.05
@@ -324,7 +324,7 @@ with (GOLDEN / "detector.json").open() as _file:
 
 @pytest.mark.parametrize("name", sorted(PIPELINE))
 def test_hands_of_the_examples_are_those_of_mediapipe(mediapipe_detector, name):
-    found = mediapipe_detector(read_picture(EXAMPLES / name), thorough=False)
+    found = mediapipe_detector(read_image(EXAMPLES / name), thorough=False)
     expected = PIPELINE[name]["hands"]
     assert len(found) == len(expected)
     for hand, truth in zip(found, expected, strict=True):
@@ -338,7 +338,7 @@ def test_hands_of_the_examples_are_those_of_mediapipe(mediapipe_detector, name):
 
 @pytest.mark.slow
 def test_one_program_finds_the_same_and_has_gradients(detector, palm_detector, landmark_network):
-    image = read_picture(EXAMPLES / "open.jpg")
+    image = read_image(EXAMPLES / "open.jpg")
     graph, state = nnx.split((palm_detector, landmark_network))
 
     @jax.jit
@@ -356,7 +356,7 @@ def test_one_program_finds_the_same_and_has_gradients(detector, palm_detector, l
 
 
 def test_a_hand_is_followed_and_found_in_a_box(detector):
-    image = read_picture(EXAMPLES / "open.jpg")
+    image = read_image(EXAMPLES / "open.jpg")
     (hand,) = detector(image)
     size = np.ptp(hand.keypoints_2d, axis=0).max()
     again = detector.follow(image, hand.next_region)
@@ -374,7 +374,7 @@ def test_a_hand_is_followed_and_found_in_a_box(detector):
 
 def test_tiles_find_small_hands(detector):
     image = np.full((900, 1200, 3), 90, np.uint8)
-    small = read_picture(EXAMPLES / "open.jpg")[::2, ::2]
+    small = read_image(EXAMPLES / "open.jpg")[::2, ::2]
     image[600:760, 900:1060] = small
     image[40:200, 30:190] = small[:, ::-1]
     assert len(detector(image, thorough=False)) < 2
@@ -398,7 +398,7 @@ def test_bad_images_are_refused(detector):
 
 def test_thresholds_are_a_configuration(palm_detector, landmark_network):
     strict = HandDetector(palm_detector, landmark_network, DetectorConfig(palm=0.999))
-    assert strict(read_picture(EXAMPLES / "open.jpg"), thorough=False) == []
+    assert strict(read_image(EXAMPLES / "open.jpg"), thorough=False) == []
 
 
 def test_tiles_cover_the_image():
@@ -413,7 +413,7 @@ def test_tiles_cover_the_image():
 
 
 def test_doubles_and_parts_are_merged(detector):
-    (hand,) = detector(read_picture(EXAMPLES / "open.jpg"))
+    (hand,) = detector(read_image(EXAMPLES / "open.jpg"))
     keypoints, center = hand.keypoints_2d, hand.keypoints_2d[9]
     double, other = keypoints + np.float32(3.0), keypoints + np.float32(500.0)
     part = center + np.float32(0.2) * (keypoints - center)

@@ -1,4 +1,4 @@
-"""The weights that come with the package: what they are, what `handtailor demo` makes of the packaged pictures."""
+"""The weights that come with the package: what they are, what `handtailor demo` makes of the packaged images."""
 
 import importlib.resources
 import json

@@ -145,26 +145,26 @@ def module():
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     return np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
 
 
-def crop_arguments(picture, box):
+def crop_arguments(image, box):
     """Return arguments for one crop with intrinsics and without, where the intrinsics are arbitrary."""
-    crop, to_crop, _ = crop_square(picture, box, TINY.image_size)
+    crop, to_crop, _ = crop_square(image, box, TINY.image_size)
     perspective = np.asarray([1.0, 0.0], np.float32)
     return np.stack([crop, crop]), np.stack([K, np.full((3, 3), 7.0, np.float32)]), np.stack([to_crop] * 2), perspective
 
 
 @pytest.mark.slow
-def test_pipeline_equals_hand_tailor(module, hand, picture, tmp_path):
+def test_pipeline_equals_hand_tailor(module, hand, image, tmp_path):
     """One program for both kinds of camera, run without this package, equals `HandTailor`."""
     box = (200.0, 100.0, 256.0, 256.0)
     path = export_pipeline(tmp_path / "pipeline.jaxexport", module, hand, platforms=("cpu",))
-    found = elsewhere(path, crop_arguments(picture, box), tmp_path)
+    found = elsewhere(path, crop_arguments(image, box), tmp_path)
     hand_tailor = HandTailor(module, hand)
     for i, camera in enumerate((K, None)):
-        result = hand_tailor.one(picture, camera, box, "right", passes=1)
+        result = hand_tailor.one(image, camera, box, "right", passes=1)
         tolerance = 1e-5 if i == 0 else 0.05  # metres; pixels
         np.testing.assert_allclose(found["keypoints_2d"][i], result.detected_keypoints_2d, atol=1e-2)
         np.testing.assert_allclose(found["confidence"][i], result.confidence, atol=1e-4)
@@ -185,9 +185,9 @@ def test_pipeline_equals_hand_tailor(module, hand, picture, tmp_path):
     assert np.shape(description["faces"]) == hand.faces.shape
 
 
-def test_the_hand_module_alone(module, picture, tmp_path):
+def test_the_hand_module_alone(module, image, tmp_path):
     path = export_hand_module(tmp_path / "module.jaxexport", module, platforms=("cpu",))
-    crops, intrinsics, _, perspective = crop_arguments(picture, (0.0, 0.0, 480.0, 480.0))
+    crops, intrinsics, _, perspective = crop_arguments(image, (0.0, 0.0, 480.0, 480.0))
     found = program(path)(crops, intrinsics, perspective)
     cameras = jax.tree.map(lambda *leaves: jnp.stack(leaves), Camera.from_matrix(K), Camera.weak_perspective())
     wanted = vars(jax.jit(lambda images: module(images, cameras))(jnp.asarray(crops / np.float32(255.0))))

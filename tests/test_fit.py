@@ -161,7 +161,7 @@ def test_a_known_shape_is_kept(weak, fits, hand):
 
 
 def test_left_hand_without_intrinsics(weak, fits, hand):
-    """The mirrored picture of a right hand gives the mirrored hand, bit for bit."""
+    """The mirrored image of a right hand gives the mirrored hand, bit for bit."""
     points = np.asarray(weak.observation.keypoints_2d[0]) * [-1.0, 1.0]
     left = fit(points, hand=hand, side="left")
     right = fits[0]

@@ -14,7 +14,7 @@ from handtailor_jax.detections import read_detections
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import as_camera, project
 from handtailor_jax.hand_tailor import HandTailor
-from handtailor_jax.images import read_picture
+from handtailor_jax.images import read_image
 from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import recover_views
@@ -35,7 +35,7 @@ def tailor():
 
 
 def example(name):
-    return read_picture(EXAMPLES[name].image)
+    return read_image(EXAMPLES[name].image)
 
 
 def beside(*images):

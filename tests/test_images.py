@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.images import as_rgb, check_box, crop_square, read_picture
+from handtailor_jax.images import as_rgb, check_box, crop_square, read_image
 
 
 def dot(height, width, u, v, sigma):
@@ -15,8 +15,8 @@ def dot(height, width, u, v, sigma):
     return np.repeat(np.round(value).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def centre(picture):
-    weight = np.maximum(picture[..., 0].astype(float) - 135.0, 0.0)
+def centre(image):
+    weight = np.maximum(image[..., 0].astype(float) - 135.0, 0.0)
     y, x = np.mgrid[: weight.shape[0], : weight.shape[1]]
     return np.asarray([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
 
@@ -25,8 +25,8 @@ def centre(picture):
     "box", [(100, 40, 200, 120), (100.4, 40.7, 150, 151), (-20, 20, 240, 240), (150, 90, 64, 64), (0, 0, 320, 240)]
 )
 def test_affine_map_of_a_crop_moves_its_pixels(box):
-    picture = dot(240, 320, 182.3, 121.6, 6.0)
-    crop, affine, square = crop_square(picture, check_box(box, picture), 128)
+    image = dot(240, 320, 182.3, 121.6, 6.0)
+    crop, affine, square = crop_square(image, check_box(box, image), 128)
     assert crop.shape == (128, 128, 3)
     expected = affine[:, :2] @ np.asarray([182.3, 121.6]) + affine[:, 2]
     np.testing.assert_allclose(centre(crop), expected, atol=0.08)
@@ -91,11 +91,11 @@ def test_files_of_every_kind(tmp_path):
     rgb = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), rgb[..., ::-1].astype(np.uint16) * 257)
-    np.testing.assert_array_equal(read_picture(path), rgb)
+    np.testing.assert_array_equal(read_image(path), rgb)
     cv2.imwrite(str(path), rgb[..., 0])
-    np.testing.assert_array_equal(read_picture(path), np.repeat(rgb[..., :1], 3, axis=2))
+    np.testing.assert_array_equal(read_image(path), np.repeat(rgb[..., :1], 3, axis=2))
     cv2.imwrite(str(path), np.dstack([rgb[..., ::-1], rgb[..., 0]]))
-    np.testing.assert_array_equal(read_picture(path), rgb)
+    np.testing.assert_array_equal(read_image(path), rgb)
 
     smooth = dot(24, 48, 10.0, 6.0, 4.0)
     done, data = cv2.imencode(".jpg", smooth)
@@ -106,6 +106,6 @@ def test_files_of_every_kind(tmp_path):
     jpeg = data.tobytes()
     path = tmp_path / "turned.jpg"
     path.write_bytes(jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:])
-    turned = read_picture(path)
+    turned = read_image(path)
     assert turned.shape == (48, 24, 3)
     np.testing.assert_allclose(centre(turned), [23 - 6.0, 10.0], atol=0.3)

@@ -24,7 +24,7 @@ SIZE = 32
 
 
 class Hands:
-    """Random hands in small random pictures."""
+    """Random hands in small random images."""
 
     def __init__(self, name, count, *, posed=False, masked=True, broken=()):
         self.name, self.count, self.posed, self.masked, self.broken = name, count, posed, masked, broken
@@ -219,20 +219,20 @@ def test_weights_mark_known_labels(grain):
 
 
 def test_backgrounds_change_only_outside_of_the_mask(grain):
-    pictures = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    images = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
     hands = Hands("a", 6)
     plain = Loader([hands], config(shuffle=False)).loaded(range(12))
-    pasted = Loader([hands], config(shuffle=False, pasted=1.0), backgrounds=pictures).loaded(range(12))
+    pasted = Loader([hands], config(shuffle=False, pasted=1.0), backgrounds=images).loaded(range(12))
     assert plain.names == pasted.names
     for index in range(12):
         mask = crop_sample(hands[index % 6], SIZE, 2.0).mask
         assert np.array_equal(plain.batch.image[index][mask == 255], pasted.batch.image[index][mask == 255])
         around = pasted.batch.image[index][mask == 0]
-        assert any(np.array_equal(around, picture[mask == 0]) for p in pictures for picture in (p, p[:, ::-1]))
+        assert any(np.array_equal(around, image[mask == 0]) for p in images for image in (p, p[:, ::-1]))
     # Another epoch has another draw.
     assert any(not np.array_equal(pasted.batch.image[i], pasted.batch.image[i + 6]) for i in range(6))
     for probability, masked in ((0.0, True), (1.0, False)):
-        same = Loader([Hands("a", 6, masked=masked)], config(shuffle=False, pasted=probability), backgrounds=pictures)
+        same = Loader([Hands("a", 6, masked=masked)], config(shuffle=False, pasted=probability), backgrounds=images)
         assert np.array_equal(same.loaded(range(12)).batch.image, plain.batch.image)
 
 
@@ -265,8 +265,8 @@ def test_index_stream_shuffles_every_epoch_anew(grain):
 
 @pytest.mark.parametrize("threads", [0, 3])
 def test_iterating_yields_the_steps_of_the_source(threads, grain):
-    pictures = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
-    loader = Loader([Hands("a", 11), Hands("b", 5)], config(threads=threads), weights=[3.0, 1.0], backgrounds=pictures)
+    images = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    loader = Loader([Hands("a", 11), Hands("b", 5)], config(threads=threads), weights=[3.0, 1.0], backgrounds=images)
     batches = iter(loader)
     for step in range(4):
         assert equal(next(batches), loader.loaded(range(4 * step, 4 * step + 4)))
@@ -278,10 +278,10 @@ def test_iterating_yields_the_steps_of_the_source(threads, grain):
 @pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("stop", [0, 1, 5])
 def test_resuming_continues_identically(threads, stop, grain):
-    pictures = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    images = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
 
     def loader():
-        return Loader([Hands("a", 7), Hands("b", 5)], config(threads=threads), weights=[2.0, 1.0], backgrounds=pictures)
+        return Loader([Hands("a", 7), Hands("b", 5)], config(threads=threads), weights=[2.0, 1.0], backgrounds=images)
 
     first = iter(loader())
     for _ in range(stop):

@@ -44,7 +44,7 @@ def test_held_out_photographs(photos, hand, hint):
 
 @pytest.fixture
 def made_up(tmp_path):
-    """A folder of labels without pictures: two hands of one split, one of another."""
+    """A folder of labels without images: two hands of one split, one of another."""
     joints = np.random.default_rng(0).normal(size=(21, 3)) * 0.05
     labels = {
         f"{source}/{i}.jpg": {

@@ -70,11 +70,11 @@ def test_the_crop_moves_pixels_by_its_map():
     at = np.arange(120)
     spot = np.asarray([33.0, 70.0])
     blob = np.exp(-0.5 * ((at[None, :80] - spot[0]) ** 2 + (at[:, None] - spot[1]) ** 2) / 16.0)
-    picture = np.repeat(np.round(255 * blob)[..., None], 3, axis=-1).astype(np.uint8)
+    image = np.repeat(np.round(255 * blob)[..., None], 3, axis=-1).astype(np.uint8)
     keypoints = np.asarray([[10.0, 40.0], [50.0, 90.0]], np.float32)
     box = square_around(keypoints, 2.0)
-    square, affine, _ = crop_square(picture, box, 64, outside=None)
-    inside, _, _ = crop_square(np.full(picture.shape[:2], 255, np.uint8), box, 64, outside=0)
+    square, affine, _ = crop_square(image, box, 64, outside=None)
+    inside, _, _ = crop_square(np.full(image.shape[:2], 255, np.uint8), box, 64, outside=0)
     weight = square[..., 0].astype(float)
     grid = np.arange(64)
     found = np.asarray([(weight * grid[None, :]).sum(), (weight * grid[:, None]).sum()]) / weight.sum()
@@ -98,24 +98,24 @@ def drawn_hand(size=100):
         cv2.line(truth, *ends, 255, 8)
     cv2.rectangle(truth, (40, 80), (60, 99), 255, -1)
     random = np.random.default_rng(0)
-    picture = np.where(truth[..., None] > 0, (200, 150, 120), (225, 228, 230)) + random.normal(0, 4, (size, size, 3))
-    return np.clip(picture, 0, 255).astype(np.uint8), keypoints, truth > 0
+    image = np.where(truth[..., None] > 0, (200, 150, 120), (225, 228, 230)) + random.normal(0, 4, (size, size, 3))
+    return np.clip(image, 0, 255).astype(np.uint8), keypoints, truth > 0
 
 
 def test_the_mask_on_a_plain_background():
-    picture, keypoints, truth = drawn_hand()
-    mask = hand_mask(picture, keypoints)
+    image, keypoints, truth = drawn_hand()
+    mask = hand_mask(image, keypoints)
     assert mask is not None
     overlap = (mask > 127) & truth
     assert overlap.sum() / ((mask > 127) | truth).sum() > 0.85
 
 
 def test_pasting_depends_on_the_random_numbers_only():
-    picture, keypoints, truth = drawn_hand()
+    image, keypoints, truth = drawn_hand()
     one = np.newaxis
     photographs = PhotoSet(
         name=np.asarray(["digits/x.jpg"]),
-        image=picture[one],
+        image=image[one],
         inside=np.full((1, 100, 100), 255, np.uint8),
         mask=(255 * truth[one]).astype(np.uint8),
         keypoints_2d=keypoints[one],
@@ -130,7 +130,7 @@ def test_pasting_depends_on_the_random_numbers_only():
     assert first[~truth].max() == 0
     assert first[truth].mean() > 100
     untouched = composed(photographs, 0, np.random.default_rng(5), black, 0.0)
-    np.testing.assert_array_equal(untouched, picture)
+    np.testing.assert_array_equal(untouched, image)
 
 
 @pytest.mark.slow

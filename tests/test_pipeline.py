@@ -47,13 +47,13 @@ def true_hand(hand, translation=(0.02, -0.01, 0.5)):
 
 
 def paint(keypoints_2d, height=480, width=640, radius=4.0):
-    """A picture with a dot of its own colour on every keypoint, antialiased."""
+    """An image with a dot of its own colour on every keypoint, antialiased."""
     y, x = np.mgrid[:height, :width]
-    picture = np.full((height, width, 3), 128.0)
+    image = np.full((height, width, 3), 128.0)
     for (u, v), color in zip(np.asarray(keypoints_2d, float), PALETTE, strict=True):
         cover = np.clip(radius + 0.5 - np.hypot(x - u, y - v), 0.0, 1.0)[..., None]
-        picture = picture * (1.0 - cover) + cover * color
-    return np.round(picture).astype(np.uint8)
+        image = image * (1.0 - cover) + cover * color
+    return np.round(image).astype(np.uint8)
 
 
 class Reader(HandModule):
@@ -127,13 +127,13 @@ def millimetres(a, b):
     return 1e3 * np.linalg.norm(np.asarray(a) - np.asarray(b), axis=-1).max()
 
 
-def test_any_crop_and_any_size_of_a_picture_give_the_same_hand(reader, scene):
-    _, joints, picture = scene
+def test_any_crop_and_any_size_of_an_image_give_the_same_hand(reader, scene):
+    _, joints, image = scene
     boxes = [(180, 60, 300, 300), (120, 40, 380, 400), (230, 10, 250, 420), (0, 0, 640, 480), (-40, -10, 620, 500)]
     boxes = [box for box in boxes if paint_inside(scene, box)]
     assert len(boxes) >= 4
-    results = [reader.one(picture, K, box, passes=1) for box in boxes]
-    double = np.repeat(np.repeat(picture, 2, axis=0), 2, axis=1)
+    results = [reader.one(image, K, box, passes=1) for box in boxes]
+    double = np.repeat(np.repeat(image, 2, axis=0), 2, axis=1)
     doubled = K.copy()
     doubled[:2] *= 2.0
     doubled[:2, 2] += 0.5  # pixel (0, 0) becomes four, around (0.5, 0.5)
@@ -152,9 +152,9 @@ def paint_inside(scene, box):
 
 
 def test_a_second_look_is_at_the_square_around_what_was_found(reader, scene):
-    _, joints, picture = scene
+    _, joints, image = scene
     box = (40, -10, 500, 480)
-    once, twice = (reader.one(picture, K, box, passes=passes) for passes in (1, 2))
+    once, twice = (reader.one(image, K, box, passes=passes) for passes in (1, 2))
     x, y, side, _ = twice.box
     low, high = once.detected_keypoints_2d.min(axis=0), once.detected_keypoints_2d.max(axis=0)
     # Crops are of whole pixels.
@@ -164,18 +164,18 @@ def test_a_second_look_is_at_the_square_around_what_was_found(reader, scene):
     # It comes out the same, as it should whatever the box.
     assert millimetres(twice.joints, joints) < 3.0
     # Nothing was painted: there is nothing to look at more closely.
-    empty = np.full_like(picture, 255)
+    empty = np.full_like(image, 255)
     boxes = [reader.one(empty, K, box, passes=passes).box for passes in (1, 2)]
     np.testing.assert_array_equal(*boxes)
     with pytest.raises(InputError, match="passes is 0: give at least 1"):
-        reader.one(picture, K, box, passes=0)
+        reader.one(image, K, box, passes=0)
 
 
-def test_keypoints_are_the_pictures(reader, scene):
-    _, joints, picture = scene
+def test_keypoints_are_in_pixels_of_the_image(reader, scene):
+    _, joints, image = scene
     expected = np.asarray(project(Camera.from_matrix(K), jnp.asarray(joints)))
     for camera in (None, K):
-        result = reader.one(picture, camera, (120, 40, 380, 400), passes=1)
+        result = reader.one(image, camera, (120, 40, 380, 400), passes=1)
         np.testing.assert_allclose(result.detected_keypoints_2d, expected, atol=0.6)
         # Weak perspective is wrong by what perspective does to a hand half a metre away.
         np.testing.assert_allclose(result.keypoints_2d, expected, atol=8.0 if camera is None else 1.0)
@@ -186,10 +186,10 @@ def test_with_and_without_intrinsics(hand):
     """Far from a long lens there is little perspective, and what either camera finds is the same."""
     far = K @ np.diag([4.0, 4.0, 1.0]).astype(np.float32)
     truth = true_hand(hand, (0.02, -0.01, 2.0))
-    picture = paint(project(Camera.from_matrix(far), camera_keypoints(hand, truth)))
+    image = paint(project(Camera.from_matrix(far), camera_keypoints(hand, truth)))
     # With the configuration of the fixture, whose compiled program is then used again.
     reader, box = HandTailor(Reader(hand, truth), hand, TailorConfig.default()), (120, 40, 380, 400)
-    known, unknown = (reader.one(picture, camera, box, passes=1) for camera in (far, None))
+    known, unknown = (reader.one(image, camera, box, passes=1) for camera in (far, None))
     assert not unknown.perspective
     relative = known.joints - known.joints[9]
     np.testing.assert_allclose(unknown.joints[9], 0.0, atol=1e-6)
@@ -201,11 +201,11 @@ def test_with_and_without_intrinsics(hand):
 
 @pytest.mark.parametrize("camera", [None, K])
 def test_left_hands_are_right_hands_in_a_mirror(reader, scene, camera):
-    picture, box = scene[2], (120, 40, 380, 400)
-    right = reader.one(picture, camera, box, passes=1)
+    image, box = scene[2], (120, 40, 380, 400)
+    right = reader.one(image, camera, box, passes=1)
     mirrored = None if camera is None else np.asarray([[620.0, 0, 639 - 310.0], [0, 600, 250], [0, 0, 1]], np.float32)
-    image = np.ascontiguousarray(picture[:, ::-1])
-    left = reader.one(image, mirrored, (640 - 500, 40, 380, 400), "left", passes=1)
+    flipped = np.ascontiguousarray(image[:, ::-1])
+    left = reader.one(flipped, mirrored, (640 - 500, 40, 380, 400), "left", passes=1)
     np.testing.assert_allclose(left.detected_keypoints_2d, right.detected_keypoints_2d * [-1, 1] + [639, 0], atol=1e-3)
     # Without intrinsics joints are relative to the root, so the mirror needs no shift.
     np.testing.assert_allclose(left.joints, right.joints * [-1, 1, 1], atol=2e-5)
@@ -255,8 +255,8 @@ def test_the_graph_runs_as_printed(hand, scene):
 
 
 def test_without_the_tailor_the_proposal_is_the_result(hand, scene):
-    _, joints, picture = scene
-    result = HandTailor(Reader(hand, scene[0]), hand, None).one(picture, K, (120, 40, 380, 400), passes=1)
+    _, joints, image = scene
+    result = HandTailor(Reader(hand, scene[0]), hand, None).one(image, K, (120, 40, 380, 400), passes=1)
     np.testing.assert_array_equal(result.vertices, result.proposed.vertices)
     assert result.reprojection_before == result.reprojection_after
     assert millimetres(result.joints - result.joints[9], joints - joints[9]) < 0.1
@@ -265,12 +265,12 @@ def test_without_the_tailor_the_proposal_is_the_result(hand, scene):
 def test_the_hand_is_found_without_a_box(reader, scene):
     _, joints, _ = scene
     moved = K + np.asarray([[0, 0, 150.0], [0, 0, 0], [0, 0, 0]], np.float32)
-    picture = paint(project(Camera.from_matrix(moved), jnp.asarray(joints)), 480, 900)
-    (hand,) = reader(picture, moved)
+    image = paint(project(Camera.from_matrix(moved), jnp.asarray(joints)), 480, 900)
+    (hand,) = reader(image, moved)
     assert hand.box[2] < 640
     assert millimetres(hand.joints, joints) < 3.0
-    assert reader(np.full_like(picture, 255), moved) == []
-    assert reader.one(np.full_like(picture, 255)) is None
+    assert reader(np.full_like(image, 255), moved) == []
+    assert reader.one(np.full_like(image, 255)) is None
 
 
 @pytest.mark.parametrize(
@@ -382,16 +382,16 @@ def test_memory_moves_only_the_tailors_start(reader, scene):
 
 
 def waving_hand(hand, truth, frames, rng, noise):
-    """A hand on a slow closed path whose painted keypoints tremble: pictures, and the true joints."""
-    pictures, joints = [], []
+    """A hand on a slow closed path whose painted keypoints tremble: images, and the true joints."""
+    images, joints = [], []
     for i in range(frames):
         phase = 2.0 * np.pi * i / frames
         move = np.asarray([0.04 * np.sin(phase), 0.03 * np.sin(2 * phase), 0.06 * np.sin(phase)], np.float32)
         points = camera_keypoints(hand, dataclasses.replace(truth, translation=truth.translation + move))
         pixels = np.asarray(project(Camera.from_matrix(K), points))
-        pictures.append(paint(pixels + rng.normal(0.0, noise, pixels.shape)))
+        images.append(paint(pixels + rng.normal(0.0, noise, pixels.shape)))
         joints.append(np.asarray(points))
-    return pictures, np.stack(joints)
+    return images, np.stack(joints)
 
 
 def jitter(joints):
@@ -401,13 +401,13 @@ def jitter(joints):
 @pytest.mark.slow
 def test_a_video_is_followed_calmly_and_without_lag(hand, reader, scene, rng):
     frames = 120
-    pictures, truth = waving_hand(hand, scene[0], frames, rng, noise=1.5)
+    images, truth = waving_hand(hand, scene[0], frames, rng, noise=1.5)
     video = HandVideo(reader, 30.0, K)
-    hands = [video(picture, i / 30.0) for i, picture in enumerate(pictures)]
+    hands = [video(image, i / 30.0) for i, image in enumerate(images)]
     assert all(len(each) == 1 and each[0].track == 0 for each in hands)
     found = [each[0] for each in hands]
     ours = np.stack([hand.joints for hand in found])
-    alone = np.stack([reader.one(p, K, hand.box, passes=1).joints for p, hand in zip(pictures, found, strict=True)])
+    alone = np.stack([reader.one(p, K, hand.box, passes=1).joints for p, hand in zip(images, found, strict=True)])
     # The path itself has a second difference, which is no jitter.
     assert jitter(alone - truth) / jitter(ours - truth) >= 3.0
     errors = [np.mean(np.square(ours[10:-3] - np.roll(truth, lag, axis=0)[10:-3])) for lag in range(5)]
@@ -417,13 +417,12 @@ def test_a_video_is_followed_calmly_and_without_lag(hand, reader, scene, rng):
 
 
 def test_a_hand_that_leaves_is_lost_and_found_again(reader, scene):
-    picture = scene[2]
-    empty = np.full_like(picture, 128)
+    image = scene[2]
+    empty = np.full_like(image, 128)
     video = HandVideo(reader, 30.0, K, config=VideoConfig(smooth=False))
     seen = [
-        [hand.track for hand in video(p, i / 30.0)]
-        for i, p in enumerate([picture, picture, empty, empty, picture, picture])
+        [hand.track for hand in video(p, i / 30.0)] for i, p in enumerate([image, image, empty, empty, image, image])
     ]
     assert seen == [[0], [0], [], [], [0], [0]]
     with pytest.raises(InputError, match="frames change"):
-        video(picture[:-2], 1.0)
+        video(image[:-2], 1.0)

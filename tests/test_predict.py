@@ -75,7 +75,7 @@ def weights(tmp_path_factory):
     return path
 
 
-def picture(path, seed=0, size=(48, 64)):
+def image_file(path, seed=0, size=(48, 64)):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
     assert cv2.imwrite(str(path), image)
@@ -113,7 +113,7 @@ def test_folder_pattern_and_files(weights, tmp_path, monkeypatch, capsys):
     """With everything there is to write, tailor included."""
     monkeypatch.chdir(tmp_path)
     for i, name in enumerate(("a/one.png", "a/two.JPG", "b/one.jpg", "c/three.png", "c/other.jpg")):
-        picture(Path(name), i)
+        image_file(Path(name), i)
     Path("a/notes.txt").write_text("no image")
     arguments = (
         "a",
@@ -150,7 +150,7 @@ def test_folder_pattern_and_files(weights, tmp_path, monkeypatch, capsys):
         mesh = trimesh.load(f"out/new/{name}.obj", process=False)
         assert len(mesh.vertices) == len(embedded_arrays()["template"])
         assert cv2.imread(f"out/new/{name}_overlay.png").std() > 10
-    # The two pictures of one name are two pictures.
+    # The two images of one name are two images.
     keypoints = [only(Path(f"out/new/{name}.json"))["detected_keypoints_2d"] for name in ("one", "one_2")]
     assert not np.allclose(*keypoints, atol=1e-3)
 
@@ -174,7 +174,7 @@ def quick(weights, *inputs, out, more=BOX):
 
 
 def test_without_the_tailor(weights, tmp_path):
-    assert quick(weights, picture(tmp_path / "x.png"), out=tmp_path / "out") == 0
+    assert quick(weights, image_file(tmp_path / "x.png"), out=tmp_path / "out") == 0
     found = only(tmp_path / "out" / "x.json")
     proposed = found.pop("proposed")
     assert proposed == {key: found[key] for key in FIELDS}
@@ -182,8 +182,8 @@ def test_without_the_tailor(weights, tmp_path):
 
 
 def test_a_left_hand_and_a_camera(weights, tmp_path):
-    """A left hand is a right one in the mirror; its camera is the picture's as it is."""
-    right = picture(tmp_path / "right.png")
+    """A left hand is a right one in the mirror; its camera is the image's as it is."""
+    right = image_file(tmp_path / "right.png")
     cv2.imwrite(str(tmp_path / "left.png"), cv2.flip(cv2.imread(str(right)), 1))
     box, camera = ("--box", "14", "5", "40", "40"), ("--camera", "60", "58", "30", "20")
     mirrored = ("--camera", "60", "58", "33", "20")
@@ -197,10 +197,10 @@ def test_a_left_hand_and_a_camera(weights, tmp_path):
     np.testing.assert_allclose(flipped, one["detected_keypoints_2d"], atol=2e-3)
 
 
-def test_every_kind_of_picture(weights, tmp_path, capsys):
+def test_every_kind_of_image(weights, tmp_path, capsys):
     """One pixel, 16 bits, grey, alpha, turned by EXIF: all of them just work."""
     folder, rng = tmp_path / "in", np.random.default_rng(0)
-    picture(folder / "pixel.png", size=(1, 1))
+    image_file(folder / "pixel.png", size=(1, 1))
     cv2.imwrite(str(folder / "deep.png"), rng.integers(0, 2**16, (48, 64, 3), np.uint16))
     cv2.imwrite(str(folder / "grey.jpg"), rng.integers(0, 256, (48, 64), np.uint8))
     cv2.imwrite(str(folder / "alpha.png"), rng.integers(0, 256, (48, 64, 4), np.uint8))
@@ -234,16 +234,16 @@ def reader(monkeypatch, hand):
     return test_pipeline.paint(pixels)
 
 
-def write_video(path, pictures, damaged=None):
+def write_video(path, images, damaged=None):
     """Motion JPEG, of which one frame can be damaged; MPEG-4 if the path says so."""
     if path.suffix == ".mp4":
         with video_writer(path, 25.0) as write:
-            for each in pictures:
+            for each in images:
                 write(each)
         return path
-    height, width = pictures[0].shape[:2]
+    height, width = images[0].shape[:2]
     writer = cv2.VideoWriter(str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG"), 25.0, (width, height))
-    for each in pictures:
+    for each in images:
         writer.write(np.ascontiguousarray(each[..., ::-1]))
     writer.release()
     if damaged is not None:
@@ -339,7 +339,7 @@ def refused(tmp_path, capfd):
     ],
 )
 def test_options_that_are_refused(refused, weights, tmp_path, options, reason):
-    image = picture(tmp_path / "x.png")
+    image = image_file(tmp_path / "x.png")
     assert reason in refused(image, "--weights", weights, *options, "--out", tmp_path / "out")
 
 
@@ -366,7 +366,7 @@ def test_inputs_that_are_refused(refused, weights, tmp_path, monkeypatch):
 
 def test_weights_that_are_refused(refused, weights, tmp_path):
     """Corrupt, foreign, and of another configuration."""
-    image, out, raw = picture(tmp_path / "x.png"), ("--out", tmp_path / "out"), weights.read_bytes()
+    image, out, raw = image_file(tmp_path / "x.png"), ("--out", tmp_path / "out"), weights.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
     config = json.loads(header["__metadata__"]["config"])
@@ -387,12 +387,12 @@ def test_weights_that_are_refused(refused, weights, tmp_path):
 
 
 def test_bad_files_among_good_ones(weights, tmp_path, capfd):
-    good = picture(tmp_path / "good.png")
-    jpeg = picture(tmp_path / "cut.jpg").read_bytes()
+    good = image_file(tmp_path / "good.png")
+    jpeg = image_file(tmp_path / "cut.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
-    (tmp_path / "text.png").write_text("no picture")
-    picture(tmp_path / "small.png", size=(4, 4))  # which the box misses
-    last = picture(tmp_path / "last.png", 3)
+    (tmp_path / "text.png").write_text("no image")
+    image_file(tmp_path / "small.png", size=(4, 4))  # which the box misses
+    last = image_file(tmp_path / "last.png", 3)
     bad = {"cut.jpg": "not an image", "text.png": "not an image", "small.png": "lies outside the 4 x 4 image"}
     inputs = [tmp_path / "cut.jpg", good, tmp_path / "text.png", tmp_path / "small.png", last]
     assert quick(weights, *inputs, out=tmp_path / "out", more=BOX) == 2
@@ -415,7 +415,7 @@ def test_bad_files_among_good_ones(weights, tmp_path, capfd):
     ],
 )
 def test_boxes_that_are_refused(weights, tmp_path, capfd, box, reason):
-    image = picture(tmp_path / "x.png")
+    image = image_file(tmp_path / "x.png")
     assert quick(weights, image, out=tmp_path / "out", more=("--box", *box)) == 2
     line = capfd.readouterr().err.strip()
     assert line.count("\n") == 0
@@ -430,7 +430,7 @@ def test_weights_that_give_no_numbers(weights, tmp_path, capfd):
     bad = hand_tailor.HandTailor(module, None, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hand_tailor.HandTailor, "load", lambda *given: bad)
-        assert quick("any", picture(tmp_path / "x.png"), out=tmp_path / "out") == 2
+        assert quick("any", image_file(tmp_path / "x.png"), out=tmp_path / "out") == 2
     assert "x.png: the network's output is not finite" in capfd.readouterr().err
     assert names(tmp_path / "out") == set()
 
@@ -495,7 +495,7 @@ print(ht.HandTailor.__module__, ht.HandVideo.__module__, "flax" in sys.modules)
 
 
 def test_what_readme_says_of_python(weights):
-    """Image in, hand out; the result's pixels are the picture's."""
+    """Image in, hand out; the result's pixels are the image's."""
     tailor = handtailor_jax.HandTailor.load(weights, config=None, network="hourglass")
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     hand = tailor.one(image, box=(10, 5, 40, 40))

@@ -76,16 +76,16 @@ def copied(fixture, tmp_path):
 def assert_is(sample, written, *, lossless=True):
     """Assert that a sample is the written hand, mirrored if it is left, by formulas that the readers do not share."""
     flip = written.left
-    width = written.picture.shape[1]
+    width = written.image.shape[1]
 
     def pixels(array):
         return array[:, ::-1] if flip else array
 
     assert sample.mirrored == flip
     if lossless:
-        np.testing.assert_array_equal(sample.image, pixels(written.picture))
+        np.testing.assert_array_equal(sample.image, pixels(written.image))
     else:
-        assert np.abs(sample.image.astype(float) - pixels(written.picture)).mean() < 6
+        assert np.abs(sample.image.astype(float) - pixels(written.image)).mean() < 6
     uv, k = written.keypoints_2d.copy(), written.intrinsics.copy()
     if flip:
         uv[:, 0] = width - 1 - uv[:, 0]

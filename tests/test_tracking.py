@@ -265,11 +265,11 @@ def perfect(center, zoom=1.0, sure=SURE):
     return look
 
 
-PICTURE = np.zeros((480, 640, 3), np.uint8)
+IMAGE = np.zeros((480, 640, 3), np.uint8)
 
 
 def find(look, known=()):
-    return HourglassFinder(256).all(PICTURE, look, None, known)
+    return HourglassFinder(256).all(IMAGE, look, None, known)
 
 
 def test_the_square_is_around_the_keypoints():
@@ -362,7 +362,7 @@ def test_the_most_confident_square_is_taken():
 
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (1920, 1080), (480, 640), (100, 100), (1, 1), (1000, 30)])
-def test_the_grid_covers_the_picture_with_overlap(width, height):
+def test_the_grid_covers_the_image_with_overlap(width, height):
     boxes = np.asarray(search_grid(width, height, (1.0, 0.5)))
     assert (boxes[:, 2] == boxes[:, 3]).all()
     assert (boxes[:, :2] >= -1e-9).all()

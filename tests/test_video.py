@@ -22,7 +22,7 @@ SIZE = (48, 64)
 COUNT = 12
 
 
-def picture(i, size=SIZE):
+def grey_image(i, size=SIZE):
     """Brightness tells the number, colour the channel order."""
     return np.broadcast_to(np.asarray([20 * i, 10 * i, 5], np.uint8), (*size, 3)).copy()
 
@@ -36,7 +36,7 @@ def video(tmp_path):
     path = tmp_path / "video.mp4"
     with video_writer(path, 25.0) as write:
         for i in range(COUNT):
-            write(picture(i))
+            write(grey_image(i))
     return path
 
 
@@ -50,16 +50,16 @@ def test_what_is_written_is_read(video):
     for i, frame in enumerate(frames):
         assert frame.image.dtype == np.uint8
         assert frame.image.flags.c_contiguous
-        assert np.abs(frame.image.astype(int) - picture(i)).max() < 8, "RGB"
+        assert np.abs(frame.image.astype(int) - grey_image(i)).max() < 8, "RGB"
     assert [file.name for file in video.parent.iterdir()] == ["video.mp4"]
 
 
 def mjpeg(path):
-    """A video of independent JPEG pictures, so that one of them can be damaged."""
+    """A video of independent JPEG images, so that one of them can be damaged."""
     cv2 = opencv()
     writer = cv2.VideoWriter(str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG"), 25.0, SIZE[::-1])
     for i in range(COUNT):
-        writer.write(np.ascontiguousarray(picture(i)[..., ::-1]))
+        writer.write(np.ascontiguousarray(grey_image(i)[..., ::-1]))
     writer.release()
     return path.read_bytes()
 
@@ -131,15 +131,15 @@ def test_odd_sizes_lose_their_last_row_or_column(tmp_path, size):
     path = tmp_path / "video.mp4"
     with video_writer(path, 30.0) as write:
         for i in range(3):
-            write(picture(i, size))
+            write(grey_image(i, size))
     with Video(path) as opened:
         shapes = {frame.image.shape for frame in opened}
     assert shapes == {(size[0] // 2 * 2, size[1] // 2 * 2, 3)}
 
 
-def write_video(path, *pictures, error=None):
+def write_video(path, *images, error=None):
     with video_writer(path, 30.0) as write:
-        for each in pictures:
+        for each in images:
             write(each)
         if error is not None:
             raise error
@@ -148,19 +148,19 @@ def write_video(path, *pictures, error=None):
 def test_an_interrupted_video_leaves_nothing(tmp_path):
     path = tmp_path / "video.mp4"
     with pytest.raises(KeyError):
-        write_video(path, picture(1), error=KeyError())
+        write_video(path, grey_image(1), error=KeyError())
     with pytest.raises(ValueError, match=r"has the shape \(20, 20, 3\), expected"):
-        write_video(path, picture(1), picture(2, (20, 20)))
+        write_video(path, grey_image(1), grey_image(2, (20, 20)))
     write_video(path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_videos_that_cannot_be_written(tmp_path):
     with pytest.raises(InputError, match=r"cannot be written"):
-        write_video(tmp_path / "no" / "f.mp4", picture(1))
+        write_video(tmp_path / "no" / "f.mp4", grey_image(1))
     (tmp_path / "video.mp4").mkdir()
     with pytest.raises(InputError, match=r"cannot be written"):
-        write_video(tmp_path / "video.mp4", picture(1))
+        write_video(tmp_path / "video.mp4", grey_image(1))
     assert [file.name for file in tmp_path.iterdir()] == ["video.mp4"]
 
 

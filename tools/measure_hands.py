@@ -38,7 +38,7 @@ from handtailor_jax.cli import keep_compiled_programs
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.hand_tailor import HandTailor
-from handtailor_jax.images import read_picture
+from handtailor_jax.images import read_image
 from handtailor_jax.types import Hand, NetworkName
 
 MODES = {"plain": False, "thorough": True, "thorough where plain finds nothing": None}
@@ -178,7 +178,7 @@ def main(
     table: dict[tuple[str, str], Counts] = {}
     shown: list[np.ndarray] = []
     for entry in tqdm(entries, unit="image"):
-        image = read_picture(folder / entry["image"])
+        image = read_image(folder / entry["image"])
         for mode in modes:
             hands = tailor(image, thorough=MODES[mode])
             for row in entry["rows"]:

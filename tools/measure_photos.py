@@ -28,7 +28,7 @@ from handtailor_jax.evaluation.report import markdown_table
 from handtailor_jax.fit import fit_detection
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.mirror import mirror_pose
-from handtailor_jax.images import read_picture
+from handtailor_jax.images import read_image
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.skeleton import FINGERS, KEYPOINTS
@@ -207,7 +207,7 @@ def _write_sheet(path: Path, labels: Sequence[PhotoLabel], fits: Sequence[Hand],
     overlays, captions = [], []
     for i in np.unique(np.linspace(0, len(fits) - 1, _ON_SHEET).round().astype(int)).tolist():
         error = errors[i]
-        overlays.append(results.overlay(fits[i], read_picture(labels[i].path)))
+        overlays.append(results.overlay(fits[i], read_image(labels[i].path)))
         flips = f"  {error.flipped.sum()} flipped" if error.flipped.any() else ""
         captions.append(f"{labels[i].name}  {error.reprojection_percent:.1f} %  {error.distance_mm:.0f} mm{flips}")
     results.write_image(path, results.sheet(overlays, captions))

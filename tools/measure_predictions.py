@@ -29,7 +29,7 @@ from handtailor_jax.evaluation.report import markdown_table
 from handtailor_jax.geometry.boxes import hand_size, square_around
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.hand_tailor import HandTailor
-from handtailor_jax.images import read_picture
+from handtailor_jax.images import read_image
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
 from handtailor_jax.tailor.placement import camera_keypoints
@@ -114,7 +114,7 @@ def _predict(
         chunk = labels[start : start + config.batch]
         filled = [*chunk, *[chunk[-1]] * (config.batch - len(chunk))]  # one program for all batches
         hands += tailor.batch(
-            [read_picture(label.path) for label in filled],
+            [read_image(label.path) for label in filled],
             boxes=[square_around(label.keypoints_2d, margin) for label in filled],
             sides=[label.side for label in filled],
             looks=config.looks,
@@ -173,7 +173,7 @@ def _landmarks(
 def _write_sheet(path: Path, labels: Sequence[PhotoLabel], hands: Sequence[Hand]) -> None:
     shown = np.linspace(0, len(labels) - 1, _ON_SHEET).round().astype(int).tolist()
     overlays = [
-        results.overlay(hands[i], read_picture(labels[i].path)) for i in tqdm(shown, desc="sheet", unit="overlay")
+        results.overlay(hands[i], read_image(labels[i].path)) for i in tqdm(shown, desc="sheet", unit="overlay")
     ]
     captions = [f"{labels[i].name}  confidence {hands[i].confidence.mean():.2f}" for i in shown]
     results.write_image(path, results.sheet(overlays, captions))

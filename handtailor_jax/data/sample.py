@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import centered_square, hand_size
 from handtailor_jax.geometry.mirror import mirror_intrinsics, mirror_pixels, mirror_points, mirror_pose
-from handtailor_jax.images import Picture, crop_square, read_picture, whole
+from handtailor_jax.images import Image, crop_square, read_image, whole
 from handtailor_jax.skeleton import NUM_BETAS, NUM_JOINTS, NUM_KEYPOINTS
 from handtailor_jax.types import Camera, Numbers, pytree
 
@@ -80,13 +80,13 @@ class Reader(Protocol):
         """
 
 
-def read_aligned(path: Path, image: Picture, remedy: str) -> Picture:
+def read_aligned(path: Path, image: Image, remedy: str) -> Image:
     """Read a map that belongs to an image, such as a mask or an encoded depth map, as uint8 RGB.
 
     Raises:
         InputError: if it cannot be read or its size differs from that of the image; ends with the remedy.
     """
-    aligned = read_picture(path)
+    aligned = read_image(path)
     if aligned.shape != image.shape:
         (height, width), (rows, columns) = image.shape[:2], aligned.shape[:2]
         raise InputError(f"{path}: is {columns} x {rows} pixels, but its image is {width} x {height}: {remedy}")

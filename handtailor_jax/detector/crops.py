@@ -9,14 +9,14 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.detector.regions import to_image as region_to_image
 from handtailor_jax.geometry.cameras import transform_pixels
-from handtailor_jax.images import Picture, opencv
+from handtailor_jax.images import Image, opencv
 from handtailor_jax.types import Region
 
 _OPENCV_LIMIT = 16_000
 """OpenCV warps images whose sides fit into 16 bits; larger ones are thinned out first."""
 
 
-def cut(image: Picture, to_image: npt.NDArray[np.float32], size: int, *, extend: bool) -> Picture:
+def cut(image: Image, to_image: npt.NDArray[np.float32], size: int, *, extend: bool) -> Image:
     """Cut a region out of an image, by bilinear interpolation without antialiasing (as the networks were trained).
 
     Args:

@@ -22,7 +22,7 @@ from handtailor_jax.detector.palm_detector import PalmDetector
 from handtailor_jax.detector.regions import from_box, from_palm, to_image
 from handtailor_jax.detector.weights import load_landmark_network, load_palm_detector
 from handtailor_jax.geometry.boxes import Box
-from handtailor_jax.images import Picture, as_rgb, check_box, whole
+from handtailor_jax.images import Image, as_rgb, check_box, whole
 from handtailor_jax.types import Region, Side
 
 Tree = TypeVar("Tree")
@@ -155,12 +155,12 @@ class HandDetector:
         Raises:
             InputError: if the image is not one.
         """
-        picture = as_rgb(image)
-        return self.search(picture, lambda regions: self._recognise(picture, regions), thorough=thorough)
+        image = as_rgb(image)
+        return self.search(image, lambda regions: self._recognise(image, regions), thorough=thorough)
 
     def search(
         self,
-        picture: Picture,
+        image: Image,
         recognise: Callable[[list[Region]], Sequence[Seen]],
         *,
         thorough: bool | None = None,
@@ -169,7 +169,7 @@ class HandDetector:
         """Find all hands in an image with another function in the landmark network's place.
 
         Args:
-            picture: (H, W, 3) RGB, uint8.
+            image: (H, W, 3) RGB, uint8.
             recognise: estimates the hand in each region.
             thorough: see `__call__`.
             known: regions of known hands, which are not searched again.
@@ -178,11 +178,11 @@ class HandDetector:
             The hands that are present, by falling presence, without doubles.
         """
         limits = self.config
-        candidates = self._find_palms(picture, [whole(picture)], limits.palm, limits.presence)
+        candidates = self._find_palms(image, [whole(image)], limits.palm, limits.presence)
         hands = [] if thorough else self._confirm(candidates, recognise, known)
         if thorough or (thorough is None and not hands):
-            squares = tiles(picture.shape[1], picture.shape[0])
-            candidates += self._find_palms(picture, squares, limits.tile_palm, limits.tile_presence)
+            squares = tiles(image.shape[1], image.shape[0])
+            candidates += self._find_palms(image, squares, limits.tile_palm, limits.tile_presence)
             hands = self._confirm(candidates, recognise, known)
         return hands
 
@@ -197,11 +197,11 @@ class HandDetector:
         Raises:
             InputError: if the image is not one or the box does not fit it.
         """
-        picture = as_rgb(image)
-        turns = jax.device_get(from_box(jnp.asarray(check_box(box, picture), jnp.float32)))
-        hand = max(self._recognise(picture, _unstack(turns)), key=lambda hand: hand.presence)
+        image = as_rgb(image)
+        turns = jax.device_get(from_box(jnp.asarray(check_box(box, image), jnp.float32)))
+        hand = max(self._recognise(image, _unstack(turns)), key=lambda hand: hand.presence)
         for _ in range(passes):
-            (hand,) = self._recognise(picture, [hand.next_region])
+            (hand,) = self._recognise(image, [hand.next_region])
         return hand if hand.presence > self.config.presence else None
 
     def follow(self, frame: Any, region: Region) -> DetectedHand | None:
@@ -217,12 +217,12 @@ class HandDetector:
         (hand,) = self._recognise(as_rgb(frame), [region])
         return hand if hand.presence > self.config.presence else None
 
-    def _find_palms(self, picture: Picture, squares: list[Box], threshold: float, presence: float) -> list[Candidate]:
-        """Regions of the palms in squares of the picture, with the presence that each must reach."""
+    def _find_palms(self, image: Image, squares: list[Box], threshold: float, presence: float) -> list[Candidate]:
+        """Regions of the palms in squares of the image, with the presence that each must reach."""
         regions = [_square(box) for box in squares]
         found = [
             self._find(self._palm_state, images, batch, np.float32(threshold))
-            for images, batch in self._batches(picture, regions, self._palm_size, extend=False)
+            for images, batch in self._batches(image, regions, self._palm_size, extend=False)
         ]
         candidates = []
         for batch in jax.device_get(found):
@@ -245,17 +245,17 @@ class HandDetector:
         chosen = merge_hands([hand.keypoints_2d for hand in hands], [hand.presence for hand in hands])
         return [hands[index] for index in chosen]
 
-    def _recognise(self, picture: Picture, regions: list[Region]) -> list[DetectedHand]:
+    def _recognise(self, image: Image, regions: list[Region]) -> list[DetectedHand]:
         """One forward pass of the landmark network in each region."""
         found = [
             self._estimate(self._landmark_state, crops, batch)
-            for crops, batch in self._batches(picture, regions, self._crop_size, extend=True)
+            for crops, batch in self._batches(image, regions, self._crop_size, extend=True)
         ]
         return [_detected(hand) for batch in jax.device_get(found) for hand in _unstack(batch)][: len(regions)]
 
     def _batches(
-        self, picture: Picture, regions: list[Region], size: int, *, extend: bool
-    ) -> Iterator[tuple[Picture, Region]]:
+        self, image: Image, regions: list[Region], size: int, *, extend: bool
+    ) -> Iterator[tuple[Image, Region]]:
         """Crops of regions in batches of 1, 2, 4 or 8, of which the last one is padded with its last region."""
         batches = []
         for first in range(0, len(regions), self._most_at_once):
@@ -265,7 +265,7 @@ class HandDetector:
         # All maps first: once a network runs, they would wait for it.
         maps = [np.asarray(_to_image(batch, size)) for batch in batches]
         for batch, affines in zip(batches, maps, strict=True):
-            yield np.stack([cut(picture, affine, size, extend=extend) for affine in affines]), batch
+            yield np.stack([cut(image, affine, size, extend=extend) for affine in affines]), batch
 
 
 def _square(box: Box) -> Region:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from handtailor_jax.data.readers.freihand import RENDERED_PARTS
 from handtailor_jax.errors import InputError
-from handtailor_jax.images import crop_square, read_picture
+from handtailor_jax.images import crop_square, read_image
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.render.overlay import contact_sheet
 from handtailor_jax.results import appearing, write_image
@@ -43,7 +43,7 @@ def read_photographs(folder: Path, side: int = 320, limit: int = 4000) -> np.nda
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
     squares = []
     for path in files[:limit]:
-        photograph = read_picture(path)
+        photograph = read_image(path)
         height, width = photograph.shape[:2]
         short = min(height, width)
         box = (float((width - short) // 2), float((height - short) // 2), float(short), float(short))

@@ -22,7 +22,7 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.fit import fit_detection
 from handtailor_jax.geometry.boxes import hand_size, square_around
 from handtailor_jax.geometry.mirror import mirror_pixels, mirror_points
-from handtailor_jax.images import crop_square, read_picture
+from handtailor_jax.images import crop_square, read_image
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.render.shading import to_srgb
@@ -114,7 +114,7 @@ def prepare_photographs(folder: Path, split: str, size: int, cache: Path) -> Pho
 
 def _prepare(label: PhotoLabel, hand: HandModel, size: int) -> Arrays | None:
     """Return the columns of one photograph; None if the hand model does not fit its label."""
-    image, points, joints = read_picture(label.path), label.keypoints_2d, label.joints_3d
+    image, points, joints = read_image(label.path), label.keypoints_2d, label.joints_3d
     if label.side == "left":
         points, image = mirror_pixels(points, image.shape[1]), np.ascontiguousarray(image[:, ::-1])
         joints = None if joints is None else mirror_points(joints)

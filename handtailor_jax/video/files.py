@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.images import Picture, opencv, quiet
+from handtailor_jax.images import Image, opencv, quiet
 from handtailor_jax.results import appearing, unwritable
 
 _MOST_FAILURES = 50
@@ -28,7 +28,7 @@ class Frame:
     """Number of the frame from 0; frames that cannot be decoded count."""
     time: float
     """Time in seconds from the beginning; rises from frame to frame."""
-    image: Picture | None
+    image: Image | None
     """(H, W, 3) RGB image; None if the frame cannot be decoded."""
 
 
@@ -120,7 +120,7 @@ def _opencv() -> Any:
 
 
 @contextlib.contextmanager
-def video_writer(path: Path, rate: float) -> Iterator[Callable[[Picture], None]]:
+def video_writer(path: Path, rate: float) -> Iterator[Callable[[Image], None]]:
     """Yield a function that appends uint8 RGB images of one size to an MP4 file (MPEG-4 part 2, in every OpenCV).
 
     An odd last row or column is left out, because the format cannot hold it. Without images no file is written.
@@ -138,7 +138,7 @@ def video_writer(path: Path, rate: float) -> Iterator[Callable[[Picture], None]]
         writer: Any = None
         shape: tuple[int, ...] = ()
 
-        def write(image: Picture) -> None:
+        def write(image: Image) -> None:
             nonlocal writer, shape
             if writer is None:
                 shape = image.shape

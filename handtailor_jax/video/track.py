@@ -13,7 +13,7 @@ from handtailor_jax.finders import Found
 from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.geometry.mirror import choose, mirror_hand, mirror_observation, mirror_parameters
 from handtailor_jax.hand_tailor import HandTailor, check_arguments, side_prior
-from handtailor_jax.images import Picture, as_rgb, check_box
+from handtailor_jax.images import Image, as_rgb, check_box
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.tailor.placement import describe
@@ -114,32 +114,32 @@ class HandVideo:
         Raises:
             InputError: If the frame is not an image or has another size than the first.
         """
-        picture = as_rgb(frame)
-        if self._shape and self._shape != picture.shape:
-            (height, width, _), (h, w, _) = self._shape, picture.shape
+        image = as_rgb(frame)
+        if self._shape and self._shape != image.shape:
+            (height, width, _), (h, w, _) = self._shape, image.shape
             raise InputError(f"frames change from {width} x {height} to {w} x {h} pixels: give frames of one size")
-        self._shape = picture.shape
-        pairs = self._follow(picture, time)
+        self._shape = image.shape
+        pairs = self._follow(image, time)
         if len(pairs) < self._config.hands and self.frames >= self._next_search:
-            pairs += self._search(picture, time, [found for _, found in pairs])
+            pairs += self._search(image, time, [found for _, found in pairs])
             self._next_search = self.frames + (self._config.search_every if pairs else 1)
         self._tracks = [track for track, _ in pairs]
         self.frames += 1
         hands = [self._remember(track, found, time) for track, found in pairs]
         return sorted(hands, key=lambda hand: -1 if hand.track is None else hand.track)
 
-    def _follow(self, picture: Picture, time: float) -> list[tuple[_Track, Found]]:
+    def _follow(self, image: Image, time: float) -> list[tuple[_Track, Found]]:
         """Look where the hands of the last frame are expected; tracks of one hand become one."""
         tailor, tracks = self._tailor, self._tracks
         if not tracks:
             return []
         priors = [track.prior if self._prior == 0.5 else self._prior for track in tracks]
         views = [
-            tailor.finder.view(picture, self._camera, track.region, prior)
+            tailor.finder.view(image, self._camera, track.region, prior)
             for track, prior in zip(tracks, priors, strict=True)
         ]
         looks = tailor.recover(views, [track.memory for track in tracks])
-        shown = [i for i, found in enumerate(looks) if tailor.finder.shows(found, picture)]
+        shown = [i for i, found in enumerate(looks) if tailor.finder.shows(found, image)]
         # The oldest track of a hand stays.
         chosen = merge_hands([looks[i].keypoints_2d for i in shown], [-float(tracks[i].number) for i in shown])
         kept = [shown[index] for index in chosen]
@@ -148,15 +148,15 @@ class HandVideo:
             self._next_search = self.frames
         return [(tracks[i], looks[i]) for i in kept]
 
-    def _search(self, picture: Picture, time: float, known: list[Found]) -> list[tuple[_Track, Found]]:
+    def _search(self, image: Image, time: float, known: list[Found]) -> list[tuple[_Track, Found]]:
         """Search hands that are not followed yet; a hand that was lost before gets its track back."""
         tailor = self._tailor
-        look = tailor.looking(picture, self._camera, self._prior)
+        look = tailor.looking(image, self._camera, self._prior)
         if self._box is not None and self.frames == 0:
-            found = tailor.finder.in_box(picture, look, check_box(self._box, picture), passes=2)
+            found = tailor.finder.in_box(image, look, check_box(self._box, image), passes=2)
             new = [] if found is None else [found]
         else:
-            new = tailor.finder.all(picture, look, False, [tailor.finder.next_region(found) for found in known])
+            new = tailor.finder.all(image, look, False, [tailor.finder.next_region(found) for found in known])
         points = [found.keypoints_2d for found in (*known, *new)]
         chosen = merge_hands(points, [2.0] * len(known) + [found.presence for found in new])
         new = [new[index - len(known)] for index in chosen if index >= len(known)]

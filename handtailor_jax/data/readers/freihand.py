@@ -18,7 +18,7 @@ import numpy.typing as npt
 from handtailor_jax.data.readers.json_lists import converted_list
 from handtailor_jax.data.sample import JointDefinition, Sample, read_aligned
 from handtailor_jax.errors import InputError
-from handtailor_jax.images import read_picture
+from handtailor_jax.images import read_image
 from handtailor_jax.mano.loading import MANO_VERTICES, embedded_arrays
 from handtailor_jax.skeleton import NUM_BETAS, NUM_JOINTS, NUM_KEYPOINTS
 
@@ -200,7 +200,7 @@ class FreihandLayout:
             raise IndexError(f"sample {index} of {len(self)}")
         place, entry = divmod(index, len(self._k))
         file = f"{self._versions[place] * len(self._k) + entry:08d}"
-        image = read_picture(self._folder / "rgb" / f"{file}.jpg")
+        image = read_image(self._folder / "rgb" / f"{file}.jpg")
         intrinsics = np.asarray(self._k[entry])
         keypoints = np.full((NUM_KEYPOINTS, 2), np.nan)
         joints = pose = betas = mask = None

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from handtailor_jax.data.sample import FloatArray, Sample, mirrored_sample
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
-from handtailor_jax.images import Picture, opencv, read_picture
+from handtailor_jax.images import Image, opencv, read_image
 from handtailor_jax.skeleton import BONES, FINGERS, KEYPOINTS, NUM_KEYPOINTS, ROOT, WRIST
 from handtailor_jax.types import Side
 
@@ -120,7 +120,7 @@ class Photos:
         label = self._labels[index]
         sample = Sample(
             name=label.name,
-            image=read_picture(label.path),
+            image=read_image(label.path),
             keypoints_2d=label.keypoints_2d,
             visible=np.ones(NUM_KEYPOINTS, np.bool_),
             joints=None,
@@ -130,7 +130,7 @@ class Photos:
         return mirrored_sample(sample) if label.side == "left" else sample
 
 
-def hand_mask(image: Picture, keypoints_2d: FloatArray) -> npt.NDArray[np.uint8] | None:
+def hand_mask(image: Image, keypoints_2d: FloatArray) -> npt.NDArray[np.uint8] | None:
     """Segment the hand and its wrist in a photograph with a plain background.
 
     GrabCut (Rother et al., SIGGRAPH 2004) separates colours near the skeleton from colours far away, which is reliable

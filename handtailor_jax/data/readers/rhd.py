@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from handtailor_jax.data.sample import FloatArray, Sample, mirrored_sample, read_aligned
 from handtailor_jax.errors import InputError
-from handtailor_jax.images import Picture, read_picture
+from handtailor_jax.images import Image, read_image
 from handtailor_jax.mano.safe_pickle import (
     NUMPY_GLOBALS,
     ForeignGlobal,
@@ -100,7 +100,7 @@ class Rhd:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         file = f"{self._ids[index]:05d}.png"
-        image = read_picture(self._folder / "color" / file)
+        image = read_image(self._folder / "color" / file)
         options = self._options
         part_ids: npt.NDArray[np.uint8] | None = None
         if options.mask or options.hand == "mask":
@@ -142,7 +142,7 @@ class Rhd:
         return mirrored_sample(sample) if left else sample
 
 
-def rhd_depth(encoded: Picture) -> FloatArray:
+def rhd_depth(encoded: Image) -> FloatArray:
     """Decode a depth map (height, width, RGB) to metres (height, width): 5 m (256 R + G) / 65535; B is unused."""
     # Wider integers first, because 256 times a byte overflows.
     code = encoded[..., 0].astype(np.int32) * 256 + encoded[..., 1]

@@ -15,7 +15,7 @@ import numpy as np
 
 from handtailor_jax.data.sample import DoubleArray, FloatArray, Sample, mirrored_sample, read_aligned
 from handtailor_jax.errors import InputError
-from handtailor_jax.images import Picture, read_picture
+from handtailor_jax.images import Image, read_image
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_KEYPOINTS, ROOT, WRIST, permutation
 
 CAMERAS = {"SK": "SK_color", "BB_left": "BB_left", "BB_right": "BB_right"}
@@ -120,7 +120,7 @@ class Stb:
         joints = self._joints[index]
         if not np.isfinite(joints).all() or not (joints[:, 2] > 0.0).all():
             raise InputError(f"{folder.name}: a joint of frame {frame} is not in front of the camera: {_REMEDY}")
-        image = read_picture(folder / f"{file}.png")
+        image = read_image(folder / f"{file}.png")
         mask = depth = None
         if self._options.mask:
             mask = stb_depth(read_aligned(folder / f"SK_depth_seg_{frame}.png", image, _REMEDY)) > 0.0
@@ -142,7 +142,7 @@ class Stb:
         )
 
 
-def stb_depth(encoded: Picture) -> FloatArray:
+def stb_depth(encoded: Image) -> FloatArray:
     """Decode a depth map (height, width, RGB) to metres (height, width): 1 mm (R + 256 G), unlike RHD's."""
     # Wider integers first, because 256 times a byte overflows.
     return ((encoded[..., 0] + encoded[..., 1].astype(np.int32) * 256) / 1000.0).astype(np.float32)

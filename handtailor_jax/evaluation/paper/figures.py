@@ -13,7 +13,7 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.metrics import GRID_20_50, GRID_FIGURE_3A, FloatArray, auc, pck, reduction_ratio
 from handtailor_jax.evaluation.paper.subjects import CROP, Hands, Numbers, Subject, meshes, propose, rows, tailored
 from handtailor_jax.evaluation.report import Claim, Findings
-from handtailor_jax.images import Picture, crop_square
+from handtailor_jax.images import Image, crop_square
 from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, second_view
 from handtailor_jax.render.shading import render_mesh
 from handtailor_jax.results import write_atomically, write_image
@@ -179,7 +179,7 @@ def _vertices(subject: Subject, hands: Hands, shown: npt.NDArray[np.integer]) ->
     return meshes(subject.hand, rows(hands.parameters, shown))
 
 
-def _over(subject: Subject, vertices: Numbers, camera: Camera, background: Picture | tuple[int, int, int]) -> Picture:
+def _over(subject: Subject, vertices: Numbers, camera: Camera, background: Image | tuple[int, int, int]) -> Image:
     return render_mesh(vertices, subject.hand.faces, camera, CROP, CROP, background)[_MIDDLE, _MIDDLE]
 
 

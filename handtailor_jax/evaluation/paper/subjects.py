@@ -17,7 +17,7 @@ from handtailor_jax.evaluation.freihand import freihand_joints
 from handtailor_jax.evaluation.protocols import Alignment, Protocol, align
 from handtailor_jax.geometry.boxes import Box, centered_square, hand_size
 from handtailor_jax.geometry.cameras import crop_affine, transform_camera, transform_pixels
-from handtailor_jax.images import Picture
+from handtailor_jax.images import Image
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.skeleton import ROOT
 from handtailor_jax.tailor.initialize import StartScale, initialize
@@ -65,13 +65,13 @@ class GroundTruth:
     """(n, 10) shape coefficients."""
     vertices: Numbers | None = None
     """(n, vertices, 3); None if the dataset has no meshes."""
-    read_image: Callable[[int], Picture] | None = static(default=None)
+    read_image: Callable[[int], Image] | None = static(default=None)
     """Function that decodes or renders the image at an `index`; None if there are labels only."""
 
     def __len__(self) -> int:
         return len(self.joints)
 
-    def image(self, hand: int) -> Picture:
+    def image(self, hand: int) -> Image:
         """Decode or render the image of a hand; raise an `InputError` if there is none."""
         if self.read_image is None:
             raise InputError(f"{self.dataset} has no images: give --predictions instead of --weights, and no figure")
