@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from simulation import View, tailor_problems
 from timing import check_json, check_positive, command, publish
 from tqdm import tqdm
 
 from handtailor_jax.evaluation.alignment import scale_and_shift
 from handtailor_jax.evaluation.report import markdown_table
-from handtailor_jax.evaluation.simulation import View, tailor_problems
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.mano.hand_model import HandModel

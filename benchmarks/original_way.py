@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from simulation import TailorProblems
 
-from handtailor_jax.evaluation.simulation import TailorProblems
 from handtailor_jax.geometry.lifting import reference_bone_length
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel

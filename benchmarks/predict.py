@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
+from simulation import TailorProblems, tailor_problems
 from timing import check_json, check_positive, command, interleaved, publish, seconds
 from torch_network import seeded_state, torch_network
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.report import environment, markdown_table, usable_cores
-from handtailor_jax.evaluation.simulation import TailorProblems, tailor_problems
 from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule, inference_form

@@ -1,7 +1,7 @@
 """Table 3 for this package: time and error of the tailor by solver and iterations, and hands per second in batches.
 
 The yardstick is the original's way of running the tailor (`original_way.OriginalWay`). The problems are the seeded ones
-of `handtailor_jax.evaluation.simulation`. For one core: taskset -c 0 python benchmarks/tailor.py
+of simulation.py. For one core: taskset -c 0 python benchmarks/tailor.py
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Float
 from original_way import OriginalWay
+from simulation import Noise, TailorProblems, tailor_problems
 from timing import check_json, check_positive, command, interleaved, publish, seconds
 
 from handtailor_jax.evaluation.report import environment, markdown_table
-from handtailor_jax.evaluation.simulation import Noise, TailorProblems, tailor_problems
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.geometry.lifting import reference_bone_length

@@ -14,9 +14,9 @@ from benchmarks import fit as fit_benchmark
 from benchmarks import predict as predict_benchmark
 from benchmarks import synthetic as synthetic_benchmark
 from benchmarks.original_way import OriginalWay
+from benchmarks.simulation import tailor_problems
 from benchmarks.tailor import ORIGINAL, TailorBenchmark, TailorErrors, measure
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.simulation import tailor_problems
 from handtailor_jax.tailor import TailorConfig, tailor
 from handtailor_jax.tailor.placement import camera_mesh
 

@@ -14,9 +14,9 @@ import pytest
 import trimesh
 from flax import nnx
 
+from benchmarks.simulation import tailor_problems
 from handtailor_jax import cli, errors, results
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.simulation import tailor_problems
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.weights import save_weights

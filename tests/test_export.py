@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.simulation import tailor_problems
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.simulation import tailor_problems
 from handtailor_jax.export import export_hand_module, export_pipeline, export_tailor
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule

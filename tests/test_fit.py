@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.simulation import tailor_problems
 from handtailor_jax.detections import detection, from_mediapipe, read_detections
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.alignment import scale_and_shift
-from handtailor_jax.evaluation.simulation import tailor_problems
 from handtailor_jax.fit import fit, fit_detection
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.mano.landmarks import load_convention

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handtailor_jax.evaluation.simulation import tailor_problems
+from benchmarks.simulation import tailor_problems
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.tailor import TailorConfig
 from handtailor_jax.tailor.placement import camera_keypoints

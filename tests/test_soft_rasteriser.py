@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.simulation import tailor_problems
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.simulation import tailor_problems
 from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.render.rasterise import rasterise

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.simulation import tailor_problems
 from benchmarks.tailor import tailor_errors
-from handtailor_jax.evaluation.simulation import tailor_problems
 from handtailor_jax.geometry.cameras import project, rotate_frame
 from handtailor_jax.geometry.lifting import reference_bone_length
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle

@@ -28,7 +28,7 @@ class TailorConfig:
         """Return the default for proposals with good keypoints: calibrated robust energy, Levenberg-Marquardt.
 
         Its standard deviations are the noise of a good proposal and of a good detector. They were selected among about
-        forty settings on seed 1 of `evaluation.simulation`, by 3D and reprojection errors under Gaussian and
+        forty settings on seed 1 of `benchmarks/simulation.py`, by 3D and reprojection errors under Gaussian and
         heavy-tailed noise; benchmarks/tailor.py reports on another seed. A more robust residual treats a bad start as
         an outlier, so it needs a third iteration, and is no more accurate.
         """
