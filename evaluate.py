@@ -21,9 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="evaluate.py",
         config=(tyro.conf.PositionalRequiredArgs,),
     )
-    result = evaluate(config)
-    if result.findings.tables or result.findings.claims:
-        print(result.markdown())
+    findings = evaluate(config)
+    if findings.tables or findings.claims:
+        print(findings.markdown())
     print(f"written to {config.out}")
 
 

@@ -12,10 +12,9 @@ from scipy.linalg import orthogonal_procrustes
 from scipy.spatial.transform import Rotation
 
 from handtailor_jax.evaluation import freihand, metrics
-from handtailor_jax.evaluation.alignment import anchor, best_similarity, scale_and_shift, similarity
+from handtailor_jax.evaluation.alignment import Protocol, align, anchor, best_similarity, scale_and_shift, similarity
 from handtailor_jax.evaluation.metrics import GRID_20_50
-from handtailor_jax.evaluation.paper import table1, table2, table4
-from handtailor_jax.evaluation.protocols import Protocol, align
+from handtailor_jax.evaluation.report import published
 from handtailor_jax.mano.loading import MANO_VERTICES
 
 BIHAND_RHD = np.asarray([
@@ -429,7 +428,8 @@ def test_a_cut_off_write_leaves_the_older_file(tmp_path, monkeypatch):
 
 
 def test_published_numbers_agree_across_tables():
-    rows = {row.method: row for row in table1.PUBLISHED}
-    assert rows["Yang (BiHand)"].rhd_auc == round(metrics.curve_auc(BIHAND_RHD), 3)
-    assert rows["HandTailor"].rhd_auc == table4.PUBLISHED_LOSSES[0].auc_20_50 == table4.PUBLISHED_ENERGIES[0].auc_20_50
-    assert table2.PUBLISHED[0][2] == table4.PUBLISHED_LOSSES[0].auc_5_20
+    rows = {method: numbers for method, *numbers in published("table1")}
+    assert rows["Yang (BiHand)"][1] == round(metrics.curve_auc(BIHAND_RHD), 3)
+    losses, energies = published("table4_left")[0], published("table4_right")[0]
+    assert rows["HandTailor"][1] == losses[1] == energies[1]
+    assert published("table2")[0][2] == losses[2]

@@ -1,21 +1,24 @@
-"""Alignments of predicted points to true points: similarity (Procrustes), scale and shift, one fixed point.
+"""Alignments of predicted points to true points, and the decisions that a number depends on (docs/protocols.md).
 
-Points are (..., n, 3) in any one unit. Every function takes NumPy and JAX arrays, which must not be mixed.
+`best_similarity`, `similarity`, `scale_and_shift` and `anchor` take points (..., n, 3) in any one unit, as NumPy or as
+JAX arrays, which must not be mixed. `align` takes joints (n, 21, 3) in metres, camera frame.
 """
 
 import dataclasses
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from jaxtyping import Float
 
-from handtailor_jax.skeleton import ROOT
+from handtailor_jax.evaluation.metrics import GRID_20_50, FloatArray, Grid, Mask, Points, distances_mm, paired_points
+from handtailor_jax.skeleton import KEYPOINTS, REFERENCE_BONE, ROOT, WRIST
+from handtailor_jax.types import Numbers
 
-Numbers = Any
-"""A NumPy or JAX array."""
-
+# Spread (Frobenius norm about the centroid) below which a set is taken for a single point, because its direction and
+# size are rounding noise. Ten nanometres for points in metres.
 _POINT = 1e-8
-"""Spread (Frobenius norm about the centroid) below which a set is taken for a single point, because its direction and
-size are rounding noise. Ten nanometres for points in metres."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +40,8 @@ def best_similarity(
 ) -> Similarity:
     """Return the similarity that brings `predicted` closest to `truth` in the least-squares sense (Procrustes).
 
-    A prediction that is a single point goes to the centroid of the truth.
-
-    Args:
-        predicted: Points to move.
-        truth: Target positions.
-        mirror: Whether reflections are allowed, as in `scipy.linalg.orthogonal_procrustes`.
+    A prediction that is a single point goes to the centroid of the truth. With `mirror`, reflections are allowed, as in
+    `scipy.linalg.orthogonal_procrustes`.
     """
     xp = predicted.__array_namespace__()
     center_p, center_t = xp.mean(predicted, axis=-2, keepdims=True), xp.mean(truth, axis=-2, keepdims=True)
@@ -81,16 +80,10 @@ def anchor(
     point: int = ROOT,
     bone: tuple[int, int] | None = None,
 ) -> Float[Numbers, "*batch n 3"]:
-    """Move `predicted` so that one point coincides with the truth's, and scale it about that point by a true bone.
+    """Move `predicted` so that one point coincides with the truth's, and scale it about that point.
 
-    A prediction whose bone has no length collapses into the point.
-
-    Args:
-        predicted: Points to move.
-        truth: Target positions.
-        point: Index of the point that is made to coincide.
-        bone: Indices of the two points whose distance is made the true one; None keeps the
-            scale.
+    The scale gives a bone, two indices of points, its true length; None keeps the scale. A prediction whose bone has no
+    length collapses into the point.
     """
     about = predicted - predicted[..., point, None, :]
     if bone is not None:
@@ -100,13 +93,130 @@ def anchor(
 
 def _length(points: Any, bone: tuple[int, int]) -> Any:
     """Return the length of a bone, (..., 1, 1)."""
-    xp = points.__array_namespace__()
     start, end = (points[..., joint, None, :] for joint in bone)
-    return xp.linalg.norm(end - start, axis=-1, keepdims=True)
+    return points.__array_namespace__().linalg.norm(end - start, axis=-1, keepdims=True)
 
 
 def _ratio(numerator: Any, denominator: Any, least: float) -> Any:
     """Return the quotient, 0 where the denominator is below `least`."""
-    xp = numerator.__array_namespace__()
-    large = denominator >= least
+    xp, large = numerator.__array_namespace__(), denominator >= least
     return xp.where(large, numerator, 0.0) / xp.where(large, denominator, 1.0)
+
+
+Alignment = Literal["lit", "zb", "ge", "root", "pa", "abs"]
+"""Alignment of a prediction to the truth before distances are taken:
+
+- lit: root on the true root, scaled by the true reference bone; the usual one on RHD and STB.
+- zb: Zimmermann and Brox. Palm point on the true palm point, scaled by the true bone from the middle MCP to the middle
+  PIP; only visible joints count.
+- ge: Ge et al. Wrist on the true wrist, scaled by the same bone; their network is given both at test time.
+- root: root on the true root.
+- pa: similarity Procrustes per hand, never mirrored.
+- abs: none.
+"""
+WristRecipe = Literal["bihand", "ge", "palm"]
+"""How the wrist is derived from STB's palm point."""
+HandChoice = Literal["mask", "visible", "both"]
+"""Hand of an RHD image: the one with more pixels in the mask, the one with more visible keypoints, or both."""
+StbCamera = Literal["SK", "BB"]
+"""Camera of STB: the colour camera, or the two of the stereo rig."""
+ScoredJoints = Literal["model", "freihand"]
+"""Joints of a predicted hand that are scored: those of the kinematic chain, or those that FreiHAND regresses from the
+posed mesh."""
+GivenTruth = Literal["box", "root_depth", "bone_length", "intrinsics"]
+"""A part of the ground truth that a method is given at test time."""
+
+_PHALANX = (KEYPOINTS.index("middle_mcp"), KEYPOINTS.index("middle_pip"))
+_ALIGNMENTS: Mapping[Alignment, Callable[[Any, Any], Any]] = {
+    "lit": functools.partial(anchor, point=ROOT, bone=REFERENCE_BONE),
+    "zb": functools.partial(anchor, point=WRIST, bone=_PHALANX),
+    "ge": functools.partial(anchor, point=WRIST, bone=_PHALANX),
+    "root": functools.partial(anchor, point=ROOT),
+    "pa": similarity,
+    "abs": lambda predicted, truth: predicted,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """Decisions that a number depends on. Every table prints them.
+
+    Raises:
+        ValueError: For alignment "ge" without the parts of the truth that it gives to the method.
+    """
+
+    alignment: Alignment = "lit"
+    grid: Grid = GRID_20_50
+    wrist: WristRecipe = "bihand"
+    hand: HandChoice = "mask"
+    stb_camera: StbCamera = "SK"
+    joint_definition: ScoredJoints = "model"
+    given_truth: tuple[GivenTruth, ...] = ("box", "intrinsics")
+
+    def __post_init__(self) -> None:
+        if self.alignment == "ge" and not {"root_depth", "bone_length"} <= set(self.given_truth):
+            raise ValueError(f"alignment ge gives root_depth and bone_length: add them to {self.given_truth}")
+
+    def __str__(self) -> str:
+        """Return all decisions in one line."""
+        return (
+            f"align={self.alignment} grid={self.grid.name} wrist={self.wrist} hand={self.hand} "
+            f"stb_camera={self.stb_camera} joints={self.joint_definition} truth={'+'.join(self.given_truth) or 'none'}"
+        )
+
+
+class Aligned(NamedTuple):
+    """Aligned predictions, and the truth that they are compared with."""
+
+    predicted: FloatArray
+    """(n, 21, 3) metres."""
+    truth: FloatArray
+    """(n, 21, 3) metres; joint 0 is the palm point under "zb"."""
+    counted: Mask
+    """(n, 21) joints that take part: the visible ones under "zb", else all."""
+
+    @property
+    def errors_mm(self) -> FloatArray:
+        """Distances (n, 21) in millimetres, also of joints that are not counted."""
+        return distances_mm(self.predicted, self.truth)
+
+
+def align(
+    predicted: Points,
+    truth: Points,
+    alignment: Alignment = "lit",
+    visible: Mask | None = None,
+    *,
+    joint_0_is_palm: bool = False,
+) -> Aligned:
+    """Align predicted joints to true joints.
+
+    Args:
+        predicted: (n, 21, 3) metres, camera frame.
+        truth: (n, 21, 3) metres, camera frame.
+        alignment: Name of the alignment.
+        visible: (n, 21) visible joints, used by "zb" only; all if None.
+        joint_0_is_palm: Whether joint 0 is a palm point already (STB with the wrist recipe "palm"). Otherwise "zb"
+            replaces the wrist of both by the midpoint of wrist and middle MCP.
+
+    Raises:
+        ValueError: On wrong shapes or coordinates that are not finite.
+    """
+    p, t = paired_points(predicted, truth, joints=len(KEYPOINTS))
+    if visible is not None and visible.shape != p.shape[:2]:
+        raise ValueError(f"visible has shape {visible.shape}: it must be {p.shape[:2]}, as the joints are")
+    counted = np.ones(p.shape[:2], np.bool_)
+    if alignment == "zb":
+        counted = counted if visible is None else visible
+        if not joint_0_is_palm:
+            p, t = _palm_for_wrist(p), _palm_for_wrist(t)
+            # The palm point is visible where wrist or middle MCP is.
+            palm = counted[:, WRIST, None] | counted[:, ROOT, None]
+            counted = np.concatenate([palm, counted[:, 1:]], axis=-1)
+    return Aligned(_ALIGNMENTS[alignment](p, t), t, counted)
+
+
+def _palm_for_wrist(joints: FloatArray) -> FloatArray:
+    """Replace joint 0 by the midpoint of wrist and middle MCP."""
+    palm = 0.5 * (joints[:, WRIST, None] + joints[:, ROOT, None])
+    return np.concatenate([palm, joints[:, 1:]], axis=1)

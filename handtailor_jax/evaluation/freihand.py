@@ -1,29 +1,21 @@
 """FreiHAND's joints, its scores, and the file in which predictions are handed to its server (docs/protocols.md).
 
-Joints are (n, 21, 3) and vertices (n, m, 3), both in metres in the camera frame.
+Joints are (n, 21, 3) and vertices (n, m, 3), both in metres in the camera frame. Arrays of wrong shape or with values
+that are not finite raise a ValueError.
 """
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
+from handtailor_jax.evaluation import metrics
 from handtailor_jax.evaluation.alignment import Similarity, best_similarity, similarity
-from handtailor_jax.evaluation.metrics import (
-    GRID_0_50_FREIHAND,
-    MILLIMETRES,
-    FloatArray,
-    Points,
-    as_points,
-    auc,
-    distances_mm,
-    mean_error,
-    paired_points,
-)
+from handtailor_jax.evaluation.metrics import FloatArray, Points, as_points, distances_mm, mean_error, paired_points
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import MANO_VERTICES
 from handtailor_jax.results import write_atomically
@@ -32,12 +24,8 @@ from handtailor_jax.skeleton import KEYPOINTS_FROM_MANO, NUM_KEYPOINTS
 FREIHAND_TIPS = (744, 320, 443, 555, 672)
 """MANO vertices that FreiHAND takes for the fingertips, thumb to little finger."""
 
-F_THRESHOLDS_MM = (5.0, 15.0)
-"""Thresholds of the F-scores, in millimetres."""
 
-
-@dataclasses.dataclass(frozen=True)
-class PointScore:
+class PointScore(NamedTuple):
     """Errors of corresponding points."""
 
     mean_mm: float
@@ -48,18 +36,14 @@ class PointScore:
     aligned_auc: float
 
 
-@dataclasses.dataclass(frozen=True)
-class FScore:
-    """Mean over hands of the F-score of two point clouds, between 0 and 1."""
+class FScore(NamedTuple):
+    """Mean over hands of the F-score of two point clouds, between 0 and 1, at 5 mm and at 15 mm."""
 
     at_5: float
-    """F-score at 5 mm."""
     at_15: float
-    """F-score at 15 mm."""
 
 
-@dataclasses.dataclass(frozen=True)
-class FreihandScore:
+class FreihandScore(NamedTuple):
     """Scores that FreiHAND's server reports, and a check against mirrored hands."""
 
     joints: PointScore
@@ -74,17 +58,10 @@ class FreihandScore:
 
 
 def freihand_joints(hand: HandModel, vertices: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """Return FreiHAND's joints of posed meshes, regressed from the posed vertices.
-
-    Args:
-        hand: MANO's right hand.
-        vertices: (n, 778, 3) in any frame.
-
-    Returns:
-        (n, 21, 3) joints in the same frame.
+    """Return FreiHAND's joints (n, 21, 3), regressed from posed meshes (n, 778, 3) of MANO's right hand in any frame.
 
     Raises:
-        ValueError: for another mesh, for which FreiHAND's joints are not defined.
+        ValueError: For another mesh, for which FreiHAND's joints are not defined.
     """
     if vertices.shape[1] != MANO_VERTICES:
         raise ValueError(f"the mesh has {vertices.shape[1]} vertices: FreiHAND's joints need MANO's {MANO_VERTICES}")
@@ -98,9 +75,6 @@ def align_freihand(predicted: Points, truth: Points) -> Similarity:
 
     It equals `scipy.linalg.orthogonal_procrustes` on sets that are centred and divided by their Frobenius norms. A
     prediction that is a single point, such as all zeros, goes to the centroid of the truth.
-
-    Raises:
-        ValueError: on wrong shapes or coordinates that are not finite.
     """
     return best_similarity(*paired_points(predicted, truth), mirror=True)
 
@@ -110,26 +84,15 @@ def freihand_score(joints: Points, vertices: Points, true_joints: Points, true_v
 
     A mesh with another number of vertices than the truth takes the whole transform of the joints. FreiHAND's program
     omits the division by the size of the prediction there, which shrinks such meshes to a fraction of their size.
-
-    Args:
-        joints: (n, 21, 3) metres, camera frame.
-        vertices: (n, m, 3) metres, camera frame.
-        true_joints: (n, 21, 3) metres, camera frame.
-        true_vertices: (n, v, 3) metres, camera frame; v is 778 in FreiHAND.
-
-    Raises:
-        ValueError: on wrong shapes or coordinates that are not finite.
     """
     joints, true_joints = paired_points(joints, true_joints, joints=NUM_KEYPOINTS)
     vertices, true_vertices = as_points("vertices", vertices), as_points("true_vertices", true_vertices)
-    _check_counts(len(joints), vertices, true_vertices)
-    by_joints = align_freihand(joints, true_joints)
+    by_joints, vertex_score = align_freihand(joints, true_joints), None
     if vertices.shape == true_vertices.shape:
         vertices_aligned = align_freihand(vertices, true_vertices).apply(vertices)
         vertex_score = _point_score(vertices, vertices_aligned, true_vertices)
     else:
         vertices_aligned = by_joints.apply(vertices)
-        vertex_score = None
     return FreihandScore(
         joints=_point_score(joints, by_joints.apply(joints), true_joints),
         vertices=vertex_score,
@@ -139,7 +102,18 @@ def freihand_score(joints: Points, vertices: Points, true_joints: Points, true_v
     )
 
 
-def f_scores(points: Points, truth: Points, thresholds_mm: tuple[float, ...] = F_THRESHOLDS_MM) -> FloatArray:
+def _point_score(points: FloatArray, aligned: FloatArray, truth: FloatArray) -> PointScore:
+    before, after = distances_mm(points, truth), distances_mm(aligned, truth)
+    areas = [metrics.auc(errors, metrics.GRID_0_50_FREIHAND) for errors in (before, after)]
+    return PointScore(mean_error(before), areas[0], mean_error(after), areas[1])
+
+
+def _mean_f(vertices: FloatArray, truth: FloatArray) -> FScore:
+    at_5, at_15 = np.mean([f_scores(v, t) for v, t in zip(vertices, truth, strict=True)], axis=0)
+    return FScore(float(at_5), float(at_15))
+
+
+def f_scores(points: Points, truth: Points, thresholds_mm: tuple[float, ...] = (5.0, 15.0)) -> FloatArray:
     """Return the F-scores (thresholds,) of a cloud (a, 3) against a true cloud (b, 3), both in metres.
 
     The F-score is the harmonic mean of two shares: the points of each cloud whose nearest neighbour in the other cloud
@@ -147,54 +121,28 @@ def f_scores(points: Points, truth: Points, thresholds_mm: tuple[float, ...] = F
     """
     to_truth, _ = cKDTree(truth).query(points)
     from_truth, _ = cKDTree(points).query(truth)
-    limits = np.asarray(thresholds_mm)[:, None] / MILLIMETRES
+    limits = np.asarray(thresholds_mm)[:, None] / metrics.MILLIMETRES
     precision, recall = (to_truth < limits).mean(axis=-1), (from_truth < limits).mean(axis=-1)
     total = precision + recall
     return 2.0 * precision * recall / np.where(total > 0.0, total, 1.0)
 
 
 def write_predictions(path: Path, joints: Points, vertices: Points) -> None:
-    """Write pred.json for FreiHAND's server, ``[joints, vertices]``; the file appears once it is complete.
-
-    Args:
-        path: JSON file; its folder must exist.
-        joints: (n, 21, 3) metres, camera frame, in the order of FreiHAND's evaluation images.
-        vertices: (n, m, 3) metres, camera frame.
+    """Write joints and vertices as pred.json for FreiHAND's server; the file appears once it is complete.
 
     Raises:
-        ValueError: on wrong shapes or coordinates that are not finite.
-        InputError: if the file cannot be written.
+        ValueError: If the shapes are wrong or the numbers of hands differ.
+        InputError: If the file cannot be written.
     """
-    joints, _ = paired_points(joints, joints, joints=NUM_KEYPOINTS)
-    vertices = as_points("vertices", vertices)
-    _check_counts(len(joints), vertices)
+    joints, vertices = paired_points(joints, joints, joints=NUM_KEYPOINTS)[0], as_points("vertices", vertices)
+    if len(vertices) != len(joints):
+        raise ValueError(f"there are {len(joints)} hands of joints but {len(vertices)} meshes: give one for each hand")
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
             file.writelines(_json_pieces(joints, vertices))
 
     write_atomically(path, write)
-
-
-def _check_counts(hands: int, *meshes: FloatArray) -> None:
-    for mesh in meshes:
-        if len(mesh) != hands:
-            raise ValueError(f"there are {hands} hands of joints but {len(mesh)} meshes: give one mesh for each hand")
-
-
-def _point_score(points: FloatArray, aligned: FloatArray, truth: FloatArray) -> PointScore:
-    before, after = distances_mm(points, truth), distances_mm(aligned, truth)
-    return PointScore(
-        mean_mm=mean_error(before),
-        auc=auc(before, GRID_0_50_FREIHAND),
-        aligned_mean_mm=mean_error(after),
-        aligned_auc=auc(after, GRID_0_50_FREIHAND),
-    )
-
-
-def _mean_f(vertices: FloatArray, truth: FloatArray) -> FScore:
-    at_5, at_15 = np.mean([f_scores(v, t) for v, t in zip(vertices, truth, strict=True)], axis=0)
-    return FScore(float(at_5), float(at_15))
 
 
 def _json_pieces(joints: FloatArray, vertices: FloatArray) -> Iterator[bytes]:

@@ -2,10 +2,12 @@
 
 Points are (n, k, 3) in metres for n hands; distances are (n, k) in millimetres, float64. Every metric is computed per
 joint over the hands, then averaged over the joints (docs/protocols.md). Masks `counted` (n, k) select the distances
-that take part; a joint that no hand counts is left out of the average. `protocols` aligns points beforehand.
+that take part; a joint that no hand counts is left out of the average. `alignment` moves points beforehand. Arrays of
+wrong shape or with values that are not finite raise a ValueError.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +29,7 @@ class Grid:
     """Thresholds in millimetres, increasing, at least two."""
 
     def __post_init__(self) -> None:
-        if len(self.thresholds) < 2 or any(b <= a for a, b in zip(self.thresholds, self.thresholds[1:], strict=False)):
+        if len(self.thresholds) < 2 or min(np.diff(self.thresholds)) <= 0.0:
             raise ValueError(f"grid {self.name!r} has thresholds {self.thresholds}: give at least two, increasing")
 
 
@@ -49,16 +51,15 @@ GRID_FIGURE_3A = Grid("5-50", _even(5.0, 50.0, 46))
 """Grid of HandTailor's Figure 3a: every millimetre."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Gain:
-    """Change of a metric between two sets of errors of the same hands, with its 95 % confidence interval."""
+class Gain(NamedTuple):
+    """Change of a metric between two sets of errors of the same hands."""
 
     before: float
     after: float
     low: float
-    """Lower end of the interval of `difference`."""
+    """Lower end of the 95 % confidence interval of the difference."""
     high: float
-    """Upper end of the interval of `difference`."""
+    """Upper end of the interval."""
 
     @property
     def difference(self) -> float:
@@ -67,59 +68,30 @@ class Gain:
 
 
 def distances_mm(predicted: Points, truth: Points) -> FloatArray:
-    """Return the distances (n, k) in millimetres between points (n, k, 3) in metres of one frame.
-
-    Raises:
-        ValueError: if shapes differ, are not (n, k, 3), or a coordinate is not finite.
-    """
+    """Return the distances (n, k) in millimetres between points (n, k, 3) in metres of one frame."""
     predicted, truth = paired_points(predicted, truth)
     return MILLIMETRES * np.linalg.norm(predicted - truth, axis=-1)
 
 
 def mean_error(errors_mm: Points, counted: Mask | None = None) -> float:
-    """Return the end point error (EPE): the mean distance per joint, averaged over joints, in millimetres.
-
-    Raises:
-        ValueError: on wrong shapes, or if nothing is counted.
-    """
+    """Return the end point error (EPE): the mean distance per joint, averaged over joints, in millimetres."""
     return float(np.mean([column.mean() for column in _columns(errors_mm, counted)]))
 
 
 def pck(errors_mm: Points, thresholds: tuple[float, ...], counted: Mask | None = None) -> FloatArray:
-    """Return the PCK curve (thresholds,): the share of hands with distance <= threshold, averaged over joints.
-
-    Args:
-        errors_mm: (n, k) distances, millimetres.
-        thresholds: Thresholds, millimetres.
-        counted: (n, k) mask of the distances that take part; all if None.
-
-    Raises:
-        ValueError: on wrong shapes, or if nothing is counted.
-    """
-    shares = [
-        np.searchsorted(np.sort(column), np.asarray(thresholds), side="right") / len(column)
-        for column in _columns(errors_mm, counted)
-    ]
-    return np.mean(shares, axis=0)
+    """Return the PCK curve (thresholds,): the share of hands with distance <= threshold, averaged over joints."""
+    columns = [np.sort(column) for column in _columns(errors_mm, counted)]
+    return np.mean([np.searchsorted(column, thresholds, side="right") / len(column) for column in columns], axis=0)
 
 
 def auc(errors_mm: Points, grid: Grid = GRID_20_50, counted: Mask | None = None) -> float:
-    """Return the area under the PCK curve of distances (n, k) in millimetres, between 0 and 1.
-
-    Raises:
-        ValueError: on wrong shapes, or if nothing is counted.
-    """
+    """Return the area under the PCK curve of distances (n, k) in millimetres, between 0 and 1."""
     return curve_auc(pck(errors_mm, grid.thresholds, counted), grid)
 
 
 def curve_auc(curve: Points, grid: Grid = GRID_20_50) -> float:
-    """Return the area under a PCK curve (thresholds,) by the trapezoidal rule, between 0 and 1.
-
-    Raises:
-        ValueError: if the curve does not have one value for each threshold of the grid.
-    """
-    x = np.asarray(grid.thresholds)
-    y = np.asarray(curve, np.float64)
+    """Return the area under a PCK curve (thresholds,) by the trapezoidal rule, between 0 and 1."""
+    x, y = np.asarray(grid.thresholds), np.asarray(curve, np.float64)
     if y.shape != x.shape:
         raise ValueError(f"the curve has shape {y.shape}: grid {grid.name!r} needs {x.shape}")
     return float(np.trapezoid(y, x) / np.trapezoid(np.ones_like(x), x))
@@ -128,20 +100,10 @@ def curve_auc(curve: Points, grid: Grid = GRID_20_50) -> float:
 def auc_gain(
     before_mm: Points, after_mm: Points, grid: Grid = GRID_5_20, *, resamples: int = 1000, seed: int = 0
 ) -> Gain:
-    """Return the AUC before and after the tailor with a 95 % interval of the difference, by paired bootstrap.
+    """Return the AUC of distances (n, k) before and after the tailor, with an interval by paired bootstrap.
 
     The bootstrap draws hands, not joints, and the same hands before and after, because the joints of one hand are not
     independent of each other and its errors before and after are not either.
-
-    Args:
-        before_mm: (n, k) distances before the tailor, millimetres.
-        after_mm: (n, k) distances of the same hands after the tailor.
-        grid: Thresholds of the AUC.
-        resamples: Number of bootstrap samples, at least 1.
-        seed: Seed of the bootstrap.
-
-    Raises:
-        ValueError: on wrong shapes.
     """
     before, after = _paired_errors(before_mm, after_mm)
     # Integration is linear, so the AUC is a mean over hands and joints of what each error contributes.
@@ -152,18 +114,18 @@ def auc_gain(
     return Gain(auc(before, grid), auc(after, grid), float(low), float(high))
 
 
+def _contribution(errors: FloatArray, grid: Grid) -> FloatArray:
+    """Return the AUC of each single error: the area under a curve that steps from 0 to 1 at this error."""
+    x = np.asarray(grid.thresholds)
+    weights = np.diff(x, append=x[-1]) + np.diff(x, prepend=x[0])
+    return (errors[..., None] <= x) @ weights / weights.sum()
+
+
 def reduction_ratio(before_mm: Points, after_mm: Points) -> FloatArray:
     """Return the share (n,) of each hand's error that the tailor removes: 1 at best, negative if the error grows.
 
     This is the vertical axis of HandTailor's Figure 3b. A hand without error before has 0 if it has none after either,
     else minus infinity.
-
-    Args:
-        before_mm: (n, k) distances before the tailor, millimetres.
-        after_mm: (n, k) distances of the same hands after the tailor.
-
-    Raises:
-        ValueError: on wrong shapes.
     """
     before, after = (errors.sum(axis=-1) for errors in _paired_errors(before_mm, after_mm))
     share = 1.0 - after / np.where(before > 0.0, before, 1.0)
@@ -171,16 +133,7 @@ def reduction_ratio(before_mm: Points, after_mm: Points) -> FloatArray:
 
 
 def paired_points(predicted: Points, truth: Points, joints: int | None = None) -> tuple[FloatArray, FloatArray]:
-    """Return both point sets (n, k, 3) as float64.
-
-    Args:
-        predicted: Predicted points.
-        truth: True points.
-        joints: Required number of points k; any number if None.
-
-    Raises:
-        ValueError: if shapes differ, are not (n, k, 3), or a coordinate is not finite.
-    """
+    """Return both point sets (n, k, 3) as float64; `joints` is the required number k, None for any."""
     p, t = as_points("predicted", predicted), as_points("truth", truth)
     if p.shape != t.shape:
         raise ValueError(f"predicted has shape {p.shape} and truth {t.shape}: both must have the same shape")
@@ -190,11 +143,7 @@ def paired_points(predicted: Points, truth: Points, joints: int | None = None) -
 
 
 def as_points(name: str, points: Points) -> FloatArray:
-    """Return points (n, k, 3) as float64.
-
-    Raises:
-        ValueError: if they are not (n, k, 3) with n and k at least 1, or a coordinate is not finite.
-    """
+    """Return points (n, k, 3) as float64."""
     array = np.asarray(points, np.float64)
     if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ValueError(f"{name} has shape {array.shape}: it must be (n, points, 3) with n and points at least 1")
@@ -228,13 +177,3 @@ def _columns(errors_mm: Points, counted: Mask | None) -> list[FloatArray]:
     if not mask.any():
         raise ValueError("the mask counts no error: at least one must take part")
     return [column[chosen] for column, chosen in zip(errors.T, mask.T, strict=True) if chosen.any()]
-
-
-def _contribution(errors: FloatArray, grid: Grid) -> FloatArray:
-    """Return the AUC of each single error: the area under a curve that steps from 0 to 1 at this error."""
-    x = np.asarray(grid.thresholds)
-    gaps = np.diff(x)
-    share = np.concatenate([gaps, [0.0]]) + np.concatenate([[0.0], gaps])
-    # At position i: the weight of thresholds i and above; 0 past the last one.
-    from_here = np.concatenate([np.cumsum(share[::-1])[::-1], [0.0]]) / share.sum()
-    return from_here[np.searchsorted(x, errors, side="left")]

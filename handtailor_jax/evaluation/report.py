@@ -1,6 +1,8 @@
 """Tables, checked statements, timing, and the machine that results were measured on."""
 
 import dataclasses
+import importlib.resources
+import json
 import math
 import os
 import platform
@@ -8,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jaxlib
@@ -17,8 +19,7 @@ import numpy as np
 Cell = str | float
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A table of results."""
 
     name: str
@@ -36,8 +37,7 @@ class Table:
         return "\n".join([f"## {self.title}", "", *markdown_table(self.header, body), "", *self.notes, ""])
 
 
-@dataclasses.dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """A statement of the paper, checked on the data under evaluation."""
 
     statement: str
@@ -52,9 +52,31 @@ class Findings:
     tables: tuple[Table, ...] = ()
     claims: tuple[Claim, ...] = ()
     images: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Parts that the data does not allow, each with the reason."""
 
     def __add__(self, other: "Findings") -> "Findings":
-        return Findings(self.tables + other.tables, self.claims + other.claims, self.images + other.images)
+        fields = (field.name for field in dataclasses.fields(self))
+        return Findings(*(getattr(self, name) + getattr(other, name) for name in fields))
+
+    def markdown(self) -> str:
+        """Return the report."""
+        lines = ["# Evaluation", "", ", ".join(f"{key} {value}" for key, value in environment().items()), ""]
+        lines += [table.markdown() for table in self.tables]
+        if self.claims:
+            lines += ["## The paper's statements on this data", "", "| statement | measured | holds |", "|---|---|---|"]
+            for statement, measured, holds in self.claims:
+                lines.append(f"| {statement} | {measured} | {'yes' if holds else '**no**'} |")
+            lines.append("")
+        lines += [f"![{name}]({name})" for name in self.images]
+        lines += [f"Left out: {reason}" for reason in self.left_out]
+        return "\n".join(lines) + "\n"
+
+
+def published(table: str) -> list[list[Any]]:
+    """Return the rows of one of the paper's tables; assets/published.json names the columns."""
+    text = importlib.resources.files("handtailor_jax").joinpath("assets", "published.json").read_text("utf-8")
+    return json.loads(text)[table]["rows"]
 
 
 def environment() -> dict[str, Any]:
@@ -106,9 +128,7 @@ def milliseconds(calls: Sequence[Callable[[], Any]], rounds: int, seed: int = 0)
 def _text(cell: Cell) -> str:
     if isinstance(cell, str):
         return cell
-    if math.isnan(cell):
-        return ""
-    return f"{cell:.3f}" if abs(cell) < 10.0 else f"{cell:.1f}"
+    return "" if math.isnan(cell) else f"{cell:.3f}" if abs(cell) < 10.0 else f"{cell:.1f}"
 
 
 def _processor() -> str:

@@ -34,15 +34,10 @@ _INK = "#2b4c7e"
 
 
 def figure2(subject: Subject, folder: Path, count: int) -> Findings:
-    """Draw detected keypoints, the hand module's mesh and the tailored mesh, from the front and from the side.
-
-    Args:
-        subject: Method under evaluation, on hands with images.
-        folder: Folder for figure2.jpg.
-        count: Number of hands.
+    """Draw detected keypoints, the hand module's mesh and the tailored mesh of `count` hands, from front and side.
 
     Raises:
-        InputError: if there are no images.
+        InputError: If there are no images.
     """
     truth = subject.truth
     shown = np.linspace(0, len(truth) - 1, min(count, len(truth))).astype(int)
@@ -71,12 +66,10 @@ def figure2(subject: Subject, folder: Path, count: int) -> Findings:
 def figure3(subject: Subject, folder: Path) -> Findings:
     """Draw PCK curves (3a), and the share of 3D error that the tailor removes by 2D error (3b); check the latter."""
     _figure3a(subject, folder / "figure3a.png")
+    exact = dataclasses.replace(subject.predictions, keypoints_2d=subject.truth.keypoints_2d)
     observed, true = (
         np.asarray(propose(subject.truth, predictions).observation.keypoints_2d, np.float64)
-        for predictions in (
-            subject.predictions,
-            dataclasses.replace(subject.predictions, keypoints_2d=subject.truth.keypoints_2d),
-        )
+        for predictions in (subject.predictions, exact)
     )
     errors_2d = np.linalg.norm(observed - true, axis=-1).mean(axis=-1)
     removed = reduction_ratio(subject.errors_mm(subject.with_k.before), subject.errors_mm(subject.with_k.after))
@@ -85,32 +78,19 @@ def figure3(subject: Subject, folder: Path) -> Findings:
 
 
 def figure3b_claim(errors_2d: FloatArray, removed: FloatArray) -> Claim:
-    """Check that the tailor removes more of the 3D error where the 2D error is small.
-
-    Args:
-        errors_2d: (n,) mean 2D keypoint error, pixels of the crop.
-        removed: (n,) share of the 3D error that the tailor removes.
-    """
+    """Check that the share (n,) of the 3D error that the tailor removes is larger where the 2D error (n,) is small."""
     rank = spearmanr(errors_2d, removed).statistic
     half = np.median(errors_2d)
     low, high = np.median(removed[errors_2d <= half]), np.median(removed[errors_2d > half])
-    return Claim(
-        "the tailor removes more of the 3D error where 2D error is small (Figure 3b)",
-        f"rank correlation {rank:+.2f}; median share removed {100 * low:.0f} % in the better half, {100 * high:.0f} % "
-        "in the worse",
-        bool(rank < -0.05),
-    )
+    measured = f"median share removed {100 * low:.0f} % in the better half, {100 * high:.0f} % in the worse"
+    statement = "the tailor removes more of the 3D error where 2D error is small (Figure 3b)"
+    return Claim(statement, f"rank correlation {rank:+.2f}; {measured}", bool(rank < -0.05))
 
 
 def figure4(subject: Subject, folder: Path, count: int) -> Findings:
-    """Draw meshes under the full energy, without E_g and without E_id, of the hands that E_g changes most.
+    """Draw meshes under the full energy, without E_g and without E_id, of the `count` hands that E_g changes most.
 
     The preset is `official`, because its steps are large enough to leave the start, with `FIGURE_4_ITERATIONS`.
-
-    Args:
-        subject: Method under evaluation.
-        folder: Folder for figure4.jpg.
-        count: Number of hands.
     """
     config = TailorConfig.official()
     assert isinstance(config.energy, PaperEnergy)

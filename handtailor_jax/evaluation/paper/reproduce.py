@@ -11,8 +11,11 @@ import numpy as np
 
 from handtailor_jax.data import open_dataset, readable
 from handtailor_jax.errors import InputError
+from handtailor_jax.evaluation.alignment import GivenTruth, Protocol, WristRecipe
 from handtailor_jax.evaluation.freihand import freihand_joints, write_predictions
 from handtailor_jax.evaluation.paper import figures
+from handtailor_jax.evaluation.paper.ablations import table3, table4
+from handtailor_jax.evaluation.paper.accuracy import table1, table2
 from handtailor_jax.evaluation.paper.sources import (
     network_predictions,
     read_predictions,
@@ -21,11 +24,6 @@ from handtailor_jax.evaluation.paper.sources import (
     synthetic_truth,
 )
 from handtailor_jax.evaluation.paper.subjects import GroundTruth, Subject, meshes
-from handtailor_jax.evaluation.paper.table1 import table1
-from handtailor_jax.evaluation.paper.table2 import table2
-from handtailor_jax.evaluation.paper.table3 import table3
-from handtailor_jax.evaluation.paper.table4 import table4
-from handtailor_jax.evaluation.protocols import GivenTruth, Protocol, WristRecipe
 from handtailor_jax.evaluation.report import Cell, Findings, environment
 from handtailor_jax.hand_module.weights import load_weights
 from handtailor_jax.mano.hand_model import HandModel
@@ -36,12 +34,6 @@ from handtailor_jax.tailor.presets import PresetName
 Part = Literal["table1", "table2", "table3", "table4", "figure2", "figure3", "figure4"]
 Dataset = Literal["synthetic", "rhd", "stb", "freihand"]
 
-_TEST_SPLITS: Mapping[Dataset, str] = {
-    "synthetic": "test",
-    "rhd": "evaluation",
-    "stb": "test",
-    "freihand": "evaluation",
-}
 _SHAPE_LOSSES = ("L_beta", "L_beta + depth", "L_beta + silhouette")
 
 
@@ -93,34 +85,11 @@ class EvaluationConfig:
     """Leave out samples that cannot be decoded and report them, instead of stopping."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Results of a run."""
-
-    findings: Findings
-    left_out: tuple[str, ...] = ()
-    """Parts of `all` that this data does not allow, each with the reason."""
-
-    def markdown(self) -> str:
-        """Return the report."""
-        lines = ["# Evaluation", ""]
-        lines += [", ".join(f"{key} {value}" for key, value in environment().items()), ""]
-        lines += [table.markdown() for table in self.findings.tables]
-        if self.findings.claims:
-            lines += ["## The paper's statements on this data", "", "| statement | measured | holds |", "|---|---|---|"]
-            for claim in self.findings.claims:
-                lines.append(f"| {claim.statement} | {claim.measured} | {'yes' if claim.holds else '**no**'} |")
-            lines.append("")
-        lines += [f"![{name}]({name})" for name in self.findings.images]
-        lines += [f"Left out: {reason}" for reason in self.left_out]
-        return "\n".join(lines) + "\n"
-
-
-def evaluate(config: EvaluationConfig) -> Evaluation:
+def evaluate(config: EvaluationConfig) -> Findings:
     """Compute what the configuration asks for and write it to its folder.
 
     Raises:
-        InputError: if an input cannot be used. Nothing has been written then.
+        InputError: If an input cannot be used. Nothing has been written then.
     """
     hand = load_hand(config.hand)
     hand = hand if hand.side == "right" else hand.mirrored()
@@ -133,7 +102,7 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
     subject = _subject(config, truth, hand)
     if config.what == "freihand-submission":
         _write_submission(config, subject)
-        return Evaluation(Findings())
+        return Findings()
 
     def left_half() -> list:
         named = zip(_SHAPE_LOSSES, shape_modules, strict=False)
@@ -148,9 +117,17 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
         "figure3": lambda: figures.figure3(subject, config.out),
         "figure4": lambda: figures.figure4(subject, config.out, config.shown),
     }
-    result = _everything(parts) if config.what == "all" else Evaluation(parts[config.what]())
-    _write(config, result)
-    return result
+    findings = Findings()
+    for name, compute in parts.items():
+        try:
+            if config.what in (name, "all"):
+                findings += compute()
+        except InputError as error:
+            if config.what != "all":
+                raise
+            findings += Findings(left_out=(f"{name}: {error}",))
+    _write(config, findings)
+    return findings
 
 
 def _check(config: EvaluationConfig) -> None:
@@ -158,43 +135,30 @@ def _check(config: EvaluationConfig) -> None:
         raise InputError("nothing to evaluate: give --weights FILE, or --predictions simulated or an npz")
     if config.predictions is not None and config.weights is not None:
         raise InputError("--predictions and --weights are both given: choose one")
-    if len(config.shape_weights) > len(_SHAPE_LOSSES):
+    given, most = len(config.shape_weights), len(_SHAPE_LOSSES)
+    if given > most:
         raise InputError(
-            f"--shape-weights has {len(config.shape_weights)} files: it takes at most {len(_SHAPE_LOSSES)} files, of "
-            f"{', '.join(_SHAPE_LOSSES)}"
+            f"--shape-weights has {given} files: it takes at most {most} files: {', '.join(_SHAPE_LOSSES)}"
         )
-
-
-def _everything(parts: Mapping[Part, Callable[[], Findings]]) -> Evaluation:
-    findings, left_out = Findings(), []
-    for name, compute in parts.items():
-        try:
-            findings += compute()
-        except InputError as error:
-            left_out.append(f"{name}: {error}")
-    return Evaluation(findings, tuple(left_out))
 
 
 def read_truth(config: EvaluationConfig) -> GroundTruth:
     """Read the ground truth of the hands under evaluation.
 
     Raises:
-        InputError: if the data cannot be read.
+        InputError: If the data cannot be read.
     """
     if config.dataset == "synthetic" and config.root is None:
         return synthetic_truth(4000 if config.count is None else config.count)
     if config.root is None:
         raise InputError(f"--root is missing: give the folder of {config.dataset} as published")
-    split = config.split or _TEST_SPLITS[config.dataset]
-    if config.dataset == "stb":
-        reader = open_dataset("stb", config.root, split, wrist=config.wrist, camera=config.stb_camera)
-    else:
-        reader = open_dataset(config.dataset, config.root, split)
+    split = config.split or ("evaluation" if config.dataset in ("rhd", "freihand") else "test")
+    options = {"wrist": config.wrist, "camera": config.stb_camera} if config.dataset == "stb" else {}
+    reader = open_dataset(config.dataset, config.root, split, **options)
     count = len(reader) if config.count is None else min(config.count, len(reader))
+    samples = ((index, reader[index]) for index in range(count))
     if config.skip_unreadable:
         samples = readable(reader, lambda index, error: print(f"skipped sample {index}: {error}"))
-    else:
-        samples = ((index, reader[index]) for index in range(count))
     labelled = config.what != "freihand-submission"
     return reader_truth(f"{config.dataset}, split {split}", samples, reader, count, labelled=labelled)
 
@@ -237,23 +201,21 @@ def _write_submission(config: EvaluationConfig, subject: Subject) -> None:
     print(f"written to {path}: {len(vertices)} hands of {vertices.shape[1]} vertices, {definition}")
 
 
-def _write(config: EvaluationConfig, result: Evaluation) -> None:
-    _write_text(config.out / "report.md", result.markdown())
-    for table in result.findings.tables:
+def _write(config: EvaluationConfig, findings: Findings) -> None:
+    _write_text(config.out / "report.md", findings.markdown())
+    for table in findings.tables:
         text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(table.header)
-        writer.writerows(table.rows)
+        csv.writer(text).writerows([table.header, *table.rows])
         _write_text(config.out / f"{table.name}.csv", text.getvalue())
     content = {
         "config": {key: str(value) for key, value in dataclasses.asdict(config).items()},
         "environment": environment(),
         "tables": [
-            {**dataclasses.asdict(table), "rows": [[_plain(cell) for cell in row] for row in table.rows]}
-            for table in result.findings.tables
+            {**table._asdict(), "rows": [[_plain(cell) for cell in row] for row in table.rows]}
+            for table in findings.tables
         ],
-        "claims": [dataclasses.asdict(claim) for claim in result.findings.claims],
-        "left_out": list(result.left_out),
+        "claims": [claim._asdict() for claim in findings.claims],
+        "left_out": list(findings.left_out),
     }
     write_json(config.out / "results.json", content)
 

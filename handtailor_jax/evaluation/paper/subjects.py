@@ -3,18 +3,18 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Array, Float
+from jaxtyping import Float, Int
 
 from handtailor_jax.data.sample import JointDefinition
 from handtailor_jax.errors import InputError
+from handtailor_jax.evaluation.alignment import Alignment, Protocol, align
 from handtailor_jax.evaluation.freihand import freihand_joints
-from handtailor_jax.evaluation.protocols import Alignment, Protocol, align
 from handtailor_jax.geometry.boxes import Box, centered_square, hand_size
 from handtailor_jax.geometry.cameras import crop_affine, transform_camera, transform_pixels
 from handtailor_jax.images import Image
@@ -24,9 +24,8 @@ from handtailor_jax.tailor.initialize import StartScale, initialize
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
 from handtailor_jax.tailor.presets import PRESETS, PresetName, TailorConfig
 from handtailor_jax.tailor.tailor import tailor_batch
-from handtailor_jax.types import Camera, HandParameters, Observation, pytree, static
+from handtailor_jax.types import Camera, HandParameters, Numbers, Observation, pytree, static
 
-Numbers = npt.NDArray[np.float32]
 Tree = TypeVar("Tree")
 
 MARGIN = 2.0
@@ -44,27 +43,24 @@ _MIXED_JOINTS = (
 
 @pytree
 class GroundTruth:
-    """Ground truth of n right hands: canonical joints, metres, camera frame."""
+    """Ground truth of right hands: canonical joints, metres, camera frame. Unknown labels are None."""
 
     dataset: str = static()
     """Dataset and split, for titles."""
     joint_definition: JointDefinition = static()
-    joints: Numbers
-    """(n, 21, 3)."""
-    keypoints_2d: Numbers
-    """(n, 21, 2) pixels of the image."""
-    visible: npt.NDArray[np.bool_]
-    """(n, 21) visible joints."""
-    intrinsics: Numbers
-    """(n, 3, 3) K of the image, pixels."""
-    index: npt.NDArray[np.integer]
-    """(n,) index of each hand in its dataset."""
-    pose: Numbers | None = None
-    """(n, 16, 3) axis-angle, radians; None if the dataset has no poses."""
-    betas: Numbers | None = None
-    """(n, 10) shape coefficients."""
-    vertices: Numbers | None = None
-    """(n, vertices, 3); None if the dataset has no meshes."""
+    joints: Float[Numbers, "n 21 3"]
+    keypoints_2d: Float[Numbers, "n 21 2"]
+    """Keypoints (u, v) in pixels of the image."""
+    visible: Numbers
+    """Whether each joint is visible, (n, 21)."""
+    intrinsics: Float[Numbers, "n 3 3"]
+    """K of the image, pixels."""
+    index: Int[Numbers, "n"]
+    """Index of each hand in its dataset."""
+    pose: Float[Numbers, "n 16 3"] | None = None
+    """Axis-angle rotations, radians."""
+    betas: Float[Numbers, "n betas"] | None = None
+    vertices: Float[Numbers, "n vertices 3"] | None = None
     read_image: Callable[[int], Image] | None = static(default=None)
     """Function that decodes or renders the image at an `index`; None if there are labels only."""
 
@@ -72,7 +68,7 @@ class GroundTruth:
         return len(self.joints)
 
     def image(self, hand: int) -> Image:
-        """Decode or render the image of a hand; raise an `InputError` if there is none."""
+        """Decode or render the image of a hand; raise an InputError if there is none."""
         if self.read_image is None:
             raise InputError(f"{self.dataset} has no images: give --predictions instead of --weights, and no figure")
         return self.read_image(int(self.index[hand]))
@@ -85,13 +81,13 @@ class GroundTruth:
         return HandParameters(self.pose, self.betas, np.ones(len(self), np.float32), self.joints[:, ROOT])
 
     @property
-    def centers(self) -> Numbers:
-        """Centres (n, 2) of the squares around the hands, pixels."""
+    def centers(self) -> Float[Numbers, "n 2"]:
+        """Centres of the squares around the hands, pixels."""
         return 0.5 * (self.keypoints_2d.min(axis=1) + self.keypoints_2d.max(axis=1))
 
     @property
-    def sides(self) -> Numbers:
-        """Sides (n,) of the squares around the hands, pixels."""
+    def sides(self) -> Float[Numbers, "n"]:
+        """Sides of the squares around the hands, pixels."""
         return MARGIN * np.maximum(hand_size(self.keypoints_2d), 1.0)
 
     @property
@@ -104,22 +100,22 @@ class GroundTruth:
 
 @pytree
 class Predictions:
-    """Predictions of a method for n hands, before the tailor."""
+    """Predictions of a method, before the tailor. Those that a method does not make are None."""
 
     method: str = static()
-    keypoints_2d: Numbers
-    """(n, 21, 2) pixels of the image."""
-    confidence: Numbers
-    """(n, 21) confidence of each keypoint, 0 to 1."""
-    pose: Numbers | None = None
-    """(n, 16, 3) axis-angle, radians, flat hand = 0; None if the method predicts joints only."""
-    betas: Numbers | None = None
-    joints: Numbers | None = None
-    """(n, 21, 3) 3D joints in any unit; None if they follow from pose and betas."""
-    root_depth: Numbers | None = None
-    """(n,) depth of the middle MCP, metres; None places the hands without intrinsics."""
-    bone: Numbers | None = None
-    """(n,) length of the reference bone, metres; None takes the hand model's own."""
+    keypoints_2d: Float[Numbers, "n 21 2"]
+    """Keypoints (u, v) in pixels of the image."""
+    confidence: Float[Numbers, "n 21"]
+    """Confidence of each keypoint, 0 to 1."""
+    pose: Float[Numbers, "n 16 3"] | None = None
+    """Axis-angle rotations, radians, relative to the flat hand."""
+    betas: Float[Numbers, "n betas"] | None = None
+    joints: Float[Numbers, "n 21 3"] | None = None
+    """Joints in any unit; None if they follow from pose and betas."""
+    root_depth: Float[Numbers, "n"] | None = None
+    """Depth of the middle MCP, metres; None places the hands without intrinsics."""
+    bone: Float[Numbers, "n"] | None = None
+    """Length of the reference bone, metres; None takes the hand model's own."""
 
 
 @pytree
@@ -127,32 +123,29 @@ class Proposals:
     """Predictions with pose and betas as the tailor takes them, in pixels of a square crop around each hand."""
 
     observation: Observation
-    pose: Float[Array, "*n 16 3"]
-    betas: Float[Array, "*n betas"]
-    root_depth: Float[Array, "*n"]
+    pose: Float[Numbers, "*n 16 3"]
+    betas: Float[Numbers, "*n betas"]
+    root_depth: Float[Numbers, "*n"]
     """Depth of the root, metres; 0 without intrinsics."""
-    bone: Float[Array, "*n"] | None
-    """Length of the reference bone, metres; None takes the hand model's own."""
+    bone: Float[Numbers, "*n"] | None
 
     def start(self, hand: HandModel, scale: StartScale) -> HandParameters:
         """Return the hand from which the tailor starts, for a single proposal (no leading axis)."""
-        return initialize(
-            hand, self.pose, self.betas, self.observation, root_depth=self.root_depth, bone=self.bone, scale=scale
-        )
+        given = (self.pose, self.betas, self.observation)
+        return initialize(hand, *given, root_depth=self.root_depth, bone=self.bone, scale=scale)
 
 
 @pytree
 class Hands:
     """Hands as a table scores them."""
 
-    joints: Numbers
-    """(n, 21, 3) metres: in the camera frame with intrinsics, relative to the root without."""
+    joints: Float[Numbers, "n 21 3"]
+    """Joints in metres: in the camera frame with intrinsics, relative to the root without."""
     parameters: HandParameters | None = None
     """Parameters in the camera frame; None for a method that predicts joints only."""
 
 
-@dataclasses.dataclass(frozen=True)
-class BeforeAndAfter:
+class BeforeAndAfter(NamedTuple):
     """Hands of one method before and after the tailor."""
 
     proposals: Proposals
@@ -201,8 +194,8 @@ class Subject:
         """Return distances (n, 21) of aligned joints from the truth, millimetres."""
         return align(self.scored_joints(hands), self.truth.joints, alignment, self.truth.visible).errors_mm
 
-    def scored_joints(self, hands: Hands) -> Numbers:
-        """Return the joints (n, 21, 3) that are compared with the truth, by the protocol's definition."""
+    def scored_joints(self, hands: Hands) -> Float[Numbers, "n 21 3"]:
+        """Return the joints that are compared with the truth, by the protocol's definition."""
         if self.protocol.joint_definition == "model" or hands.parameters is None:
             return hands.joints
         return freihand_joints(self.hand, meshes(self.hand, hands.parameters))
@@ -222,28 +215,23 @@ def rows(tree: Tree, indices: Any) -> Tree:
 
 
 def propose(truth: GroundTruth, predictions: Predictions, *, known_cameras: bool = True, size: int = CROP) -> Proposals:
-    """Return predictions with pose and betas as the tailor takes them.
+    """Return predictions with pose and betas in crops of `size` pixels around the true hands.
 
-    Args:
-        truth: Hands of the predictions; their boxes and intrinsics are given to the tailor.
-        predictions: Predictions. Without a root depth intrinsics are of no use, and the camera is weak perspective.
-        known_cameras: Whether the intrinsics are known.
-        size: Side of the crops, pixels.
+    The cameras are those of the truth if they are known, and the predictions have root depths, without which intrinsics
+    are of no use.
     """
     assert predictions.pose is not None
     assert predictions.betas is not None
     to_crop = crop_affine(jnp.asarray(truth.centers), jnp.asarray(truth.sides), size)
-    if known_cameras and predictions.root_depth is not None:
+    camera, depth = weak_cameras(len(truth)), predictions.root_depth  # in pixels of the crop
+    if known_cameras and depth is not None:
         camera = transform_camera(Camera.from_matrix(truth.intrinsics), to_crop)
-    else:
-        camera = weak_cameras(len(truth))  # in pixels of the crop
-    depth = np.zeros(len(truth), np.float32) if predictions.root_depth is None else predictions.root_depth
     keypoints = transform_pixels(to_crop, jnp.asarray(predictions.keypoints_2d))
     return Proposals(
         observation=Observation(keypoints, jnp.asarray(predictions.confidence), camera),
         pose=jnp.asarray(predictions.pose),
         betas=jnp.asarray(predictions.betas),
-        root_depth=jnp.asarray(depth),
+        root_depth=jnp.asarray(np.zeros(len(truth), np.float32) if depth is None else depth),
         bone=None if predictions.bone is None else jnp.asarray(predictions.bone),
     )
 
@@ -255,8 +243,7 @@ def weak_cameras(count: int) -> Camera:
 
 def placed(hand: HandModel, proposals: Proposals) -> Hands:
     """Return the hands as the method itself places them, by its own size and depth, without the tailor."""
-    starts = _starts(hand, proposals, "proposed")
-    return Hands(_joints(hand, starts, proposals.observation.camera), starts)
+    return _hands(hand, _starts(hand, proposals, "proposed"), proposals.observation.camera)
 
 
 def tailored(hand: HandModel, proposals: Proposals, config: TailorConfig) -> Hands:
@@ -269,14 +256,21 @@ def tailored(hand: HandModel, proposals: Proposals, config: TailorConfig) -> Han
         piece = jnp.minimum(jnp.arange(first, first + min(_PIECE, count)), count - 1)
         parts.append(tailor_batch(hand, *rows((starts, proposals.observation), piece), config))
     fitted = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:count], *parts)
-    return Hands(_joints(hand, fitted, proposals.observation.camera), fitted)
+    return _hands(hand, fitted, proposals.observation.camera)
 
 
-def meshes(hand: HandModel, parameters: HandParameters) -> Numbers:
-    """Return vertices (n, vertices, 3) in the camera frame."""
-    count = parameters.scale.shape[0]
-    pieces = [rows(parameters, slice(first, first + _PIECE)) for first in range(0, count, _PIECE)]
-    return np.concatenate([np.asarray(_vertices(hand, piece)) for piece in pieces])
+def meshes(hand: HandModel, parameters: HandParameters) -> Float[Numbers, "n vertices 3"]:
+    """Return vertices in the camera frame."""
+    firsts = range(0, parameters.scale.shape[0], _PIECE)
+    pieces = [_vertices(hand, rows(parameters, slice(first, first + _PIECE))) for first in firsts]
+    return np.concatenate(jax.device_get(pieces))
+
+
+def _hands(hand: HandModel, parameters: HandParameters, camera: Camera) -> Hands:
+    keypoints = np.asarray(_keypoints(hand, parameters))
+    relative = (keypoints - keypoints[:, ROOT, None]) / np.asarray(parameters.scale)[:, None, None]
+    joints = np.where(np.asarray(camera.perspectivity)[:, None, None] > 0.5, keypoints, relative)
+    return Hands(joints, parameters)
 
 
 @functools.partial(jax.jit, static_argnames="scale")
@@ -284,17 +278,5 @@ def _starts(hand: HandModel, proposals: Proposals, scale: StartScale) -> HandPar
     return jax.vmap(lambda proposal: proposal.start(hand, scale))(proposals)
 
 
-def _joints(hand: HandModel, parameters: HandParameters, camera: Camera) -> Numbers:
-    keypoints = np.asarray(_keypoints(hand, parameters))
-    relative = (keypoints - keypoints[:, ROOT, None]) / np.asarray(parameters.scale)[:, None, None]
-    return np.where(np.asarray(camera.perspectivity)[:, None, None] > 0.5, keypoints, relative)
-
-
-@jax.jit
-def _keypoints(hand: HandModel, parameters: HandParameters) -> Array:
-    return jax.vmap(lambda one: camera_keypoints(hand, one))(parameters)
-
-
-@jax.jit
-def _vertices(hand: HandModel, parameters: HandParameters) -> Array:
-    return jax.vmap(lambda one: camera_mesh(hand, one).vertices)(parameters)
+_keypoints = jax.jit(jax.vmap(camera_keypoints, in_axes=(None, 0)))
+_vertices = jax.jit(jax.vmap(lambda hand, one: camera_mesh(hand, one).vertices, in_axes=(None, 0)))

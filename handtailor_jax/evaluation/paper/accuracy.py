@@ -1,15 +1,30 @@
-"""Table 1: accuracy of hand module and HandTailor, with and without intrinsics; and the paper's FreiHAND table."""
+"""Tables 1 and 2: accuracy of hand module and HandTailor, with and without intrinsics, and behind other methods.
+
+Where the truth has meshes, the paper's FreiHAND table comes with Table 1.
+"""
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
+from tqdm import tqdm
 
+from handtailor_jax.detections import detection
+from handtailor_jax.evaluation.alignment import Alignment
 from handtailor_jax.evaluation.freihand import freihand_score
 from handtailor_jax.evaluation.metrics import GRID_5_20, GRID_20_50, auc, auc_gain, pck
-from handtailor_jax.evaluation.paper.subjects import Subject, meshes, rows
-from handtailor_jax.evaluation.protocols import Alignment
-from handtailor_jax.evaluation.report import Cell, Claim, Findings, Table
+from handtailor_jax.evaluation.paper.subjects import (
+    Hands,
+    Predictions,
+    Subject,
+    meshes,
+    placed,
+    propose,
+    rows,
+    tailored,
+)
+from handtailor_jax.evaluation.report import Cell, Claim, Findings, Table, published
+from handtailor_jax.fit import fit_detection
 
 ALIGNMENTS: tuple[Alignment, ...] = ("lit", "root", "pa")
 """Alignments that Table 1 lists side by side, because they separate errors of scale from errors of pose."""
@@ -17,62 +32,24 @@ ALIGNMENTS: tuple[Alignment, ...] = ("lit", "root", "pa")
 _FREIHAND_HANDS = 500  # F-scores of meshes that have to be posed first are slow
 
 
-class PublishedAccuracy(NamedTuple):
-    """A row of the paper's Table 1."""
-
-    method: str
-    rhd_pck_20: float
-    """PCK at 20 mm."""
-    rhd_auc: float
-    """AUC 20-50."""
-    stb_auc: float
-    """AUC 20-50."""
-
-
-PUBLISHED = (
-    PublishedAccuracy("Zimmermann & Brox", 0.430, 0.675, 0.948),
-    # Other sources attribute .790 and .926 to Baek et al.; the row is quoted as the paper prints it.
-    PublishedAccuracy("Boukhayma", 0.790, 0.926, 0.995),
-    PublishedAccuracy("Zhang", 0.740, 0.901, 0.995),
-    PublishedAccuracy("Ge", 0.810, 0.920, 0.998),
-    PublishedAccuracy("Yang (BiHand)", 0.846, 0.951, 0.997),
-    PublishedAccuracy("HandTailor, hand module", 0.833, 0.949, 0.997),
-    PublishedAccuracy("HandTailor", 0.874, 0.958, 0.998),
-    PublishedAccuracy("HandTailor, without K", 0.829, 0.932, 0.991),
-)
-
-PUBLISHED_FREIHAND = (
-    ("MANO-CNN", 11.0, 10.9),
-    ("Boukhayma", 35.0, 13.2),
-    ("YouTube-hand", 8.4, 8.6),
-    ("Pose2Mesh", 7.7, 7.8),
-    ("I2L-MeshNet", 7.4, 7.6),
-    ("HandTailor, hand module", 8.5, 8.8),
-    ("HandTailor", 8.2, 8.7),
-    ("HandTailor, without K", 8.9, 9.2),
-)
-"""Method, PA-MPJPE and PA-MPVPE in millimetres, as the paper prints them."""
-
-
 def table1(subject: Subject) -> Findings:
     """Return accuracy by alignment, FreiHAND's scores if there are true meshes, and the paper's statements on both."""
     body: list[tuple[Cell, ...]] = []
-    compared = (
+    for name, hands in (
         ("hand module", subject.with_k.before),
         ("HandTailor", subject.with_k.after),
         ("hand module, no K", subject.without_k.before),
         ("HandTailor, no K", subject.without_k.after),
-    )
-    for name, hands in compared:
+    ):
         for alignment in ALIGNMENTS:
             errors = subject.errors_mm(hands, alignment)
             scores = (float(pck(errors, (20.0,))[0]), auc(errors, GRID_20_50), auc(errors, GRID_5_20))
             body.append(("ours: " + name, alignment, float(errors.mean()), *scores))
-    for row in PUBLISHED:
+    for method, rhd_pck_20, rhd_auc, stb_auc in published("table1"):
         if subject.truth.dataset.startswith("stb"):
-            body.append((f"published, STB: {row.method}", "lit", math.nan, math.nan, row.stb_auc, math.nan))
+            body.append((f"published, STB: {method}", "lit", math.nan, math.nan, stb_auc, math.nan))
         else:
-            body.append((f"published, RHD: {row.method}", "lit", math.nan, row.rhd_pck_20, row.rhd_auc, math.nan))
+            body.append((f"published, RHD: {method}", "lit", math.nan, rhd_pck_20, rhd_auc, math.nan))
     note = (
         "Without intrinsics a hand is recovered about its own line of sight, so its rotation differs from the camera "
         "frame's by the angle between the two; only `pa` takes that out."
@@ -119,15 +96,44 @@ def _freihand_table(subject: Subject) -> Table:
         ("HandTailor", subject.with_k.after),
         ("HandTailor, no K", subject.without_k.after),
     ):
-        assert hands.parameters is not None
         vertices = meshes(subject.hand, rows(hands.parameters, some))
         score = freihand_score(subject.scored_joints(hands)[some], vertices, truth.joints, true_vertices)
         # Vertices are compared one by one only if both meshes are of the same hand model.
         vertex_error = math.nan if score.vertices is None else score.vertices.aligned_mean_mm
-        f = score.f_aligned
-        body.append(("ours: " + name, score.joints.aligned_mean_mm, vertex_error, f.at_5, f.at_15))
-    for method, joint_error, vertex_error in PUBLISHED_FREIHAND:
+        body.append(("ours: " + name, score.joints.aligned_mean_mm, vertex_error, *score.f_aligned))
+    for method, joint_error, vertex_error in published("freihand"):
         body.append((f"published, FreiHAND: {method}", joint_error, vertex_error, math.nan, math.nan))
     header = ("method", "PA-MPJPE mm", "PA-MPVPE mm", "F@5 mm", "F@15 mm")
     note = f"{count} hands; joints and vertices aligned separately, reflections allowed, as FreiHAND scores."
     return Table("freihand", "FreiHAND's scores", header, tuple(body), subject.notes(note))
+
+
+def table2(subject: Subject, others: Sequence[Predictions]) -> Findings:
+    """Return AUC 5-20 before and after the tailor, for the subject's method and for others on the same hands."""
+    compared = [(subject.predictions.method, subject.with_k.before, subject.with_k.after)]
+    compared += [(other.method, *_plugged_in(subject, other)) for other in others]
+    body: list[tuple[Cell, ...]] = []
+    for method, before, after in compared:
+        before_mm, after_mm = subject.errors_mm(before), subject.errors_mm(after)
+        gain = auc_gain(before_mm, after_mm, GRID_5_20, seed=subject.seed)
+        scores = (gain.before, gain.after, gain.difference, f"[{gain.low:+.3f}, {gain.high:+.3f}]")
+        body.append(("ours: " + method, *scores, float(before_mm.mean()), float(after_mm.mean())))
+    for method, auc_before, auc_after in published("table2"):
+        scores = (auc_before, auc_after, auc_after - auc_before, "")
+        body.append((f"published, RHD: {method}", *scores, math.nan, math.nan))
+    header = ("method", "AUC 5-20 before", "after", "gain", "95 % interval", "EPE before, mm", "after")
+    notes = subject.notes("Methods that give joints only are fitted to their keypoints with those joints as a hint.")
+    return Findings((Table("table2", "Table 2: the tailor as a plug-in", header, tuple(body), notes),))
+
+
+def _plugged_in(subject: Subject, other: Predictions) -> tuple[Hands, Hands]:
+    """Return the hands of another method before and after the tailor."""
+    if other.pose is not None:
+        proposals = propose(subject.truth, other)
+        return placed(subject.hand, proposals), tailored(subject.hand, proposals, subject.config)
+    assert other.joints is not None
+    fitted = []
+    for i in tqdm(range(len(subject.truth)), desc=f"fitting {other.method}", unit="hand"):
+        found = detection(other.keypoints_2d[i], joints_3d=other.joints[i], confidence=other.confidence[i])
+        fitted.append(fit_detection(found, hand=subject.hand).joints)
+    return Hands(other.joints), Hands(np.stack(fitted))
