@@ -26,6 +26,7 @@ from handtailor_jax.synthetic.marks import CHANNELS
 from handtailor_jax.synthetic.scene import SceneConfig
 from handtailor_jax.synthetic.skin import skin_chart
 from handtailor_jax.synthetic.surface import scene_topology
+from tools.bake_scene import scene_arrays
 
 SIZE, COUNT = 64, 12
 CONFIG = SyntheticConfig(size=SIZE, images_at_once=COUNT, left=0.25)
@@ -295,6 +296,12 @@ def test_skin_chart():
     assert 0.001 < (nail > 0.5).mean() < 0.03
     assert 0.1 < (palm > 0.5).mean() < 0.5
     assert not ((nail > 0.5) & (crease > 0.5)).any()
+
+
+def test_the_baked_scene_is_what_its_script_makes():
+    topology = scene_topology()
+    for name, array in scene_arrays().items():
+        np.testing.assert_array_equal(getattr(topology, name), array)
 
 
 def test_hand_and_arm_are_one_surface():
