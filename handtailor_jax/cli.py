@@ -116,7 +116,7 @@ def run_fit(options: Fit) -> None:
 def run_synth(options: Synth) -> None:
     """Render the samples and write them."""
     from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
-    from handtailor_jax.synthetic.freihand_layout import read_photographs, write_freihand
+    from handtailor_jax.synthetic.storage import read_photographs, write_freihand
 
     images = None if options.backgrounds is None else read_photographs(options.backgrounds)
     dataset = SyntheticDataset(SyntheticConfig(size=options.size), options.split, options.seed, images)

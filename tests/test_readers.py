@@ -26,7 +26,7 @@ from handtailor_jax.geometry.mirror import mirror_camera
 from handtailor_jax.mano.loading import embedded_arrays
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, KEYPOINTS_FROM_MANO, permutation
 from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
-from handtailor_jax.synthetic.freihand_layout import write_freihand
+from handtailor_jax.synthetic.storage import write_freihand
 from handtailor_jax.types import Camera
 from tests.fixtures import (
     FREIHAND_BACKGROUNDS,

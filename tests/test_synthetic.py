@@ -20,11 +20,11 @@ from handtailor_jax.synthetic.dataset import (
     sample_hand,
     sample_key,
 )
-from handtailor_jax.synthetic.freihand_layout import read_photographs, write_freihand
 from handtailor_jax.synthetic.imaging import jpeg
 from handtailor_jax.synthetic.marks import CHANNELS
 from handtailor_jax.synthetic.scene import SceneConfig
 from handtailor_jax.synthetic.skin import skin_chart
+from handtailor_jax.synthetic.storage import read_photographs, write_freihand
 from handtailor_jax.synthetic.surface import scene_topology
 from tools.bake_scene import scene_arrays
 
@@ -282,7 +282,7 @@ def test_a_failed_write_leaves_no_files(dataset, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("handtailor_jax.synthetic.freihand_layout.contact_sheet", full)
+    monkeypatch.setattr("handtailor_jax.synthetic.storage.contact_sheet", full)
     with pytest.raises(InputError, match="No space left"):
         write_freihand(dataset, 2, tmp_path / "set", progress=False)
     assert list(tmp_path.iterdir()) == []

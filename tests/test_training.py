@@ -23,7 +23,7 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.weights import load_weights, provenance
-from handtailor_jax.synthetic import pool as pool_module
+from handtailor_jax.synthetic import storage
 from handtailor_jax.synthetic.dataset import SyntheticDataset
 from handtailor_jax.training.config import DataConfig, LossWeights, OptimizerConfig, TrainingConfig
 from handtailor_jax.training.loop import NotFinite, Run, train
@@ -81,9 +81,9 @@ posed = jax.jit(lambda hand, pose, betas: jax.vmap(lambda p, b: hand.shape(b).po
 def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool_module, "SyntheticDataset", FakeDataset)
-        pool_module.SamplePool(folder, synthetic_config(tiny(folder)), 32)
-        pool_module.SamplePool(folder, synthetic_config(tiny(folder)), 8, "test")
+        patch.setattr(storage, "SyntheticDataset", FakeDataset)
+        storage.SamplePool(folder, synthetic_config(tiny(folder)), 32)
+        storage.SamplePool(folder, synthetic_config(tiny(folder)), 8, "test")
     return folder
 
 
@@ -255,12 +255,12 @@ def test_devices_and_batches_that_do_not_fit(cache, tmp_path):
 
 
 def test_a_damaged_shard_and_a_pool_that_grows(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(pool_module, "SyntheticDataset", FakeDataset)
-    monkeypatch.setattr(pool_module, "SHARD", 16)
+    monkeypatch.setattr(storage, "SyntheticDataset", FakeDataset)
+    monkeypatch.setattr(storage, "SHARD", 16)
     config = synthetic_config(tiny(cache))
-    small = pool_module.SamplePool(tmp_path, config, 16)
+    small = storage.SamplePool(tmp_path, config, 16)
     before = (small.folder / "00000").stat().st_mtime_ns
-    grown = pool_module.SamplePool(tmp_path, config, 40)
+    grown = storage.SamplePool(tmp_path, config, 40)
     assert (small.folder / "00000").stat().st_mtime_ns == before
     assert len(grown.batch(np.asarray([0, 17, 39])).image) == 3
     with pytest.raises(IndexError, match="samples 0 to 39"):
@@ -269,7 +269,7 @@ def test_a_damaged_shard_and_a_pool_that_grows(cache, tmp_path, monkeypatch):
     file = grown.folder / "00001" / "pose.npy"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match=r"00001: is damaged .*: remove this folder"):
-        pool_module.SamplePool(tmp_path, config, 40)
+        storage.SamplePool(tmp_path, config, 40)
 
 
 CONFIG = """

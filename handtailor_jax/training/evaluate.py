@@ -20,7 +20,7 @@ from handtailor_jax.hand_module.iknet import normalise_joints
 from handtailor_jax.images import opencv
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.skeleton import BONES, ROOT
-from handtailor_jax.synthetic.pool import SamplePool
+from handtailor_jax.synthetic.storage import SamplePool
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.photographs import prepare_photographs
 from handtailor_jax.training.prediction import posed_keypoints

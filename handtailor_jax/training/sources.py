@@ -20,7 +20,7 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import MANO_VERTICES
 from handtailor_jax.synthetic.dataset import SyntheticConfig
-from handtailor_jax.synthetic.pool import SamplePool
+from handtailor_jax.synthetic.storage import SamplePool
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.photographs import PhotoSet, backgrounds, composed, prepare_photographs
 

@@ -96,6 +96,7 @@ def _freihand_table(subject: Subject) -> Table:
         ("HandTailor", subject.with_k.after),
         ("HandTailor, no K", subject.without_k.after),
     ):
+        assert hands.parameters is not None
         vertices = meshes(subject.hand, rows(hands.parameters, some))
         score = freihand_score(subject.scored_joints(hands)[some], vertices, truth.joints, true_vertices)
         # Vertices are compared one by one only if both meshes are of the same hand model.
