@@ -21,9 +21,8 @@ from handtailor_jax.synthetic.dataset import (
     sample_key,
 )
 from handtailor_jax.synthetic.imaging import jpeg
-from handtailor_jax.synthetic.marks import CHANNELS
 from handtailor_jax.synthetic.scene import SceneConfig
-from handtailor_jax.synthetic.skin import skin_chart
+from handtailor_jax.synthetic.skin import CHANNELS, skin_chart
 from handtailor_jax.synthetic.storage import read_photographs, write_freihand
 from handtailor_jax.synthetic.surface import scene_topology
 from tools.bake_scene import scene_arrays

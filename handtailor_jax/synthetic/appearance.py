@@ -7,7 +7,8 @@ from handtailor_jax.data.draws import Draws
 from handtailor_jax.render.rasterise import Fragments
 from handtailor_jax.render.shading import ambient_openness
 from handtailor_jax.synthetic.backgrounds import bands, muted_colors
-from handtailor_jax.synthetic.marks import CHANNELS
+from handtailor_jax.synthetic.marks import smooth_step
+from handtailor_jax.synthetic.skin import CHANNELS
 from handtailor_jax.synthetic.surface import BAND, SKIN, SLEEVE, Plane, Planes3, Surface, once
 from handtailor_jax.types import Camera, pytree
 
@@ -19,14 +20,11 @@ _WRAP, _SHADOW_BLEED, _FOLD_BLEED = (0.34, 0.17, 0.12), (0.35, 0.09, 0.035), (0.
 
 @pytree
 class Light:
-    """One key light that casts shadows, one fill light, and ambient light that is stronger from one side."""
+    """Key light that casts shadows, fill light, and ambient light stronger from `up`: unit vectors, camera frame."""
 
     key: Float[Array, "3"]
-    """Unit vector toward the key light, camera frame."""
     fill: Float[Array, "3"]
-    """Unit vector toward the fill light."""
     up: Float[Array, "3"]
-    """Unit vector toward the strongest ambient light."""
     colors: Float[Array, "4 3"]
     """RGB of key, fill, ambient from `up`, ambient from the other side."""
     softness: Float[Array, ""]
@@ -101,18 +99,8 @@ def sample_materials(draws: Draws) -> Materials:
     cloth = value[:, None] * (1.0 - loud * (1.0 - draws.uniform(2, 3)))
     pattern = jnp.stack([jnp.exp(draws.between(2.3, 4.8)), jnp.floor(draws.between(2.0, 14.0)), draws.uniform() ** 2])
     objects = muted_colors(draws, 3)
-    return Materials(
-        melanin=melanin,
-        blood=draws.between(0.1, 0.9),
-        hue=hue,
-        marks=marks[:8],
-        gloss=marks[8:],
-        polish=polish,
-        cloth=cloth,
-        pattern=pattern,
-        objects=objects,
-        object_gloss=draws.uniform(3) ** 2,
-    )
+    blood, object_gloss = draws.between(0.1, 0.9), draws.uniform(3) ** 2
+    return Materials(melanin, blood, hue, marks[:8], marks[8:], polish, cloth, pattern, objects, object_gloss)
 
 
 def shade(
@@ -124,16 +112,9 @@ def shade(
     openness: Plane,
     camera: Camera,
 ) -> Planes3:
-    """Compute linear RGB of every pixel, 0 without a surface.
+    """Compute linear RGB of every pixel of the supersampled image, 0 without a surface.
 
-    Args:
-        surface: Visible surface of the supersampled image.
-        chart: Chart of the skin, see `skin.skin_chart`.
-        materials: Random choices about the materials.
-        light: Lights of the scene.
-        visible: Share of the key light that reaches each pixel, see `key_visibility`.
-        openness: Share of the ambient light that reaches each pixel, see `openness_of`.
-        camera: Camera of the supersampled image.
+    `visible` is the share of the key light that reaches each pixel, `openness` that of the ambient light.
     """
     skin, cloth = surface.material == SKIN, surface.material == SLEEVE
     melanin, blood, dark, nail, palm, height = _pigments(surface, chart, materials)
@@ -187,9 +168,8 @@ def _reflection(
     grazing = (1.0 - jnp.clip(nx * ex + ny * ey + nz * ez, 0.0, 1.0)) ** 5
     gloss, roughness = materials.gloss
     exponent = jnp.where(skin, 10.0 + 34.0 * (1.0 - roughness) + 60.0 * nail, 6.0 + 90.0 * glossy)
-    strength = jnp.where(
-        skin, gloss * (0.028 + 0.05 * nail) * (1.0 - 0.4 * palm), jnp.where(cloth, 0.004, 0.12 * glossy)
-    )
+    of_skin = gloss * (0.028 + 0.05 * nail) * (1.0 - 0.4 * palm)
+    strength = jnp.where(skin, of_skin, jnp.where(cloth, 0.004, 0.12 * glossy))
     strength = strength * (exponent + 8.0) * (1.0 / 8.0) * (1.0 + 12.0 * grazing)
 
     def gleam(direction: Float[Array, "3"], cosine: Plane) -> Plane:
@@ -272,9 +252,3 @@ def openness_of(surface: Surface, camera: Camera) -> Plane:
     coarse = once(ambient_openness(fragments, half, 0.07))
     open_ = jnp.repeat(jnp.repeat(coarse, 2, axis=0), 2, axis=1)
     return once((2.0 * open_ - 1.0) * 0.85 + 0.15)
-
-
-def smooth_step(low: float, high: float, x: Plane) -> Plane:
-    """Return 0 below `low`, 1 above `high` and a smooth transition between."""
-    t = jnp.clip((x - low) / (high - low), 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)

@@ -32,10 +32,8 @@ def resampling(size: int, count: int) -> np.ndarray:
     high = np.clip(low + 1, 0, count - 1)
     t = np.clip(at - low, 0.0, 1.0)
     t = t * t * (3.0 - 2.0 * t)
-    weights = np.zeros((size, count), np.float32)
-    weights[np.arange(size), low] += 1.0 - t
-    weights[np.arange(size), high] += t
-    return weights
+    eye = np.eye(count)
+    return ((1.0 - t)[:, None] * eye[low] + t[:, None] * eye[high]).astype(np.float32)
 
 
 def noise_field(key: PRNGKeyArray, size: int, dtype: jnp.dtype, octaves: tuple[int, ...] = (3, 7, 16, 36, 80)) -> Image:

@@ -60,7 +60,6 @@ class SyntheticConfig:
     """Number of images rendered together. The memory grows with it, and on an accelerator the speed."""
 
     def __post_init__(self) -> None:
-        """Check the sizes; raise InputError with the name of the field."""
         if self.size < 32 or self.size % 16:
             raise InputError(f"SyntheticConfig: size must be a multiple of 16 and at least 32, got {self.size}")
         if self.images_at_once < 1:
@@ -69,22 +68,17 @@ class SyntheticConfig:
 
 @pytree
 class SyntheticSample:
-    """A rendered image of a hand and its ground truth. Batches have a leading axis."""
+    """A rendered sRGB image of a hand and its ground truth: pixels (u, v), and metres in the camera frame."""
 
     image: UInt8[Array, "*batch size size 3"]
-    """sRGB image."""
     keypoints_2d: Float[Array, "*batch 21 2"]
-    """Keypoints (u, v) in pixels of the image."""
     joints: Float[Array, "*batch 21 3"]
-    """Keypoints in metres, camera frame."""
     pose: Float[Array, "*batch 16 3"]
     """Axis-angle rotations in MANO's order, radians, relative to the flat rest pose; row 0 is the global rotation."""
     betas: Float[Array, "*batch 10"]
-    """Shape coefficients."""
     camera: Camera
     """Perspective camera of the image."""
     vertices: Float[Array, "*batch vertices 3"]
-    """Vertices of the embedded hand in metres, camera frame."""
     depth: Float[Array, "*batch size size"]
     """Camera z of the hand in metres where `mask` is set, 0 elsewhere."""
     mask: Bool[Array, "*batch size size"]
@@ -108,10 +102,7 @@ class SyntheticAssets:
 
 
 def load_assets(photographs: Any = None) -> SyntheticAssets:
-    """Load the embedded hand, its chart, and background photographs.
-
-    Args:
-        photographs: uint8 RGB array (photographs, height, width, 3), or None.
+    """Load the embedded hand, its chart, and background photographs, uint8 RGB (photographs, height, width, 3).
 
     Raises:
         InputError: If the photographs have another type or shape.
@@ -122,12 +113,8 @@ def load_assets(photographs: Any = None) -> SyntheticAssets:
             f"photographs must be one uint8 RGB array (photographs, height, width, 3), got {images.dtype} of shape "
             f"{images.shape}: resize the photographs to one size and stack them"
         )
-    return SyntheticAssets(
-        hand=embedded_hand(),
-        topology=scene_topology(),
-        chart=jnp.asarray(skin_chart(_CHART_SIZE)),
-        photographs=jnp.asarray(images),
-    )
+    chart = jnp.asarray(skin_chart(_CHART_SIZE))
+    return SyntheticAssets(embedded_hand(), scene_topology(), chart, photographs=jnp.asarray(images))
 
 
 def sample_key(seed: int | Array, split: Split, index: Any) -> PRNGKeyArray:
@@ -242,22 +229,12 @@ class SyntheticDataset:
     """
 
     def __init__(
-        self,
-        config: SyntheticConfig = SyntheticConfig(),
-        split: str = "train",
-        seed: int = 0,
-        photographs: Any = None,
+        self, config: SyntheticConfig = SyntheticConfig(), split: str = "train", seed: int = 0, photographs: Any = None
     ) -> None:
-        """Prepare a split.
-
-        Args:
-            config: Distribution of the samples.
-            split: "train" or "test".
-            seed: Seed of the training split, from 0 to 2**31 - 1.
-            photographs: Background photographs, see `load_assets`.
+        """Prepare split "train" or "test"; the seed, from 0 to 2**31 - 1, is that of the training split.
 
         Raises:
-            InputError: If split or seed do not exist.
+            InputError: If split or seed do not exist, or the photographs are not as `load_assets` takes them.
         """
         if split not in get_args(Split):
             raise InputError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")

@@ -118,11 +118,8 @@ def motion_blur(image: Image, vector: Float[Array, "2"], taps: int = 7) -> Image
 
 def _doubling(count: int) -> np.ndarray:
     """Return the matrix with which decoders double a row of chroma: three quarters of one sample, one of the next."""
-    matrix = np.zeros((2 * count, count), np.float32)
-    pixel = np.arange(2 * count)
-    matrix[pixel, pixel // 2] += 0.75
-    matrix[pixel, np.clip(pixel // 2 + np.where(pixel % 2, 1, -1), 0, count - 1)] += 0.25
-    return matrix
+    eye, pixel = np.eye(count, dtype=np.float32), np.arange(2 * count)
+    return 0.75 * eye[pixel // 2] + 0.25 * eye[np.clip(pixel // 2 - 1 + 2 * (pixel % 2), 0, count - 1)]
 
 
 def jpeg(image: Image, quality: Float[Array, ""]) -> Image:
@@ -156,14 +153,7 @@ def jpeg(image: Image, quality: Float[Array, ""]) -> Image:
 
 
 def behind_hand(background: Image, coverage: Float[Array, "size size"], draws: Draws, config: ImagingConfig) -> Image:
-    """Blur a background, and in some samples cast the hand's shadow on it as on a wall close behind.
-
-    Args:
-        background: Linear RGB.
-        coverage: Share of each pixel that the scene in front covers.
-        draws: Random numbers.
-        config: Strength of the blur.
-    """
+    """Blur a linear background, and in some samples cast the shadow of what covers it, as on a wall close behind."""
     size = background.shape[0]
     blur = gaussian(size, 0.3 + size * config.background_defocus * draws.uniform() ** 2)
     background = separable(background, blur, blur)
@@ -177,11 +167,8 @@ def behind_hand(background: Image, coverage: Float[Array, "size size"], draws: D
 def develop(light: Image, box: Float[Array, "4"], key: PRNGKeyArray, config: ImagingConfig) -> Image:
     """Turn linear light into an image as a camera records it (sRGB, 0 to 1).
 
-    Args:
-        light: Linear RGB, exposed for a middling brightness of the hand; the exposure is varied here.
-        box: Left, top, right and bottom of the hand in pixels; the padding leaves it free.
-        key: Random key.
-        config: Strength of the effects.
+    The light is exposed for a middling brightness of the hand; the exposure is varied here. Padding leaves the box
+    (left, top, right and bottom of the hand in pixels) free.
     """
     own, noise_key = jax.random.split(key)
     draws = Draws(own, light.dtype)

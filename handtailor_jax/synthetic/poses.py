@@ -18,11 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from handtailor_jax.data.draws import Draws
 from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.rotations import (
-    axis_angle_from_matrix,
-    matrix_from_axis_angle,
-    matrix_from_quaternion,
-)
+from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle, matrix_from_quaternion
 from handtailor_jax.mano.hand_model import HandModel, PosedHand
 from handtailor_jax.skeleton import BONES, FINGERS, KEYPOINTS, MANO_JOINTS, ROOT, WRIST
 
@@ -61,12 +57,9 @@ class PoseConfig:
     """Share of hands held up in front of the camera, fingers within about 40 degrees of up; the others are uniform."""
 
     def __post_init__(self) -> None:
-        """Check the weights and counts; raise InputError with the name of the field."""
         weights = (self.prior, self.gesture, self.blend, self.recombined)
         if min(weights) < 0.0 or sum(weights) <= 0.0:
-            raise InputError(
-                f"PoseConfig: the weights of poses must not be negative, and one must be positive, got {weights}"
-            )
+            raise InputError(f"PoseConfig: weights must not be negative, and one must be positive, got {weights}")
         if self.candidates < 1:
             raise InputError(f"PoseConfig: candidates must be at least 1, got {self.candidates}")
         if not 0.0 <= self.upright <= 1.0:
@@ -168,15 +161,11 @@ def _may_collide(first: tuple[int, int], second: tuple[int, int]) -> bool:
     """Return whether contact of two bones of different fingers is a collision: next to a metacarpal it is not."""
     fingers = {KEYPOINTS[bone[1]].split("_")[0] for bone in (first, second)}
     palm = sum(bone[0] == WRIST for bone in (first, second))
-    bases = sum(
-        BONES[parent][0] == WRIST
-        for parent in (_PARENT_BONE.get(first), _PARENT_BONE.get(second))
-        if parent is not None
-    )
+    bases = sum(bone[0] in _METACARPAL_ENDS for bone in (first, second))
     return len(fingers) == 2 and palm < 2 and not (palm == 1 and bases == 1)
 
 
-_PARENT_BONE = {bone: i for bone in BONES for i, parent in enumerate(BONES) if parent[1] == bone[0]}
+_METACARPAL_ENDS = {bone[1] for bone in BONES if bone[0] == WRIST}
 _PAIRS = np.asarray([(i, j) for i in range(len(BONES)) for j in range(i) if _may_collide(BONES[i], BONES[j])], np.int32)
 
 

@@ -56,7 +56,6 @@ class SceneConfig:
     """Share of hands with an object in front of them."""
 
     def __post_init__(self) -> None:
-        """Check the ranges; raise InputError with the name of the field."""
         for name, (low, high) in (("distance", self.distance), ("fill", self.fill)):
             if not 0.0 < low <= high:
                 raise InputError(f"SceneConfig: {name} must be an increasing positive range, got {low} ... {high}")
@@ -66,25 +65,16 @@ class SceneConfig:
 
 @pytree
 class Placement:
-    """A hand in front of a camera."""
+    """A hand in front of the perspective camera of a crop: metres in the camera frame, pixels (u, v) of the crop."""
 
     vertices: Float[Array, "vertices 3"]
-    """Hand vertices in metres, camera frame."""
     joints: Float[Array, "21 3"]
-    """Keypoints in metres, camera frame."""
     keypoints_2d: Float[Array, "21 2"]
-    """Keypoints (u, v) in pixels of the crop."""
     camera: Camera
-    """Perspective camera of the crop."""
 
 
 def place_hand(
-    hand: HandModel,
-    pose: Float[Array, "16 3"],
-    betas: Float[Array, "betas"],
-    key: PRNGKeyArray,
-    size: int,
-    config: SceneConfig,
+    hand: HandModel, pose: Float[Array, "16 3"], betas: Array, key: PRNGKeyArray, size: int, config: SceneConfig
 ) -> Placement:
     """Place a hand at a random position in front of a camera and crop the image around it, as a detector does.
 
@@ -128,11 +118,7 @@ def visible_keypoints(placed: Placement, depth: Float[Array, "size size"]) -> Bo
 
 
 def scene_vertices(
-    placement: Placement,
-    pose: Float[Array, "16 3"],
-    topology: SceneTopology,
-    key: PRNGKeyArray,
-    config: SceneConfig,
+    placement: Placement, pose: Float[Array, "16 3"], topology: SceneTopology, key: PRNGKeyArray, config: SceneConfig
 ) -> Float[Array, "scene_vertices 3"]:
     """Draw arm, sleeve, band and objects around a hand, and return the vertices of the whole scene."""
     dtype = placement.vertices.dtype
