@@ -3,13 +3,14 @@
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from handtailor_jax.data import open_dataset, readable
+from handtailor_jax.data.sample import Sample
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.alignment import GivenTruth, Protocol, WristRecipe
 from handtailor_jax.evaluation.freihand import freihand_joints, write_predictions
@@ -156,7 +157,7 @@ def read_truth(config: EvaluationConfig) -> GroundTruth:
     options = {"wrist": config.wrist, "camera": config.stb_camera} if config.dataset == "stb" else {}
     reader = open_dataset(config.dataset, config.root, split, **options)
     count = len(reader) if config.count is None else min(config.count, len(reader))
-    samples = ((index, reader[index]) for index in range(count))
+    samples: Iterator[tuple[int, Sample]] = ((index, reader[index]) for index in range(count))
     if config.skip_unreadable:
         samples = readable(reader, lambda index, error: print(f"skipped sample {index}: {error}"))
     labelled = config.what != "freihand-submission"
