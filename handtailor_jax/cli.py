@@ -3,192 +3,287 @@
 Input that cannot be used prints one line and exits with status 2, before anything is written.
 """
 
-import importlib.resources
+# A command is a class: docstring and fields are its help, and a call runs it and only then imports anything heavy.
+
+import dataclasses
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
+from tyro.conf import Positional, arg
 
-from handtailor_jax.commands import Command, ConvertOfficial, Demo, Export, Fit, Predict, Synth
 from handtailor_jax.errors import InputError, command
+from handtailor_jax.tailor.presets import PresetName
+from handtailor_jax.types import NetworkName, Side
 
-# Everything else is imported by the command that needs it, so that --help does not import the networks.
-
-
-@command("handtailor")
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and run the command."""
-    options: Predict | Demo | Fit | Synth | ConvertOfficial | Export = tyro.cli(
-        Command,
-        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
-        prog="handtailor",
-        description=__doc__,
-        args=arguments,
-    )  # type: ignore[arg-type]
-    keep_compiled_programs()
-    match options:
-        case Predict():
-            run_predict(options)
-        case Demo():
-            run_demo(options)
-        case Fit():
-            run_fit(options)
-        case Synth():
-            run_synth(options)
-        case ConvertOfficial():
-            run_convert(options)
-        case Export():
-            run_export(options)
+Out = Annotated[Path, arg(aliases=["-o"])]
+MeshFormat = Literal["obj", "ply", "glb"]
+EXAMPLES = Path(__file__).with_name("assets") / "examples" / "hands.json"
 
 
-def run_predict(options: Predict) -> None:
-    """Recover the hands of all inputs and write the results."""
-    from handtailor_jax import predict
-    from handtailor_jax.geometry.cameras import as_camera
-    from handtailor_jax.hand_tailor import HandTailor
-    from handtailor_jax.mano.loading import load_hand
-    from handtailor_jax.tailor.presets import PRESETS, TailorConfig
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Find all hands in images and videos, and recover their meshes.
 
-    for name, value in (("--hands", options.hands), ("--passes", options.passes)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}: give at least 1")
-    as_camera(options.camera)
-    sources = predict.find_sources(options.inputs)
-    config: TailorConfig | Literal["auto"] | None = "auto" if options.preset is None else PRESETS[options.preset]()
-    hand = None if options.hand is None else load_hand(options.hand)
-    tailor = HandTailor.load(options.weights, hand, config if options.tailor else None, options.network)
-    skipped = predict.predict(sources, tailor, options)
-    print(f"{len(sources) - skipped} of {len(sources)} inputs written to {options.out}")
-    if skipped:
-        raise SystemExit(2)
+    An image gives <id>.json with all hands, <id>_overlay.png and, with --mesh, their meshes; several images also give
+    sheet.png. A video gives <id>.jsonl with a line for each frame, <id>_overlay.mp4 and, with --mesh glb, moving
+    meshes. Inputs that cannot be read are reported and skipped; the exit status is then 2.
+    """
+
+    inputs: Positional[tuple[str, ...]]
+    """Images, folders, patterns such as "photos/*.jpg", videos, or the number of a webcam."""
+    network: NetworkName = "landmarks"
+    """Network that recovers the hands: landmarks (palm detector, hand landmark network and IKNet: all hands, both
+    sides) or hourglass (the paper's network: one hand, without a detector)."""
+    hands: int | None = None
+    """Largest number of hands; in images all hands if not given, in videos 2."""
+    thorough: bool = False
+    """Search overlapping tiles of images as well, for small or faint hands. This takes four to ten times as long. It is
+    done by itself for images in which no hand is found otherwise."""
+    weights: Path | None = None
+    """Weights of the hand module (.safetensors), from training or `handtailor convert-official`; network landmarks uses
+    their IKNet alone. The embedded weights if not given."""
+    out: Out = Path("hands")
+    """Folder for the results."""
+    camera: tuple[float, float, float, float] | None = None
+    """Intrinsics FX FY CX CY of the images, pixels; weak perspective if not given."""
+    side: Side | None = None
+    """Side of all hands; estimated for each hand if not given (network hourglass assumes right hands)."""
+    box: tuple[float, float, float, float] | None = None
+    """Box X Y W H around the only hand to recover, pixels, in videos of the first frame; hands are searched if not
+    given."""
+    hand: Path | None = None
+    """Hand model (MANO_RIGHT.pkl, MANO_LEFT.pkl or npz); with network hourglass, --weights must be trained for it. The
+    embedded hand if not given."""
+    mesh: MeshFormat | None = None
+    """Format of the meshes, glb for videos; no meshes if not given."""
+    preset: PresetName | None = None
+    """Energy and solver of the tailor: for the hourglass's keypoints (network), for precise keypoints (default), the
+    paper's (paper) or the released program's (official); the two last ones are for network hourglass. The preset of the
+    network if not given."""
+    tailor: bool = True
+    """Fit the network's hand to the detected keypoints."""
+    passes: int = 2
+    """Number of forward passes for a --box: the first crops the box, each further one the hand that was found."""
+    overlay: bool = True
+    """Write overlays: images or videos with the mesh drawn over them."""
+
+    def __call__(self) -> None:
+        """Recover the hands of all inputs and write the results."""
+        from handtailor_jax.geometry.cameras import as_camera
+        from handtailor_jax.hand_tailor import HandTailor
+        from handtailor_jax.mano.loading import load_hand
+        from handtailor_jax.predict import find_sources, predict
+        from handtailor_jax.results import HandFiles
+        from handtailor_jax.tailor.presets import PRESETS, TailorConfig
+
+        for name, value in (("--hands", self.hands), ("--passes", self.passes)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}: give at least 1")
+        as_camera(self.camera)
+        sources = find_sources(self.inputs, camera=self.camera, box=self.box, side=self.side)
+        config: TailorConfig | Literal["auto"] | None = "auto" if self.preset is None else PRESETS[self.preset]()
+        hand = None if self.hand is None else load_hand(self.hand)
+        tailor = HandTailor.load(self.weights, hand, config if self.tailor else None, self.network)
+        files = HandFiles(self.out, self.mesh, self.overlay)
+        skipped = predict(sources, tailor, files, hands=self.hands, thorough=self.thorough, passes=self.passes)
+        print(f"{len(sources) - skipped} of {len(sources)} inputs written to {self.out}")
+        if skipped:
+            raise SystemExit(2)
 
 
-def run_demo(options: Demo) -> None:
-    """Recover the hands of the packaged images and write the results."""
-    from handtailor_jax import predict
-    from handtailor_jax.detections import read_detections
-    from handtailor_jax.hand_tailor import HandTailor
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Recover hand meshes from the images that come with the package.
 
-    with packaged_examples() as examples:
-        images = {each.image: each for each in read_detections(examples) if each.image is not None}
-        sources = [predict.Source(image.stem, image, False, each.camera) for image, each in images.items()]
-        predict.predict(sources, HandTailor.load(), Predict(inputs=(), out=options.out, mesh="glb"))
-    print(f"{len(sources)} images written to {options.out}: look at {options.out / 'sheet.png'}")
+    The images are renderings of the embedded hand that the network was not trained on. The results are those of
+    `handtailor predict`: <id>.json, <id>_overlay.png, <id>.glb and sheet.png.
+    """
+
+    out: Out = Path("demo")
+    """Folder for the results."""
+
+    def __call__(self) -> None:
+        """Recover the hands of the packaged images and write the results."""
+        from handtailor_jax.detections import read_detections
+        from handtailor_jax.hand_tailor import HandTailor
+        from handtailor_jax.predict import Source, predict
+        from handtailor_jax.results import HandFiles
+
+        images = {each.image: each.camera for each in read_detections(EXAMPLES) if each.image is not None}
+        sources = [Source(image.stem, image, camera=camera) for image, camera in images.items()]
+        predict(sources, HandTailor.load(), HandFiles(self.out, "glb", True))
+        print(f"{len(sources)} images written to {self.out}: look at {self.out / 'sheet.png'}")
 
 
-def run_fit(options: Fit) -> None:
-    """Fit every hand of the file and write the results."""
-    from tqdm import tqdm
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Fit hand meshes to 2D keypoints, and to whatever else is known, from a JSON file.
 
-    from handtailor_jax.detections import read_detections
-    from handtailor_jax.fit import fit_detection
-    from handtailor_jax.images import read_image
-    from handtailor_jax.mano.loading import load_hand
-    from handtailor_jax.results import MOST_LINES, HandFiles, to_json
+    Each hand gives <id>.json, <id>_overlay.png and, with --mesh, a mesh; several hands also give sheet.png.
+    """
 
-    with packaged_examples() as examples:
-        detections = read_detections(examples if options.file is None else options.file)
+    file: Positional[Path | None] = None
+    """JSON file: an object or a list of objects with keypoints_2d (21 [u, v] pairs, pixels) and optionally id, image,
+    convention, order, confidence, joints_3d, pose, betas, camera {fx, fy, cx, cy}, side; the packaged examples if not
+    given."""
+    out: Out = Path("fits")
+    """Folder for the results."""
+    mesh: MeshFormat | None = None
+    """Format of the meshes; no meshes if not given."""
+    hand: Path | None = None
+    """Hand model: MANO_RIGHT.pkl, MANO_LEFT.pkl or npz; the embedded hand if not given."""
+    overlay: bool = True
+    """Write overlays: the keypoints, the mesh over the image, and the mesh from the side."""
+
+    def __call__(self) -> None:
+        """Fit every hand of the file and write the results."""
+        from tqdm import tqdm
+
+        from handtailor_jax.detections import read_detections
+        from handtailor_jax.fit import fit_detection
+        from handtailor_jax.images import read_image
+        from handtailor_jax.mano.loading import load_hand
+        from handtailor_jax.results import MOST_LINES, HandFiles, to_json
+
+        detections = read_detections(EXAMPLES if self.file is None else self.file)
         # Everything that can be wrong with the input is found before the first file is written.
-        model = load_hand(options.hand)
-        files = HandFiles(options.out, options.mesh, options.overlay)
-        for each in detections:
-            if options.overlay and each.image is not None:
-                read_image(each.image)
+        model = load_hand(self.hand)
+        files = HandFiles(self.out, self.mesh, self.overlay)
+        images = [each.image if self.overlay else None for each in detections]
+        for image in filter(None, images):
+            read_image(image)
         files.prepare([each.id for each in detections])
-
-        for each in tqdm(detections, desc="fit", unit="hand", disable=len(detections) == 1):
+        several = len(detections) != 1
+        for each, path in zip(tqdm(detections, desc="fit", unit="hand", disable=not several), images, strict=True):
             try:
                 hand = fit_detection(each, hand=model)
             except InputError as error:
                 raise InputError(f"{each.id}: {error}") from None
             before, after = hand.reprojection_before, hand.reprojection_after
-            image = read_image(each.image) if options.overlay and each.image is not None else None
-            files.write(each.id, to_json(hand), [hand], image, f"{each.id}  {before:.1f} > {after:.1f} px")
+            caption = f"{each.id}  {before:.1f} > {after:.1f} px"
+            files.write(each.id, to_json(hand), [hand], None if path is None else read_image(path), caption)
             if len(detections) <= MOST_LINES:
                 tqdm.write(f"{each.id}: mean reprojection error {before:.2f} px at the start, {after:.2f} px fitted")
         files.write_sheet()
-    print(f"{len(detections)} hand{'s' if len(detections) != 1 else ''} written to {options.out}")
+        print(f"{len(detections)} hand{'s' if several else ''} written to {self.out}")
 
 
-def run_synth(options: Synth) -> None:
-    """Render the samples and write them."""
-    from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
-    from handtailor_jax.synthetic.storage import read_photographs, write_freihand
+@dataclasses.dataclass(frozen=True)
+class Synth:
+    """Render hands with exact labels, as files in the layout of the FreiHAND dataset."""
 
-    images = None if options.backgrounds is None else read_photographs(options.backgrounds)
-    dataset = SyntheticDataset(SyntheticConfig(size=options.size), options.split, options.seed, images)
-    write_freihand(dataset, options.count, options.out)
-    print(f"written to {options.out}")
+    out: Path
+    """Folder to write; it must not exist, or be empty."""
+    split: Literal["train", "test"] = "train"
+    """train: as many samples as wanted, by seed. test: the 4,000 samples of this project's evaluation."""
+    count: int = 1000
+    """Number of samples."""
+    size: int = 224
+    """Side of the images in pixels, a multiple of 16."""
+    seed: int = 0
+    """Seed of the train split."""
+    backgrounds: Path | None = None
+    """Folder of images to put behind half of the hands; generated backgrounds only if not given."""
 
+    def __call__(self) -> None:
+        """Render the samples and write them."""
+        from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
+        from handtailor_jax.synthetic.storage import read_photographs, write_freihand
 
-def run_convert(options: ConvertOfficial) -> None:
-    """Write the released checkpoint as a weight file."""
-    from handtailor_jax.hand_module.official import load_official
-    from handtailor_jax.hand_module.torch_file import read_state_dict
-    from handtailor_jax.hand_module.weights import save_weights
-    from handtailor_jax.results import prepare_folder
-
-    module = load_official(read_state_dict(options.checkpoint))
-    prepare_folder(options.weights.absolute().parent, [options.weights.name])
-    save_weights(options.weights, module, {"source": f"released checkpoint {options.checkpoint.name}, converted"})
-    print(f"written to {options.weights}")
-
-
-def run_export(options: Export) -> None:
-    """Write a part of the method as a program, and its description."""
-    from handtailor_jax import export
-    from handtailor_jax.hand_module.weights import load_module
-    from handtailor_jax.mano.loading import load_hand
-    from handtailor_jax.results import prepare_folder
-    from handtailor_jax.tailor.presets import PRESETS
-
-    refuse_idle_options(options)
-    out, platforms = options.out, options.platforms
-    if not platforms:
-        raise InputError("--platforms names no platform: give at least one of cpu, cuda, tpu")
-    hand = load_hand(options.hand)
-    module = None
-    if options.part != "tailor":
-        module = load_module(options.weights, None if options.hand is None else hand)
-    preset = PRESETS[options.preset or ("default" if options.part == "tailor" else "network")]()
-    # The folder is made after everything that can be wrong with the inputs.
-    prepare_folder(out.absolute().parent, [out.name, f"{out.name}.json"])
-    if module is None:
-        export.export_tailor(out, hand, preset, perspective=options.perspective, platforms=platforms)
-    elif options.part == "hand-module":
-        export.export_hand_module(out, module, platforms=platforms)
-    else:
-        export.export_pipeline(out, module, hand, preset if options.tailor else None, platforms=platforms)
-    print(f"written to {out} ({out.stat().st_size / 1e6:.1f} MB) and {out.name}.json")
+        images = None if self.backgrounds is None else read_photographs(self.backgrounds)
+        dataset = SyntheticDataset(SyntheticConfig(size=self.size), self.split, self.seed, images)
+        write_freihand(dataset, self.count, self.out)
+        print(f"written to {self.out}")
 
 
-def refuse_idle_options(options: Export) -> None:
-    """Raise an InputError for an option that does not apply to the part that is exported."""
-    given = {
-        "--weights": options.weights is not None,
-        "--hand": options.hand is not None,
-        "--preset": options.preset is not None,
-        "--no-tailor": not options.tailor,
-        "--no-perspective": not options.perspective,
-    }
-    idle = {
-        "tailor": ("--weights", "--no-tailor"),
-        "hand-module": ("--hand", "--preset", "--no-tailor", "--no-perspective"),
-        "pipeline": ("--no-perspective",),
-    }
-    for name in idle[options.part]:
-        if given[name]:
-            raise InputError(f"{name} does not apply to `handtailor export {options.part}`: leave it out")
+@dataclasses.dataclass(frozen=True)
+class ConvertOfficial:
+    """Convert the checkpoint that HandTailor's authors released (PyTorch) to a weight file; PyTorch is not needed."""
+
+    checkpoint: Positional[Path]
+    """Released checkpoint, in either file format of PyTorch."""
+    weights: Positional[Path]
+    """Weight file to write, ending in .safetensors."""
+
+    def __call__(self) -> None:
+        """Write the released checkpoint as a weight file."""
+        from handtailor_jax.hand_module.official import load_official
+        from handtailor_jax.hand_module.torch_file import read_state_dict
+        from handtailor_jax.hand_module.weights import save_weights
+        from handtailor_jax.results import prepare_folder
+
+        module = load_official(read_state_dict(self.checkpoint))
+        prepare_folder(self.weights.absolute().parent, [self.weights.name])
+        save_weights(self.weights, module, {"source": f"released checkpoint {self.checkpoint.name}, converted"})
+        print(f"written to {self.weights}")
 
 
-@contextmanager
-def packaged_examples() -> Iterator[Path]:
-    """Yield the JSON file of the packaged examples."""
-    with importlib.resources.as_file(importlib.resources.files("handtailor_jax") / "assets" / "examples") as folder:
-        yield folder / "hands.json"
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a part of the method as a jax.export file, which runs without this package."""
+
+    part: Positional[Literal["tailor", "hand-module", "pipeline"]]
+    """tailor: keypoints and a proposed pose in, placed mesh out. hand-module: crop and camera in; keypoints, joints,
+    pose and shape out. pipeline: crop and camera in, placed mesh out."""
+    out: Positional[Path]
+    """File to write."""
+    weights: Path | None = None
+    """Weights of the hand module (.safetensors) that become part of the file; the embedded weights if not given."""
+    hand: Path | None = None
+    """Hand model that becomes part of the file; the embedded hand if not given."""
+    preset: PresetName | None = None
+    """Energy and solver of the tailor; if not given, `default` for the tailor and `network` for the pipeline."""
+    tailor: bool = True
+    """Fit the network's hand to the detected keypoints, in the pipeline."""
+    perspective: bool = True
+    """Export the tailor for images with intrinsics; otherwise for images without."""
+    platforms: tuple[Literal["cpu", "cuda", "tpu"], ...] = ("cpu", "cuda", "tpu")
+    """Platforms on which the file can run."""
+
+    def __call__(self) -> None:
+        """Write a part of the method as a program, and its description."""
+        from handtailor_jax import export
+        from handtailor_jax.hand_module.weights import load_module
+        from handtailor_jax.mano.loading import load_hand
+        from handtailor_jax.results import prepare_folder
+        from handtailor_jax.tailor.presets import PRESETS
+
+        idle = {
+            "--weights": self.weights is not None and self.part == "tailor",
+            "--hand": self.hand is not None and self.part == "hand-module",
+            "--preset": self.preset is not None and self.part == "hand-module",
+            "--no-tailor": not self.tailor and self.part != "pipeline",
+            "--no-perspective": not self.perspective and self.part != "tailor",
+        }
+        for name in (name for name, given in idle.items() if given):
+            raise InputError(f"{name} does not apply to `handtailor export {self.part}`: leave it out")
+        if not self.platforms:
+            raise InputError("--platforms names no platform: give at least one of cpu, cuda, tpu")
+        hand = load_hand(self.hand)
+        module = None if self.part == "tailor" else load_module(self.weights, None if self.hand is None else hand)
+        preset = PRESETS[self.preset or ("default" if self.part == "tailor" else "network")]()
+        # The folder is made after everything that can be wrong with the inputs.
+        prepare_folder(self.out.absolute().parent, [self.out.name, f"{self.out.name}.json"])
+        if module is None:
+            export.export_tailor(self.out, hand, preset, perspective=self.perspective, platforms=self.platforms)
+        elif self.part == "hand-module":
+            export.export_hand_module(self.out, module, platforms=self.platforms)
+        else:
+            export.export_pipeline(self.out, module, hand, preset if self.tailor else None, platforms=self.platforms)
+        print(f"written to {self.out} ({self.out.stat().st_size / 1e6:.1f} MB) and {self.out.name}.json")
+
+
+@command("handtailor")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and run the command."""
+    config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
+    commands = Predict | Demo | Fit | Synth | ConvertOfficial | Export
+    run = tyro.cli(commands, prog="handtailor", description=__doc__, args=arguments, config=config)  # type: ignore[arg-type]
+    keep_compiled_programs()
+    run()
 
 
 def keep_compiled_programs() -> None:

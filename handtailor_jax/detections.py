@@ -3,15 +3,14 @@
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
 
-from handtailor_jax.arrays import FloatArray, checked_array, numbers
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import FloatArray, InputError, checked_array, numbers
 from handtailor_jax.geometry.cameras import intrinsic_matrix
 from handtailor_jax.mano.landmarks import CONVENTIONS
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_BETAS, permutation
@@ -85,11 +84,8 @@ def detection(
     Raises:
         InputError: If a value is invalid.
     """
-    for name, value, known in (
-        ("side", side, get_args(Side)),
-        ("convention", convention, CONVENTIONS),
-        ("order", order, KEYPOINT_ORDERS),
-    ):
+    choices = {"side": get_args(Side), "convention": CONVENTIONS, "order": KEYPOINT_ORDERS}
+    for (name, known), value in zip(choices.items(), (side, convention, order), strict=True):
         if value not in known:
             raise InputError(f"{name} is {value!r}: use one of {', '.join(known)}")
     _check_id(id)
@@ -109,7 +105,7 @@ def detection(
     )
 
 
-def _check_id(id: Any) -> None:
+def _check_id(id: str) -> None:
     if not isinstance(id, str) or not _ID.fullmatch(id) or id.startswith("."):
         raise InputError(f"id is {id!r}: it names files, so use text without slashes that does not begin with a dot")
     if len(id.encode("utf-8", "replace")) > _LONGEST_ID or _SURROGATE.search(id):
@@ -160,45 +156,47 @@ def read_detections(path: str | Path) -> list[Detection]:
         InputError: If the file cannot be read or an entry is invalid.
     """
     path = Path(path)
+    entries = _read_entries(path)
+    detections: dict[str, Detection] = {}
+    for number, entry in enumerate(entries):
+        try:
+            found = _from_json(entry, number, path)
+            name = found.id.casefold()  # some file systems ignore case and would write two ids to one file
+            if name in detections:
+                first = list(detections).index(name)
+                raise InputError(f"id {found.id!r} is also the id of entry {first}: give different ids")
+        except InputError as error:
+            where = f"{path}: " if len(entries) == 1 else f"{path}: entry {number}: "
+            raise InputError(f"{where}{error}") from None
+        detections[name] = found
+    return list(detections.values())
+
+
+def _read_entries(path: Path) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if text.strip() else None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error.__class__.__name__}): give a JSON file") from None
-    if not text.strip():
-        raise InputError(f"{path}: is empty: give a JSON object with keypoints_2d, or a list of them")
-    try:
-        content = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: is not complete JSON (line {error.lineno}: {error.msg})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error.__class__.__name__}): give a JSON file") from None
     except RecursionError:
         raise InputError(f"{path}: is nested too deeply to be a list of hands") from None
     entries = content if isinstance(content, list) else [content]
-    if not entries:
-        raise InputError(f"{path}: holds no hands: give a JSON object with keypoints_2d, or a list of them")
-    detections: list[Detection] = []
-    seen: dict[str, int] = {}
-    for number, entry in enumerate(entries):
-        where = f"{path}: " if len(entries) == 1 else f"{path}: entry {number}: "
-        if not isinstance(entry, Mapping):
-            raise InputError(f"{where}is not a JSON object: give an object with keypoints_2d")
-        try:
-            found = _from_json(entry, number, path)
-        except InputError as error:
-            raise InputError(f"{where}{error}") from None
-        name = found.id.casefold()  # some file systems ignore case and would write two ids to one file
-        if name in seen:
-            raise InputError(f"{where}id {found.id!r} is also the id of entry {seen[name]}: give different ids")
-        seen[name] = number
-        detections.append(found)
-    return detections
+    if not text.strip() or not entries:
+        state = "holds no hands" if text.strip() else "is empty"
+        raise InputError(f"{path}: {state}: give a JSON object with keypoints_2d, or a list of them")
+    return entries
 
 
 _FIELDS = {f.name for f in dataclasses.fields(Detection)} | {"order", "pca", "global_rotation", "flat_hand_mean"}
 
 
-def _from_json(entry: Mapping[str, Any], number: int, path: Path) -> Detection:
+def _from_json(entry: Any, number: int, path: Path) -> Detection:
+    if not isinstance(entry, dict):
+        raise InputError("is not a JSON object: give an object with keypoints_2d")
     if "keypoints_2d" not in entry:
         raise InputError("has no keypoints_2d: give 21 [u, v] pairs in pixels")
     fields = {key: entry[key] for key in _FIELDS if entry.get(key) is not None}
@@ -207,11 +205,9 @@ def _from_json(entry: Mapping[str, Any], number: int, path: Path) -> Detection:
         if not isinstance(image, str) or not image or "\0" in image or _SURROGATE.search(image):
             raise InputError("image must be the path of an image: correct it or leave it out")
         fields["image"] = path.parent / image
-    if "id" in fields:
-        if isinstance(fields["id"], int) and not isinstance(fields["id"], bool):
-            fields["id"] = str(fields["id"])
-    else:
-        fields["id"] = f"{number:04d}" if image is None else Path(image).stem
+    id = fields.setdefault("id", f"{number:04d}" if image is None else Path(image).stem)
+    if isinstance(id, int) and not isinstance(id, bool):
+        fields["id"] = str(id)
     for key in ("id", "side", "convention", "order"):
         if not isinstance(fields.get(key, ""), str):
             raise InputError(f"{key} is {fields[key]!r}: it must be text")
@@ -246,9 +242,15 @@ def _pose_from_json(fields: dict[str, Any]) -> Any:
 
 
 def from_mediapipe(
-    landmarks: Sequence[Any], width: int, height: int, *, handedness: str, world_landmarks: Sequence[Any] | None = None,
-    mirrored: bool = False, **known: Any,
-) -> Detection:  # fmt: skip
+    landmarks: Sequence[Any],
+    width: int,
+    height: int,
+    *,
+    handedness: str,
+    world_landmarks: Sequence[Any] | None = None,
+    mirrored: bool = False,
+    **known: Any,
+) -> Detection:
     """Convert the output of MediaPipe Hands: 21 normalised landmarks, and world landmarks as a depth hint.
 
     Args:
@@ -284,6 +286,5 @@ def _check_spread(points: FloatArray) -> None:
     spots, counts = np.unique(points, axis=0, return_counts=True)
     if counts.max() > _MOST_ON_ONE_SPOT:
         u, v = spots[counts.argmax()]
-        raise InputError(
-            f"{counts.max()} keypoints coincide at ({u:g}, {v:g}): give missing keypoints a confidence of 0"
-        )
+        where = f"{counts.max()} keypoints coincide at ({u:g}, {v:g})"
+        raise InputError(f"{where}: give missing keypoints a confidence of 0")

@@ -1,11 +1,15 @@
-"""Errors in a user's input, and how commands report them."""
+"""Errors in a user's input: how commands report them, and checks of arrays of numbers."""
 
 import functools
 import sys
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec
+
+import numpy as np
+import numpy.typing as npt
 
 P = ParamSpec("P")
+FloatArray = npt.NDArray[np.float32]
 
 
 class InputError(ValueError):
@@ -15,10 +19,7 @@ class InputError(ValueError):
 def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Decorate the main function of a program, so that expected errors end it with one line and an exit status.
 
-    An `InputError` is printed to stderr and exits with status 2; Ctrl-C exits with status 130.
-
-    Args:
-        program: Name of the program at the beginning of the line.
+    An `InputError` is printed to stderr after the program's name and exits with status 2; Ctrl-C exits with status 130.
     """
 
     def decorate(main: Callable[P, None]) -> Callable[P, None]:
@@ -35,3 +36,51 @@ def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
         return run
 
     return decorate
+
+
+def numbers(name: str, values: Any) -> Any:
+    """Convert nested sequences of numbers to a float64 array.
+
+    Raises:
+        InputError: If they hold anything else, or rows of different lengths; the message begins with `name`.
+    """
+    try:
+        # NumPy would parse text and convert true to 1.
+        if np.asarray(values).dtype.kind not in "OSUbc" or not _holds(values, (str, bytes, bool, complex)):
+            return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        pass
+    raise InputError(f"{name} must hold numbers only, all rows of one length")
+
+
+def _holds(values: Any, kinds: tuple[type, ...]) -> bool:
+    """Return whether nested sequences contain a value of these types."""
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if isinstance(values, list | tuple):
+        return any(_holds(value, kinds) for value in values)
+    return isinstance(values, kinds)
+
+
+def checked_array(
+    name: str, values: Any, shape: tuple[int, ...], ignored: npt.NDArray[np.bool_] | None = None
+) -> FloatArray:
+    """Convert nested sequences of numbers to a float32 array of a shape.
+
+    The values of `ignored` rows may be anything; those that are not finite become 0.
+
+    Raises:
+        InputError: If the shape differs or a value is not finite or absurdly large; the message begins with `name`.
+    """
+    array = numbers(name, values)
+    if array.shape != shape:
+        expected, got = (" x ".join(str(n) for n in s) or "one number" for s in (shape, array.shape))
+        raise InputError(f"{name} must be {expected} numbers, not {got}")
+    finite = np.isfinite(array) & (np.abs(array) < 1e9)
+    if ignored is not None:
+        finite |= ignored.reshape(-1, *([1] * (array.ndim - 1)))
+    if not finite.all():
+        missing = name == "keypoints_2d"
+        remedy = "give missing keypoints a confidence of 0" if missing else "leave it out if it is unknown"
+        raise InputError(f"{name} holds NaN, infinite or absurdly large numbers: {remedy}")
+    return np.where(np.isfinite(array), array, 0.0).astype(np.float32)

@@ -69,12 +69,9 @@ def fit_detection(
         betas=np.zeros(model.num_betas, np.float32) if found.betas is None else found.betas,
         mirror=np.asarray(model.side != found.side),
     )
-    convention = load_convention(found.convention)
-    if found.pose is None:
-        fitted = _search(model, known, convention, config or TailorConfig.keypoints_only(), search_config)
-    else:
-        fitted = _refine(model, known, convention, config or TailorConfig.plug_in())
-    fitted = jax.device_get(fitted)
+    if config is None:
+        config = TailorConfig.keypoints_only() if found.pose is None else TailorConfig.plug_in()
+    fitted = jax.device_get(_fit(model, known, load_convention(found.convention), config, search_config))
     if not np.isfinite(fitted.vertices).all():
         raise InputError("no hand could be fitted to these keypoints: check their order and units")
     if fitted.energy_gap is not None and not np.isfinite(fitted.energy_gap):
@@ -84,7 +81,7 @@ def fit_detection(
 
 @pytree
 class _Known:
-    """A detection as the compiled programs take it."""
+    """A detection as the compiled program takes it."""
 
     keypoints_2d: Float[Numbers, "21 2"]
     confidence: Float[Numbers, "21"]
@@ -95,32 +92,22 @@ class _Known:
     mirror: Bool[Numbers, ""]
     """Whether the hand is of the other side than the hand model, so that one program serves both sides."""
 
-    def observation(self) -> Observation:
-        """Return what the tailor compares the hand model with, on the hand model's side."""
-        depth = None
-        if self.joints_3d is not None:
-            depth = relative_depth(self.joints_3d, self.keypoints_2d, self.confidence)
-        seen = Observation(self.keypoints_2d, self.confidence, self.camera, depth)
-        return choose(self.mirror, mirror_observation(seen), seen)
-
 
 @functools.partial(jax.jit, static_argnames=("config", "search_config"))
-def _search(
+def _fit(
     model: HandModel, known: _Known, convention: LandmarkConvention, config: TailorConfig, search_config: SearchConfig
 ) -> Hand:
-    observation = known.observation()
-    hand = search(model, observation, config, search_config, convention=convention, betas_mean=known.betas)
-    return choose(known.mirror, mirror_hand(hand), hand)
-
-
-@functools.partial(jax.jit, static_argnames=("config",))
-def _refine(model: HandModel, known: _Known, convention: LandmarkConvention, config: TailorConfig) -> Hand:
-    observation = known.observation()
-    assert known.pose is not None
-    pose = choose(known.mirror, mirror_pose(known.pose), known.pose)
-    start = place_proposal(model, pose, known.betas, observation, convention)
-    fitted = tailor(model, start, observation, config, convention=convention)
-    hand = describe(model, fitted, observation, convention)
-    before = describe(model, start, observation, convention).reprojection_after
-    hand = dataclasses.replace(hand, reprojection_before=before)
+    depth = None
+    if known.joints_3d is not None:
+        depth = relative_depth(known.joints_3d, known.keypoints_2d, known.confidence)
+    seen = Observation(known.keypoints_2d, known.confidence, known.camera, depth)
+    seen = choose(known.mirror, mirror_observation(seen), seen)
+    if known.pose is None:
+        hand = search(model, seen, config, search_config, convention=convention, betas_mean=known.betas)
+    else:
+        pose = choose(known.mirror, mirror_pose(known.pose), known.pose)
+        start = place_proposal(model, pose, known.betas, seen, convention)
+        fitted = tailor(model, start, seen, config, convention=convention)
+        before = describe(model, start, seen, convention).reprojection_after
+        hand = dataclasses.replace(describe(model, fitted, seen, convention), reprojection_before=before)
     return choose(known.mirror, mirror_hand(hand), hand)

@@ -120,10 +120,8 @@ def crop_square(
         square = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
     zoom = size / side
     # OpenCV resamples about pixel centres: u' + 1/2 = zoom (u - left + 1/2).
-    affine = np.asarray(
-        [[zoom, 0.0, zoom * (0.5 - left) - 0.5], [0.0, zoom, zoom * (0.5 - top) - 0.5]],
-        np.float32,
-    )
+    offsets = zoom * (0.5 - left) - 0.5, zoom * (0.5 - top) - 0.5
+    affine = np.asarray([[zoom, 0.0, offsets[0]], [0.0, zoom, offsets[1]]], np.float32)
     return np.ascontiguousarray(square), affine, (float(left), float(top), float(side), float(side))
 
 
@@ -151,10 +149,7 @@ def _cut_short(data: bytes) -> bool:
 @contextlib.contextmanager
 def quiet(cv2: Any) -> Iterator[None]:
     """Silence OpenCV's warnings, because the errors of this package report unreadable images and videos."""
-    logging = getattr(getattr(cv2, "utils", None), "logging", None)
-    if logging is None:
-        yield
-        return
+    logging = cv2.utils.logging
     level = logging.getLogLevel()
     logging.setLogLevel(logging.LOG_LEVEL_SILENT)
     try:

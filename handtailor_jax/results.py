@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ from handtailor_jax.types import Camera, Hand
 
 MOST_LINES = 20
 """Largest number of inputs of which a command reports each one in a line."""
+
 _MOST_ON_SHEET = 40
-_SHEET_WIDTH = 3200
 
 
 def to_json(hand: Hand) -> dict[str, Any]:
@@ -81,26 +81,22 @@ def _number(value: Any) -> float | None:
     return None if value is None else round(float(value), 4)
 
 
-def metric_vertices(hand: Hand) -> np.ndarray:
-    """Return the vertices (V, 3) in metres: in the camera frame with intrinsics, relative to the middle MCP without."""
-    vertices = np.asarray(hand.vertices, np.float64)
-    if hand.perspective:
-        return vertices
-    return (vertices - np.asarray(hand.parameters.translation)) / np.asarray(hand.parameters.scale)
-
-
 def scene_vertices(hands: Sequence[Hand]) -> list[np.ndarray]:
     """Return the vertices (V, 3) of several hands in one frame, metres.
 
     The frame is the camera frame with intrinsics. Without intrinsics no distance is known: the hands are at one depth,
     each in its own size, as far apart as they are in the image at their mean scale; the origin is their middle.
     """
-    meshes = [metric_vertices(hand) for hand in hands]
+    meshes = [np.asarray(hand.vertices, np.float64) for hand in hands]
     if not hands or hands[0].perspective:
         return meshes
     per_metre = float(np.mean([hand.parameters.scale for hand in hands]))
     places = np.asarray([[*hand.parameters.translation[:2], 0.0] for hand in hands], np.float64) / per_metre
-    return [mesh + place for mesh, place in zip(meshes, places - places.mean(axis=0), strict=True)]
+    sized = [
+        (mesh - np.asarray(hand.parameters.translation)) / np.asarray(hand.parameters.scale)
+        for mesh, hand in zip(meshes, hands, strict=True)
+    ]
+    return [mesh + place for mesh, place in zip(sized, places - places.mean(axis=0), strict=True)]
 
 
 def joined_mesh(hands: Sequence[Hand]) -> tuple[np.ndarray, np.ndarray]:
@@ -159,16 +155,12 @@ def sheet(images: Sequence[Image], captions: Sequence[str]) -> Image:
 
     cv2 = opencv()
     grid = contact_sheet(images, 2 if len(images) <= 8 else 4, captions)
-    zoom = min(1.0, _SHEET_WIDTH / grid.shape[1])
+    zoom = min(1.0, 3200 / grid.shape[1])
     return cv2.resize(grid, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
 
 
 def prepare_folder(folder: Path, names: Iterable[str] = ()) -> None:
-    """Create an output folder and check that files can be written there.
-
-    Args:
-        folder: Output folder; it is created with its parents if it does not exist.
-        names: Names of the files that will be written.
+    """Create an output folder with its parents, and check that files of the given names can be written there.
 
     Raises:
         InputError: If the folder cannot be written to, or a folder has one of the names.
@@ -187,15 +179,9 @@ def prepare_folder(folder: Path, names: Iterable[str] = ()) -> None:
 class HandFiles:
     """Files of images in one folder: <id>.json, <id>_overlay.png, meshes, and sheet.png of all overlays."""
 
-    def __init__(self, folder: Path, mesh: str | None, overlay: bool) -> None:
-        """Check that the formats can be written.
-
-        Args:
-            folder: Output folder.
-            mesh: Format of the meshes: obj, ply or glb; None writes no meshes.
-            overlay: Whether overlays are written.
-        """
-        self._folder, self._mesh, self._overlay = folder, mesh, overlay
+    def __init__(self, folder: Path, mesh: Literal["obj", "ply", "glb"] | None, overlay: bool) -> None:
+        """Check that meshes of a format and overlays can be written, where they are wanted."""
+        self.folder, self.mesh, self.overlay = folder, mesh, overlay
         self._overlays: list[Image] = []
         self._captions: list[str] = []
         if mesh is not None:
@@ -205,11 +191,9 @@ class HandFiles:
 
     def prepare(self, ids: Iterable[str], others: Iterable[str] = ()) -> None:
         """Create the folder for hands of the given ids, and for other files; see `prepare_folder`."""
-        endings = [".json"]
-        endings += [] if self._mesh is None else [f".{self._mesh}"]
-        endings += ["_overlay.png"] if self._overlay else []
+        endings = [".json", *([f".{self.mesh}"] if self.mesh else []), *(["_overlay.png"] if self.overlay else [])]
         names = [f"{id}{ending}" for id in ids for ending in endings]
-        prepare_folder(self._folder, [*names, *others, *(["sheet.png"] if self._overlay else [])])
+        prepare_folder(self.folder, [*names, *others, *(["sheet.png"] if self.overlay else [])])
 
     def write(self, id: str, content: Any, hands: Sequence[Hand], image: Image | None, caption: str) -> None:
         """Write the files of one image.
@@ -221,12 +205,12 @@ class HandFiles:
             image: The image, if there is one.
             caption: Text under the overlay on the sheet.
         """
-        write_json(self._folder / f"{id}.json", content)
-        if self._mesh is not None and hands:
-            write_mesh(self._folder / f"{id}.{self._mesh}", hands)
-        if self._overlay:
+        write_json(self.folder / f"{id}.json", content)
+        if self.mesh is not None and hands:
+            write_mesh(self.folder / f"{id}.{self.mesh}", hands)
+        if self.overlay:
             drawn = overlay(hands, image)
-            write_image(self._folder / f"{id}_overlay.png", drawn)
+            write_image(self.folder / f"{id}_overlay.png", drawn)
             if len(self._overlays) < _MOST_ON_SHEET:
                 self._overlays.append(drawn)
                 self._captions.append(caption)
@@ -234,7 +218,7 @@ class HandFiles:
     def write_sheet(self) -> None:
         """Write the sheet if there are several overlays."""
         if len(self._overlays) > 1:
-            write_image(self._folder / "sheet.png", sheet(self._overlays, self._captions))
+            write_image(self.folder / "sheet.png", sheet(self._overlays, self._captions))
 
 
 @contextlib.contextmanager
@@ -245,16 +229,16 @@ def appearing(path: Path) -> Iterator[Path]:
     in containers. It keeps the suffix, because writers choose the format by it.
 
     Raises:
-        InputError: If the file cannot be renamed.
+        InputError: If the operating system does not let the caller write, or the file cannot be renamed.
     """
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
         if temporary.exists():
-            try:
-                temporary.replace(path)
-            except OSError as error:
-                raise unwritable(path, error) from None
+            temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot be written ({reason}): choose another folder") from None
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -263,21 +247,9 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary path and rename the result to `path`; see `appearing`.
-
-    Raises:
-        InputError: If the file cannot be written.
-    """
+    """Call `write` with a temporary path and rename the result to `path`; see `appearing`."""
     with appearing(path) as temporary:
-        try:
-            write(temporary)
-        except OSError as error:
-            raise unwritable(path, error) from None
-
-
-def unwritable(path: Path, error: OSError) -> InputError:
-    """Return the error for a file that the operating system does not let us write."""
-    return InputError(f"{path}: cannot be written ({error.strerror or error}): choose another folder")
+        write(temporary)
 
 
 def mesh_library() -> Any:

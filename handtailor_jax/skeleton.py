@@ -12,49 +12,17 @@ from collections.abc import Sequence
 
 FINGERS = ("thumb", "index", "middle", "ring", "little")
 
-KEYPOINTS = (
-    "wrist",
-    "thumb_cmc",
-    "thumb_mcp",
-    "thumb_ip",
-    "thumb_tip",
-    "index_mcp",
-    "index_pip",
-    "index_dip",
-    "index_tip",
-    "middle_mcp",
-    "middle_pip",
-    "middle_dip",
-    "middle_tip",
-    "ring_mcp",
-    "ring_pip",
-    "ring_dip",
-    "ring_tip",
-    "little_mcp",
-    "little_pip",
-    "little_dip",
-    "little_tip",
-)
+
+def _chain(finger: str) -> tuple[str, ...]:
+    """Return the keypoints of a finger from base to tip."""
+    parts = ("cmc", "mcp", "ip", "tip") if finger == "thumb" else ("mcp", "pip", "dip", "tip")
+    return tuple(f"{finger}_{part}" for part in parts)
+
+
+KEYPOINTS = ("wrist", *(name for finger in FINGERS for name in _chain(finger)))
 """Canonical order of the 21 keypoints; FreiHAND, OpenPose and MediaPipe use it too."""
 
-MANO_JOINTS = (
-    "wrist",
-    "index_mcp",
-    "index_pip",
-    "index_dip",
-    "middle_mcp",
-    "middle_pip",
-    "middle_dip",
-    "little_mcp",
-    "little_pip",
-    "little_dip",
-    "ring_mcp",
-    "ring_pip",
-    "ring_dip",
-    "thumb_cmc",
-    "thumb_mcp",
-    "thumb_ip",
-)
+MANO_JOINTS = ("wrist", *(name for f in ("index", "middle", "little", "ring", "thumb") for name in _chain(f)[:3]))
 """MANO's order of the 16 joints that have a rotation. The little finger comes before the ring finger."""
 
 NUM_KEYPOINTS = len(KEYPOINTS)
@@ -89,18 +57,14 @@ def permutation(source: Sequence[str], target: Sequence[str]) -> tuple[int, ...]
     return tuple(list(source).index(name) for name in target)
 
 
-def _fingers(*fingers: str, reverse: bool = False) -> tuple[str, ...]:
-    """Return the keypoints of the named fingers one after the other, from base to tip or reversed."""
-    each = [[k for k in KEYPOINTS if k.split("_")[0] == finger] for finger in fingers]
-    return tuple(name for joints in each for name in (joints[::-1] if reverse else joints))
-
+_FROM_TIPS = tuple(name for finger in FINGERS for name in _chain(finger)[::-1])
 
 KEYPOINT_ORDERS = {
     "canonical": KEYPOINTS,
     "mano": MANO_JOINTS + FINGER_TIPS,
-    "rhd": ("wrist", *_fingers(*FINGERS, reverse=True)),
-    "stb": ("wrist", *_fingers(*FINGERS[::-1])),
-    "interhand": (*_fingers(*FINGERS, reverse=True), "wrist"),
+    "rhd": ("wrist", *_FROM_TIPS),
+    "stb": ("wrist", *(name for finger in FINGERS[::-1] for name in _chain(finger))),
+    "interhand": (*_FROM_TIPS, "wrist"),
 }
 """Named orders of the 21 keypoints; docs/conventions.md lists who uses which. canonical: `KEYPOINTS`. mano: 16 MANO
 joints, then tips from thumb to little finger. rhd: wrist, each finger from tip to base. stb: little finger first.
@@ -112,30 +76,20 @@ KEYPOINTS_FROM_MANO = permutation(MANO_JOINTS + FINGER_TIPS, KEYPOINTS)
 JOINT_KEYPOINTS = permutation(KEYPOINTS, MANO_JOINTS)
 """Keypoint of each of the 16 MANO joints."""
 
+FINGER_KEYPOINTS = tuple(permutation(KEYPOINTS, _chain(finger)) for finger in FINGERS)
+"""Keypoints of each finger from base to tip, (5, 4)."""
 
-def _parent_keypoint(name: str) -> int:
-    finger_joints = [k for k in KEYPOINTS if k.split("_")[0] == name.split("_")[0]]
-    position = finger_joints.index(name)
-    return KEYPOINTS.index(finger_joints[position - 1]) if position else WRIST
+FINGER_JOINTS = tuple(permutation(MANO_JOINTS, _chain(finger)[:3]) for finger in FINGERS)
+"""MANO joints of each finger from base to tip, (5, 3)."""
 
-
-KEYPOINT_PARENTS = tuple(-1 if name == "wrist" else _parent_keypoint(name) for name in KEYPOINTS)
+KEYPOINT_PARENTS = (-1, *(parent for chain in FINGER_KEYPOINTS for parent in (WRIST, *chain[:-1])))
 """Kinematic parent of each keypoint; -1 for the wrist."""
 
-JOINT_PARENTS = tuple(
-    -1 if name == "wrist" else MANO_JOINTS.index(KEYPOINTS[KEYPOINT_PARENTS[KEYPOINTS.index(name)]])
-    for name in MANO_JOINTS
-)
+JOINT_PARENTS = (-1, *(MANO_JOINTS.index(KEYPOINTS[KEYPOINT_PARENTS[k]]) for k in JOINT_KEYPOINTS[1:]))
 """Kinematic parent of each MANO joint; -1 for the wrist."""
 
 BONES = tuple((parent, child) for child, parent in enumerate(KEYPOINT_PARENTS) if parent >= 0)
 """The 20 bones as (parent, child) keypoint pairs."""
-
-FINGER_KEYPOINTS = tuple(tuple(i for i, name in enumerate(KEYPOINTS) if name.startswith(f)) for f in FINGERS)
-"""Keypoints of each finger from base to tip, (5, 4)."""
-
-FINGER_JOINTS = tuple(tuple(i for i, name in enumerate(MANO_JOINTS) if name.startswith(f)) for f in FINGERS)
-"""MANO joints of each finger from base to tip, (5, 3)."""
 
 
 def joint_levels(parents: Sequence[int] = JOINT_PARENTS) -> tuple[tuple[int, ...], ...]:

@@ -34,18 +34,9 @@ def pytree(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass that is a JAX pytree: `static` fields are structure, the others are leaves."""
     cls = dataclasses.dataclass(frozen=True)(cls)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    jax.tree_util.register_dataclass(
-        cls,
-        data_fields=[f.name for f in fields if not f.metadata.get("static")],
-        meta_fields=[f.name for f in fields if f.metadata.get("static")],
-    )
+    meta = [f.name for f in fields if f.metadata.get("static")]
+    jax.tree_util.register_dataclass(cls, [f.name for f in fields if f.name not in meta], meta)
     return cls
-
-
-def _diagonal(entries: Float[Array, "*batch n"]) -> Float[Array, "*batch n n"]:
-    """Return diagonal matrices of the given entries."""
-    eye = jnp.eye(entries.shape[-1], dtype=entries.dtype)
-    return jnp.einsum("...i,ij->...ij", entries, eye)
 
 
 @pytree
@@ -68,17 +59,13 @@ class Camera:
     def perspective(cls, fx: Any, fy: Any, cx: Any, cy: Any) -> "Camera":
         """Create a pinhole camera from focal lengths and principal point in pixels (Eq. 2 of the paper)."""
         fx, fy, cx, cy = (jnp.asarray(value, jnp.result_type(float)) for value in (fx, fy, cx, cy))
-        return cls(
-            linear=_diagonal(jnp.stack([fx, fy], axis=-1)),
-            center=jnp.stack([cx, cy], axis=-1),
-            perspectivity=jnp.ones_like(fx),
-        )
+        return cls(_diagonal(fx, fy), jnp.stack([cx, cy], axis=-1), jnp.ones_like(fx))
 
     @classmethod
     def from_matrix(cls, intrinsics: Any) -> "Camera":
         """Create a pinhole camera from an intrinsic matrix K (..., 3, 3) in pixels."""
         k = jnp.asarray(intrinsics, jnp.result_type(float))
-        return cls(linear=k[..., :2, :2], center=k[..., :2, 2], perspectivity=jnp.ones_like(k[..., 0, 0]))
+        return cls(k[..., :2, :2], k[..., :2, 2], jnp.ones_like(k[..., 0, 0]))
 
     @classmethod
     def weak_perspective(cls, scale: Any = 1.0, translation: Any = (0.0, 0.0)) -> "Camera":
@@ -88,12 +75,8 @@ class Camera:
         without intrinsics: a hand is placed in it by its own scale (pixels per metre) and translation (pixels).
         """
         scale = jnp.asarray(scale, jnp.result_type(float))
-        center = jnp.asarray(translation, scale.dtype)
-        return cls(
-            linear=_diagonal(jnp.stack([scale, scale], axis=-1)),
-            center=jnp.broadcast_to(center, (*scale.shape, 2)),
-            perspectivity=jnp.zeros_like(scale),
-        )
+        center = jnp.broadcast_to(jnp.asarray(translation, scale.dtype), (*scale.shape, 2))
+        return cls(_diagonal(scale, scale), center, jnp.zeros_like(scale))
 
     @property
     def matrix(self) -> Float[Array, "*batch 3 3"]:
@@ -101,6 +84,10 @@ class Camera:
         top = jnp.concatenate([self.linear, self.center[..., None]], axis=-1)
         bottom = jnp.broadcast_to(jnp.asarray([0.0, 0.0, 1.0], top.dtype), (*top.shape[:-2], 1, 3))
         return jnp.concatenate([top, bottom], axis=-2)
+
+
+def _diagonal(first: Float[Array, "*batch"], second: Float[Array, "*batch"]) -> Float[Array, "*batch 2 2"]:
+    return jnp.stack([first, second], axis=-1)[..., None] * jnp.eye(2, dtype=first.dtype)
 
 
 @pytree
@@ -126,13 +113,11 @@ class Observation:
     camera: Camera
     """The camera in whose pixels the keypoints are."""
     relative_depth: Float[Array, "*batch 21"] | None = None
-    """Depth of each keypoint relative to the root (camera z), converted to pixels by the number of pixels per metre at
-    the root's depth. None if no method has estimated it."""
+    """Depth of each keypoint relative to the root (camera z), in pixels at the root's depth. None if unknown."""
     depth_map: Float[Array, "*batch height width"] | None = None
-    """Camera z at each pixel of `camera` (element [v, u] belongs to the pixel (u, v)): metres, or camera-frame units in
-    weak perspective; not finite where unknown. None if there is no depth map."""
+    """Camera z at each pixel of `camera`, metres (camera-frame units in weak perspective); not finite where unknown."""
     mask: Float[Array, "*batch height width"] | None = None
-    """Share of each pixel of `camera` that the hand covers, 0 to 1. None if there is no mask."""
+    """Share of each pixel of `camera` that the hand covers, 0 to 1."""
 
 
 @pytree
@@ -227,8 +212,7 @@ class Hand:
     reprojection_after: Float[Numbers, "*batch"]
     """Mean distance of the fitted hand's landmarks from the same keypoints, pixels."""
     region: Region | None = None
-    """Square of the image that the hand module saw; it may reach outside of the image. None where keypoints were
-    given."""
+    """Square of the image that the hand module saw; it may reach outside of it. None where keypoints were given."""
     presence: Float[Numbers, "*batch"] | None = None
     """Probability that the region shows a hand, 0 to 1. None where no network has estimated it."""
     side_probability: Float[Numbers, "*batch"] | None = None

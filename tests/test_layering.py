@@ -15,7 +15,7 @@ PACKAGE = "handtailor_jax"
 
 # Each part may import from earlier ones and from itself; two of the same rank never import each other.
 RANKS = (
-    {"errors", "skeleton", "types", "arrays"},
+    {"errors", "skeleton", "types"},
     {"geometry"},
     {"mano", "images"},
     {"render", "detections"},
@@ -29,12 +29,12 @@ RANKS = (
     {"data"},
     {"synthetic"},
     {"training", "evaluation"},
-    {"export", "commands"},
+    {"export"},
     {"predict"},
     {"cli", "__main__"},
 )
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
-WITHIN_A_RANK = {("types", "skeleton"), ("arrays", "errors"), ("training", "evaluation")}
+WITHIN_A_RANK = {("types", "skeleton"), ("training", "evaluation")}
 
 
 def modules():

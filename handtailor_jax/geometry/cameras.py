@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from handtailor_jax.arrays import FloatArray, checked_array, numbers
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import FloatArray, InputError, checked_array, numbers
 from handtailor_jax.types import Camera
 
 
