@@ -17,8 +17,8 @@ from handtailor_jax.render.overlay import (
     scene,
     second_view,
 )
-from handtailor_jax.render.rasterise import Fragments, interpolate, rasterise, vertex_normals
-from handtailor_jax.render.shading import region_colors, render_mesh, shaded_square, to_srgb
+from handtailor_jax.render.rasterise import Fragments, interpolate, rasterise
+from handtailor_jax.render.shading import SKIN, render_mesh, shaded_square, to_srgb, vertex_normals
 from handtailor_jax.types import Camera
 
 # One shape for most random scenes, so that they share a compiled program.
@@ -320,7 +320,7 @@ def ball(scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
 
 def test_shaded_square_is_lit_from_above_and_smooth_at_its_edge():
     points, faces = ball()
-    colors = region_colors(len(points), jnp.asarray(faces), jnp.zeros(len(faces), jnp.int32))
+    colors = jnp.broadcast_to(jnp.asarray(SKIN), points.shape)
     camera = Camera.weak_perspective(50.0, (63.5, 63.5))
     image = np.asarray(shaded_square(jnp.asarray(points), jnp.asarray(faces), camera, colors, 128)).astype(int)
     assert image.dtype.kind == "i"

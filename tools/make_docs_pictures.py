@@ -21,12 +21,13 @@ import matplotlib.patheffects as effects
 import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
+from make_examples import region_colors
 
 from handtailor_jax.mano.hand_model import HandModel, PosedHand
 from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.mano.loading import embedded_arrays, embedded_hand
 from handtailor_jax.render.overlay import FINGER_COLORS
-from handtailor_jax.render.shading import region_colors, render_mesh
+from handtailor_jax.render.shading import render_mesh
 from handtailor_jax.skeleton import BONES, FINGER_KEYPOINTS, FINGERS, JOINT_KEYPOINTS, KEYPOINTS, MANO_JOINTS
 from handtailor_jax.types import Camera
 

@@ -26,7 +26,7 @@ from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_fro
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.mano.loading import embedded_arrays, embedded_hand
-from handtailor_jax.render.shading import region_colors, render_mesh
+from handtailor_jax.render.shading import render_mesh
 from handtailor_jax.skeleton import KEYPOINTS, ROOT
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh, posed_hand
 from handtailor_jax.types import Camera, HandParameters, Side
@@ -35,6 +35,9 @@ SIZE = 320
 KEYPOINT_NOISE = 0.01  # standard deviation per axis, as a share of the hand size
 POSE_NOISE = 0.15  # radians
 JOINT_NOISE = 0.004  # metres
+
+REGION_COLORS = ((0.61, 0.345, 0.25), (0.56, 0.32, 0.22), (0.74, 0.47, 0.39))
+"""Linear RGB of the embedded hand's face regions: 0 palm, 1 back, 2 nails."""
 
 # Fingers up, palm toward the camera, a right hand's thumb on the right. Columns: x, y, z of the rest frame.
 UPRIGHT = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -150,6 +153,28 @@ PAIRS = (
 """Two hands of one person in one image, the distant one first; they have no common camera."""
 
 PAIR_WIDTH = 480
+
+
+def region_colors(
+    num_vertices: int,
+    faces: jnp.ndarray,
+    regions: jnp.ndarray,
+    colors: Sequence[tuple[float, float, float]] = REGION_COLORS,
+) -> jnp.ndarray:
+    """Return linear RGB (V, 3) of the vertices: the mean colour of the adjacent faces, which softens borders.
+
+    Args:
+        num_vertices: Number of vertices.
+        faces: (F, 3) vertex indices.
+        regions: (F,) region of each face, an index into `colors`.
+        colors: Linear RGB of each region.
+    """
+    per_face = jnp.asarray(colors, jnp.float32)[regions]
+    total = jnp.zeros((num_vertices, 4), jnp.float32)
+    ones = jnp.ones((faces.shape[0], 1), jnp.float32)
+    corners = jnp.repeat(jnp.concatenate([per_face, ones], axis=-1), 3, axis=0)
+    total = total.at[faces.reshape(-1)].add(corners, mode="drop")
+    return total[:, :3] / jnp.maximum(total[:, 3:], 1.0)
 
 
 def main() -> None:

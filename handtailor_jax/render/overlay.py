@@ -18,6 +18,7 @@ from handtailor_jax.skeleton import BONES, FINGER_KEYPOINTS
 from handtailor_jax.types import Camera
 
 _Mesh = tuple[np.ndarray, np.ndarray]
+
 FINGER_COLORS = ((236, 84, 72), (245, 166, 35), (72, 180, 97), (56, 139, 235), (176, 94, 214))
 """RGB of thumb, index, middle, ring and little finger in every image."""
 
@@ -37,7 +38,6 @@ def draw_skeleton(image: Any, keypoints_2d: Any, confidence: Any = None, hollow:
         hollow: Draw rings without bones, to show a second set of keypoints over a first one.
 
     Raises:
-        InputError: If OpenCV is missing.
         ValueError: If the shapes do not fit.
     """
     cv2 = opencv()
@@ -52,18 +52,17 @@ def draw_skeleton(image: Any, keypoints_2d: Any, confidence: Any = None, hollow:
     extent = float(hand_size(points[shown])) if shown.any() else 0.0
     line_width = float(np.clip(extent / 75.0, 1.0, max(canvas.shape[:2]) / 100.0 + 1.0))
     thickness, radius, outlined = max(1, round(line_width)), 0.95 * line_width + 0.6, line_width >= 2.0
-    if not hollow:
-        for wider in (2, 0) if outlined else (0,):
-            for parent, child in BONES:
-                if shown[parent] and shown[child]:
-                    color = _INK if wider else FINGER_COLORS[_FINGER_OF[child]]
-                    ends = _sixteenths(points[parent]), _sixteenths(points[child])
-                    cv2.line(canvas, *ends, color, thickness + wider, cv2.LINE_AA, _SHIFT)
+    bones = [] if hollow else [(a, b) for a, b in BONES if shown[a] and shown[b]]
+    for wider in (2, 0) if outlined else (0,):
+        for parent, child in bones:
+            color = _INK if wider else FINGER_COLORS[_FINGER_OF[child]]
+            ends = _sixteenths(points[parent]), _sixteenths(points[child])
+            cv2.line(canvas, *ends, color, thickness + wider, cv2.LINE_AA, _SHIFT)
     for k in np.flatnonzero(shown).tolist():
         color = FINGER_COLORS[_FINGER_OF[k]] if k in _FINGER_OF else _INK
         if hollow:
-            discs = [(radius + 0.6 * line_width, _INK, max(2, thickness))]
-            discs += [(radius + 0.6 * line_width, _PAPER, max(1, thickness // 3))]
+            ring = radius + 0.6 * line_width
+            discs = [(ring, _INK, max(2, thickness)), (ring, _PAPER, max(1, thickness // 3))]
         else:
             discs = [(radius + 1.6, _INK, -1)] if outlined else []
             discs += [(radius + 0.5, _PAPER, -1), (0.68 * radius, color, -1)]
@@ -122,36 +121,37 @@ def overlay_figure(
         panel_height: Height of the figure in pixels.
 
     Raises:
-        InputError: If OpenCV is missing.
         ValueError: If the shapes do not fit.
     """
     meshes = [(np.asarray(vertices, np.float32), np.asarray(faces)) for vertices, faces in meshes]
     image = None if image is None else _rgb_copy(image)
-    given, fitted = (
-        np.zeros((0, 21, 2)) if k is None else np.asarray(k, np.float64) for k in (keypoints_2d, fitted_keypoints_2d)
-    )
+    sets = (keypoints_2d, fitted_keypoints_2d)
+    given, fitted = (np.zeros((0, 21, 2)) if points is None else np.asarray(points, np.float64) for points in sets)
     bounds = [mesh_bounds(vertices, camera) for vertices, _ in meshes]
     left, top, side_u, side_v = _window(image, np.concatenate([*bounds, given.reshape(-1, 2), fitted.reshape(-1, 2)]))
     zoom = panel_height / side_v
     panel_width = max(1, round(side_u * zoom))
-    affine = _crop_affine(zoom, left, top)
-    camera = transform_camera(camera, affine)
-    if image is None:
-        panel = _plain(panel_height, panel_width)
-    else:
+    offset = 0.5 * zoom - 0.5
+    affine = np.asarray([[zoom, 0.0, offset - zoom * left], [0.0, zoom, offset - zoom * top]], jnp.result_type(float))
+    camera = transform_camera(camera, jnp.asarray(affine))
+    first = second = _plain(panel_height, panel_width)
+    if image is not None:
         cv2 = opencv()
         method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
         crop = image[top : top + side_v, left : left + side_u]
-        panel = cv2.resize(crop, (panel_width, panel_height), interpolation=method)
+        first = second = cv2.resize(crop, (panel_width, panel_height), interpolation=method)
 
-    first, a = panel, np.asarray(affine, np.float64)
+    affine = affine.astype(np.float64)
     for points in given:
-        first = draw_skeleton(first, points @ a[:, :2].T + a[:, 2])
+        first = draw_skeleton(first, points @ affine[:, :2].T + affine[:, 2])
     for points in fitted:
-        first = draw_skeleton(first, points @ a[:, :2].T + a[:, 2], hollow=True)
-    second = panel
-    for group in _distant_first(meshes, camera):
-        second = render_mesh(*scene(group, camera), camera, panel_height, panel_width, second)
+        first = draw_skeleton(first, points @ affine[:, :2].T + affine[:, 2], hollow=True)
+    # Groups for the rasteriser, distant ones (small ones, without intrinsics) first.
+    known = float(camera.perspectivity) > 0.0
+    ordered = sorted(meshes, key=lambda mesh: -mesh[0][:, 2].mean() if known else np.ptp(mesh[0], axis=0).max())
+    for start in range(0, len(ordered), _MOST_IN_SCENE):
+        together = scene(ordered[start : start + _MOST_IN_SCENE], camera)
+        second = render_mesh(*together, camera, panel_height, panel_width, second)
     third = _side_views(meshes, camera, panel_height)
     gap = np.full((panel_height, max(2, panel_height // 100), 3), 255, np.uint8)
     return np.concatenate([first, gap, second, gap, third], axis=1)
@@ -167,7 +167,7 @@ def scene(meshes: Sequence[_Mesh], camera: Camera) -> tuple[np.ndarray, np.ndarr
         meshes: Camera-frame vertices (V, 3) and faces (F, 3).
         camera: Camera of the image.
     """
-    points = [np.asarray(vertices, np.float32) for vertices, _ in meshes]
+    points: list[np.ndarray] = [np.asarray(vertices, np.float32) for vertices, _ in meshes]
     if float(camera.perspectivity) == 0.0 and len(points) > 1:
         extents = [float(np.ptp(p, axis=0).max()) for p in points]
         order = np.argsort(np.argsort(extents))
@@ -180,13 +180,6 @@ def scene(meshes: Sequence[_Mesh], camera: Camera) -> tuple[np.ndarray, np.ndarr
     points += [np.broadcast_to(points[-1][:1], points[-1].shape)] * empty
     triangles += [np.zeros_like(triangles[-1])] * empty
     return np.concatenate(points), np.concatenate(triangles)
-
-
-def _distant_first(meshes: Sequence[_Mesh], camera: Camera) -> list[Sequence[_Mesh]]:
-    """Return groups of meshes for the rasteriser, distant ones (small ones, without intrinsics) first."""
-    known = float(camera.perspectivity) > 0.0
-    ordered = sorted(meshes, key=lambda mesh: -mesh[0][:, 2].mean() if known else np.ptp(mesh[0], axis=0).max())
-    return [ordered[first : first + _MOST_IN_SCENE] for first in range(0, len(ordered), _MOST_IN_SCENE)]
 
 
 def _side_views(meshes: Sequence[_Mesh], camera: Camera, size: int) -> np.ndarray:
@@ -212,7 +205,6 @@ def contact_sheet(panels: Sequence[Any], columns: int, captions: Sequence[str] |
         captions: One short text per image (ASCII; other characters become "?").
 
     Raises:
-        InputError: If OpenCV is missing.
         ValueError: Without images or columns, or if the number of captions is not the number of images.
     """
     cv2 = opencv()
@@ -255,12 +247,6 @@ def _plain(height: int, width: int) -> np.ndarray:
 
 def _sixteenths(point: np.ndarray) -> tuple[int, int]:
     return round(point[0] * 2**_SHIFT), round(point[1] * 2**_SHIFT)
-
-
-def _crop_affine(zoom: float, left: int, top: int) -> jnp.ndarray:
-    """Return the pixel map of a crop whose first pixel is (left, top), resized by `zoom`."""
-    offset = 0.5 * zoom - 0.5
-    return jnp.asarray([[zoom, 0.0, offset - zoom * left], [0.0, zoom, offset - zoom * top]], jnp.result_type(float))
 
 
 def _pixels_per_unit(vertices: np.ndarray, camera: Camera) -> float | None:

@@ -4,6 +4,7 @@ A mesh is rendered in a few fixed sizes (`_SIZES`) and pasted, so a new image si
 Colours are linear RGB from 0 to 1 until `to_srgb`.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -15,14 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from handtailor_jax.geometry.cameras import crop_affine, project, transform_camera
-from handtailor_jax.render.rasterise import NEAR, Fragments, face_normals, interpolate, rasterise, vertex_normals
+from handtailor_jax.render.rasterise import NEAR, Fragments, interpolate, rasterise
 from handtailor_jax.types import Camera
 
 SKIN = (0.58, 0.33, 0.235)
 """Linear RGB of skin, the default colour of a mesh."""
-
-REGION_COLORS = ((0.61, 0.345, 0.25), (0.56, 0.32, 0.22), (0.74, 0.47, 0.39))
-"""Linear RGB of the embedded hand's face regions: 0 palm, 1 back, 2 nails."""
 
 INSIDE = (0.21, 0.062, 0.055)
 """Linear RGB of the inner side of the skin, which is visible through the open wrist."""
@@ -46,28 +44,6 @@ _WRAP = (0.38, 0.22, 0.17)
 _GLOSS, _GLOSS_EXPONENT = 0.055, 22.0
 
 
-def region_colors(
-    num_vertices: int,
-    faces: Int[Array, "faces 3"],
-    regions: Int[Array, " faces"],
-    colors: Sequence[tuple[float, float, float]] = REGION_COLORS,
-) -> Float[Array, "vertices 3"]:
-    """Return linear RGB of the vertices: the mean colour of the adjacent faces, which softens borders of regions.
-
-    Args:
-        num_vertices: Number of vertices.
-        faces: Vertex indices.
-        regions: Region of each face, an index into `colors`.
-        colors: Linear RGB of each region.
-    """
-    per_face = jnp.asarray(colors, jnp.float32)[regions]
-    total = jnp.zeros((num_vertices, 4), jnp.float32)
-    ones = jnp.ones((faces.shape[0], 1), jnp.float32)
-    corners = jnp.repeat(jnp.concatenate([per_face, ones], axis=-1), 3, axis=0)
-    total = total.at[faces.reshape(-1)].add(corners, mode="drop")
-    return total[:, :3] / jnp.maximum(total[:, 3:], 1.0)
-
-
 def to_srgb(linear: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Convert linear values from 0 to 1 to sRGB values from 0 to 1."""
     x = jnp.clip(linear, 0.0, 1.0)
@@ -77,6 +53,47 @@ def to_srgb(linear: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def to_linear(srgb: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Convert sRGB values from 0 to 1 to linear values from 0 to 1."""
     return jnp.where(srgb <= 0.04045, srgb / 12.92, ((jnp.maximum(srgb, 0.04045) + 0.055) / 1.055) ** 2.4)
+
+
+def face_normals(vertices: Float[Array, "vertices 3"], faces: Int[Array, "faces 3"]) -> Float[Array, "faces 3"]:
+    """Return unit normals of the faces by the right-hand rule; 0 for faces without area."""
+    a, b, c = (vertices[faces[:, i]] for i in range(3))
+    return _unit(jnp.cross(b - a, c - a))
+
+
+def vertex_normals(
+    vertices: Float[Array, "vertices 3"], faces: Int[Array, "faces 3"], by_area: bool = False
+) -> Float[Array, "vertices 3"]:
+    """Return smooth unit normals in the frame of the vertices; 0 for vertices without a face with area.
+
+    Args:
+        vertices: Vertex positions.
+        faces: Vertex indices.
+        by_area: Average the face normals by area. By default they are averaged by the angle of each face at the vertex,
+            which does not depend on how a surface is cut into triangles.
+    """
+    corners = vertices[faces]
+    if by_area:
+        edges = corners[:, 1:] - corners[:, :1]
+        weighted = jnp.repeat(jnp.cross(edges[:, 0], edges[:, 1])[:, None], 3, axis=1)
+    else:
+        to_next = _unit(jnp.roll(corners, -1, axis=1) - corners)
+        to_previous = _unit(jnp.roll(corners, 1, axis=1) - corners)
+        cosine = (to_next * to_previous).sum(axis=-1)
+        inside = jnp.abs(cosine) < 1.0  # arccos has an infinite slope at the ends
+        angle = jnp.where(inside, jnp.arccos(jnp.where(inside, cosine, 0.0)), 0.0)
+        weighted = angle[..., None] * face_normals(vertices, faces)[:, None, :]
+    total = jnp.zeros_like(vertices).at[faces.reshape(-1)].add(weighted.reshape(-1, 3), mode="drop")
+    return _unit(total)
+
+
+def _unit(vectors: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
+    """Scale vectors to length 1; vectors of length 0 or not finite become 0, with gradient 0."""
+    # Dividing by the largest component first keeps the square of a face's area in square metres from underflowing.
+    largest = jnp.abs(vectors).max(axis=-1, keepdims=True)
+    usable = (largest > 0) & jnp.isfinite(largest)
+    scaled = jnp.where(usable, vectors / jnp.where(usable, largest, 1.0), 1.0)
+    return jnp.where(usable, scaled / jnp.sqrt((scaled * scaled).sum(axis=-1, keepdims=True)), 0.0)
 
 
 def shade(
@@ -145,31 +162,26 @@ def ambient_openness(
         reach: Distance of the neighbours as a share of the shorter image side.
     """
     height, width = fragments.depth.shape
-    depth = fragments.depth
     # Depth in pixels is comparable to the distance of neighbours in every unit of the camera frame.
     determinant = camera.linear[0, 0] * camera.linear[1, 1] - camera.linear[0, 1] * camera.linear[1, 0]
     focal = jnp.sqrt(jnp.abs(determinant))
-    p = camera.perspectivity
-    finite = jnp.where(fragments.mask, depth, 1.0)
+    p, far = camera.perspectivity, 1e9
+    finite = jnp.where(fragments.mask, fragments.depth, 1.0)
     pixels = focal * (p * jnp.log(jnp.maximum(finite, 1e-12)) + (1.0 - p) * finite)
-    far = 1e9
     pixels = jnp.where(fragments.mask, pixels, far)
     shadow = jnp.zeros_like(pixels)
     rings, directions = (0.3, 0.8), 8
-    for ring in rings:
+    for ring, k in itertools.product(rings, range(directions)):
         radius = max(1.0, ring * reach * min(height, width))
-        for k in range(directions):
-            angle = 2.0 * math.pi * (k + 0.5 * ring) / directions
-            dx, dy = round(radius * math.cos(angle)), round(radius * math.sin(angle))
-            rise = _shift(pixels, -dx, -dy, far)
-            opposite = _shift(pixels, dx, dy, far)
-            nearer = pixels - rise
-            # On a smooth slope the opposite neighbour is as much farther: only the excess is a fold. Next to an
-            # outline the opposite neighbour is the background, infinitely far, and the outline gets no dark border.
-            slope = jnp.clip(opposite - pixels, 0.0, None)
-            bump = jnp.clip((nearer - slope) / radius, 0.0, None)
-            # A surface far in front is detached and does not shadow the pixel.
-            shadow = shadow + jnp.clip(bump, 0.0, 1.0) / (1.0 + (jnp.clip(bump, 0.0, None) / 4.0) ** 2)
+        angle = 2.0 * math.pi * (k + 0.5 * ring) / directions
+        dx, dy = round(radius * math.cos(angle)), round(radius * math.sin(angle))
+        nearer = pixels - _shift(pixels, -dx, -dy, far)
+        # On a smooth slope the opposite neighbour is as much farther: only the excess is a fold. Next to an outline the
+        # opposite neighbour is the background, infinitely far, and the outline gets no dark border.
+        slope = jnp.clip(_shift(pixels, dx, dy, far) - pixels, 0.0, None)
+        bump = jnp.clip((nearer - slope) / radius, 0.0, None)
+        # A surface far in front is detached and does not shadow the pixel.
+        shadow = shadow + jnp.clip(bump, 0.0, 1.0) / (1.0 + (bump / 4.0) ** 2)
     return 1.0 - 0.5 * jnp.clip(shadow * (1.6 / (len(rings) * directions)), 0.0, 1.0)
 
 
@@ -186,28 +198,26 @@ def _normalise(vectors: Float[Array, "*shape 3"]) -> Float[Array, "*shape 3"]:
     return vectors / jnp.maximum(jnp.sqrt((vectors * vectors).sum(axis=-1, keepdims=True)), 1e-12)
 
 
-@partial(jax.jit, static_argnames=("size", "supersample"))
+@partial(jax.jit, static_argnames="size")
 def shaded_square(
     vertices: Float[Array, "vertices 3"],
     faces: Int[Array, "faces 3"],
     camera: Camera,
     colors: Float[Array, "vertices 3"],
     size: int,
-    supersample: int = 2,
 ) -> UInt8[Array, "size size 4"]:
-    """Render a shaded image in sRGB with straight alpha and smooth edges.
+    """Render a shaded image in sRGB with straight alpha and smooth edges, averaged from twice the size in linear light.
 
-    The mesh is rendered at `supersample` times the size and averaged in linear light. The program is compiled once per
-    size: callers with images of many sizes move the camera (`transform_camera`) instead of changing the size.
+    The program is compiled once per size: callers move the camera (`transform_camera`) instead of changing the size.
     """
-    n = supersample * size
+    n = 2 * size
     # The centre of the small image's pixel (0, 0) is the centre of a block of the large one.
     affine = crop_affine(jnp.full(2, 0.5 * (size - 1), jnp.float32), jnp.asarray(float(size), jnp.float32), n)
     large = transform_camera(camera, affine.astype(camera.linear.dtype))
     fragments = rasterise(vertices, faces, large, n, n)
     color = shade(fragments, vertices, faces, large, colors)
     blocks = jnp.concatenate([color, fragments.mask[..., None].astype(color.dtype)], axis=-1)
-    mean = blocks.reshape(size, supersample, size, supersample, 4).mean(axis=(1, 3))
+    mean = blocks.reshape(size, 2, size, 2, 4).mean(axis=(1, 3))
     straight = to_srgb(mean[..., :3] / jnp.maximum(mean[..., 3:], 1e-6))
     return jnp.round(255.0 * jnp.concatenate([straight, mean[..., 3:]], axis=-1)).astype(jnp.uint8)
 
@@ -219,7 +229,7 @@ def render_mesh(
     height: int,
     width: int,
     background: Any = BACKGROUND,
-    colors: Any = None,
+    colors: Any = SKIN,
     opacity: float = 1.0,
 ) -> np.ndarray:
     """Render a shaded mesh as a (height, width, 3) uint8 RGB image.
@@ -231,44 +241,43 @@ def render_mesh(
         height: Image height in pixels.
         width: Image width in pixels.
         background: A (height, width, 3) uint8 image, or one RGB colour from 0 to 255.
-        colors: (V, 3) linear RGB from 0 to 1 of the vertices (see `region_colors`), or one colour; skin by default.
+        colors: (V, 3) linear RGB from 0 to 1 of the vertices, or one colour.
         opacity: Opacity of the mesh over the background, 0 to 1.
 
     Raises:
         ValueError: If the shapes do not fit.
     """
-    vertices, faces = _mesh_arrays(vertices, faces)
-    canvas = np.array(background)
+    vertices, faces, canvas = np.asarray(vertices, np.float32), np.asarray(faces), np.array(background)
+    if vertices.ndim != 2 or vertices.shape[1] != 3:
+        raise ValueError(f"vertices must have shape (V, 3), got {vertices.shape}")
+    if faces.ndim != 2 or faces.shape[1] != 3 or not np.issubdtype(faces.dtype, np.integer):
+        raise ValueError(f"faces must be integers of shape (F, 3), got {faces.dtype} of shape {faces.shape}")
     if canvas.ndim == 1:
         canvas = np.broadcast_to(canvas.astype(np.uint8), (height, width, 3)).copy()
     if canvas.shape != (height, width, 3) or canvas.dtype != np.uint8:
-        raise ValueError(
-            f"background must be a uint8 image of shape {(height, width, 3)} or one RGB colour, got {canvas.dtype} "
-            f"of shape {canvas.shape}"
-        )
+        expected = f"a uint8 image of shape {(height, width, 3)} or one RGB colour"
+        raise ValueError(f"background must be {expected}, got {canvas.dtype} of shape {canvas.shape}")
     bounds = mesh_bounds(vertices, camera)
     if not len(bounds):
         return canvas
     # The part of the image that the mesh can touch, one pixel wider for the smoothed edge.
     left, top = (max(0, math.floor(x) - 1) for x in bounds[0])
     right, bottom = (min(size, math.ceil(x) + 2) for x, size in zip(bounds[1], (width, height), strict=True))
-    mesh_colors = np.broadcast_to(np.asarray(SKIN if colors is None else colors, np.float32), vertices.shape)
-    mesh = jnp.asarray(vertices), jnp.asarray(faces), jnp.asarray(mesh_colors)
+    mesh_colors = jnp.asarray(np.broadcast_to(np.asarray(colors, np.float32), vertices.shape))
+    mesh = jnp.asarray(vertices), jnp.asarray(faces, jnp.int32)
     # A mesh larger than the largest size is rendered in pieces, which overlap by the reach of the shading.
     whole = max(bottom - top, right - left) <= _SIZES[-1]
     apron = 0 if whole else math.ceil(AMBIENT_REACH * _SIZES[-1]) + 1
     step = _SIZES[-1] - 2 * apron
-    for y in range(top, bottom, step):
-        for x in range(left, right, step):
-            h, w = min(step, bottom - y), min(step, right - x)
-            size = next(s for s in _SIZES if s >= max(h, w) + 2 * apron)
-            offset = jnp.asarray([[1.0, 0.0, apron - x], [0.0, 1.0, apron - y]], camera.linear.dtype)
-            moved = transform_camera(camera, offset)
-            square = np.asarray(shaded_square(mesh[0], mesh[1], moved, mesh[2], size))
-            piece = square[apron : apron + h, apron : apron + w].astype(np.float32)
-            alpha = piece[..., 3:] * (opacity / 255.0)
-            under = canvas[y : y + h, x : x + w]
-            canvas[y : y + h, x : x + w] = np.rint(piece[..., :3] * alpha + under * (1.0 - alpha)).astype(np.uint8)
+    for y, x in itertools.product(range(top, bottom, step), range(left, right, step)):
+        h, w = min(step, bottom - y), min(step, right - x)
+        size = next(s for s in _SIZES if s >= max(h, w) + 2 * apron)
+        offset = jnp.asarray([[1.0, 0.0, apron - x], [0.0, 1.0, apron - y]], camera.linear.dtype)
+        square = np.asarray(shaded_square(*mesh, transform_camera(camera, offset), mesh_colors, size))
+        piece = square[apron : apron + h, apron : apron + w].astype(np.float32)
+        alpha = piece[..., 3:] * (opacity / 255.0)
+        under = canvas[y : y + h, x : x + w]
+        canvas[y : y + h, x : x + w] = np.rint(piece[..., :3] * alpha + under * (1.0 - alpha)).astype(np.uint8)
     return canvas
 
 
@@ -281,12 +290,3 @@ def mesh_bounds(vertices: np.ndarray, camera: Camera) -> np.ndarray:
     pixels = np.asarray(project(camera, jnp.asarray(safe)), np.float64)[visible]
     pixels = pixels[np.isfinite(pixels).all(axis=-1)]
     return np.stack([pixels.min(axis=0), pixels.max(axis=0)]) if len(pixels) else pixels
-
-
-def _mesh_arrays(vertices: Any, faces: Any) -> tuple[np.ndarray, np.ndarray]:
-    vertices, faces = np.asarray(vertices, np.float32), np.asarray(faces)
-    if vertices.ndim != 2 or vertices.shape[1] != 3:
-        raise ValueError(f"vertices must have shape (V, 3), got {vertices.shape}")
-    if faces.ndim != 2 or faces.shape[1] != 3 or not np.issubdtype(faces.dtype, np.integer):
-        raise ValueError(f"faces must be integers of shape (F, 3), got {faces.dtype} of shape {faces.shape}")
-    return vertices, faces.astype(np.int32)

@@ -7,11 +7,10 @@ differences. The distance is to the outline of the whole mesh, not of each face:
 distance enters linearly, not squared, because a square has no slope on the outline.
 
 In the image, an outline runs along contour edges: edges whose faces all lie on one side of them. The tile walk of
-`tiles` finds the nearest contour edge of each pixel. For a pixel outside the mesh this edge is on the outline, because
-no part of the mesh is closer; for a pixel inside, only edges count beyond which a finer mask shows background. Distance
-and depth are then computed again from the edge and the face found, and JAX differentiates that: the forward and the
-backward pass hold a few numbers per pixel. Gaps narrower than a third of a pixel, which the finer mask misses, are not
-resolved.
+`rasterise` finds the nearest contour edge of each pixel. For a pixel outside the mesh this edge is on the outline,
+because no part of the mesh is closer; for a pixel inside, only edges count beyond which a finer mask shows background.
+Distance and depth are then computed again from the edge and the face found, and JAX differentiates that: the forward
+and the backward pass hold a few numbers per pixel. Gaps narrower than a third of a pixel are not resolved.
 """
 
 from typing import Any
@@ -21,8 +20,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from handtailor_jax.geometry.cameras import transform_camera
-from handtailor_jax.render.rasterise import NEAR, drawn_faces, project_vertices, rasterise
-from handtailor_jax.render.tiles import join_images, nearest_item, tile_grid
+from handtailor_jax.render.rasterise import (
+    drawn_faces,
+    join_images,
+    nearest_item,
+    project_vertices,
+    rasterise,
+    tile_grid,
+)
 from handtailor_jax.types import Camera, pytree
 
 SIGMA = 0.5
@@ -53,7 +58,6 @@ def soft_rasterise(
     height: int,
     width: int,
     sigma: float | Float[Array, ""] = SIGMA,
-    near: float = NEAR,
 ) -> SoftMaps:
     """Render silhouette and depth at every pixel centre (u, v) = (column, row), differentiable in vertices and camera.
 
@@ -69,32 +73,25 @@ def soft_rasterise(
         height: Height of the maps in pixels, static.
         width: Width of the maps in pixels, static.
         sigma: Softness of the outline in pixels, positive; the time grows with it.
-        near: Distance of the near plane in the unit of the vertices; unused in weak perspective.
 
     Raises:
         ValueError: If the maps are empty or too large (as in `rasterise`, at a third of the size).
     """
-    fragments = rasterise(vertices, faces, camera, height, width, near)
+    fragments = rasterise(vertices, faces, camera, height, width)
     if faces.shape[0] == 0 or vertices.shape[0] == 0:
         return SoftMaps(silhouette=jnp.zeros_like(fragments.depth), depth=fragments.depth)
     affine = jnp.asarray([[_FINER, 0.0, _FINER // 2], [0.0, _FINER, _FINER // 2]], camera.linear.dtype)
-    finer = rasterise(
-        *jax.lax.stop_gradient((vertices, faces, transform_camera(camera, affine))),
-        _FINER * height,
-        _FINER * width,
-        near,
-    )
-    return _soften(vertices, faces, camera, near, jnp.asarray(sigma, vertices.dtype), fragments.depth, finer.mask)
+    fixed = jax.lax.stop_gradient((vertices, faces, transform_camera(camera, affine)))
+    finer = rasterise(*fixed, _FINER * height, _FINER * width)
+    return _soften(vertices, faces, camera, jnp.asarray(sigma, vertices.dtype), fragments.depth, finer.mask)
 
 
 @jax.jit
-def _soften(
-    vertices: Array, faces: Array, camera: Camera, near: Any, sigma: Array, depth: Array, finer: Array
-) -> SoftMaps:
+def _soften(vertices: Array, faces: Array, camera: Camera, sigma: Array, depth: Array, finer: Array) -> SoftMaps:
     """Compute the soft maps from the hard depth (inf: no face) and a mask `_FINER` times as fine."""
     height, width = depth.shape
     inside = jnp.isfinite(depth)
-    points, in_front = project_vertices(vertices, camera, near)
+    points, in_front = project_vertices(vertices, camera)
     ends, outer = _contour(jax.lax.stop_gradient(points), faces, in_front)
     uv = jax.lax.stop_gradient(points[:, :2])[ends].reshape(-1, 4)
     reach = jnp.broadcast_to(REACH * jax.lax.stop_gradient(sigma), (uv.shape[0], 1))
@@ -136,11 +133,10 @@ def _along(start: Array, stop: Array, u: Array, v: Array) -> tuple[Array, Array,
 
 
 def _contour(points: Array, faces: Array, in_front: Array) -> tuple[Int[Array, "edges 2"], Int[Array, " edges"]]:
-    """Find the edges of a mesh and which of them are contours in the image.
+    """Return the two vertices of each edge, and 1 or -1 for edges that are contours in the image, 0 for others.
 
-    Returns:
-        The two vertices of each edge (3 F rows; rows beyond the number of edges are unused), and 1 or -1 for contours:
-        the sign of (stop - start) x (p - start) for points p on the side without faces. 0 for other edges.
+    There are 3 F rows, of which those beyond the number of edges are unused. The sign of a contour is that of
+    (stop - start) x (p - start) for points p on the side without faces.
     """
     # Without the barrier the compiler sorts a constant mesh itself, which takes a second.
     faces = jax.lax.optimization_barrier(faces)
@@ -161,7 +157,7 @@ def _contour(points: Array, faces: Array, in_front: Array) -> tuple[Int[Array, "
 
 
 def _nearest_edges(edges: Any, inside: Any, finer: Any, *, height: int, width: int) -> Any:
-    """Find the nearest edge on the outline within reach of every pixel; a walk of `tiles.join_images`.
+    """Find the nearest edge on the outline within reach of every pixel; a walk of `rasterise.join_images`.
 
     Args:
         edges: Start (u, v), stop (u, v), outer side (see `_contour`) and reach in pixels, (images, edges, 6).
@@ -191,13 +187,11 @@ def _nearest_edges(edges: Any, inside: Any, finer: Any, *, height: int, width: i
         beyond = 0.75 * outer / jnp.sqrt(jnp.maximum(edge_u * edge_u + edge_v * edge_v, 1e-10))
         beyond_u = _FINER * (u - away_u) - beyond * edge_v + _FINER // 2
         beyond_v = _FINER * (v - away_v) + beyond * edge_u + _FINER // 2
-        column_beyond, row_beyond = (
-            jnp.clip(jnp.round(x), -1, size).astype(jnp.int32)
-            for x, size in ((beyond_u, _FINER * width), (beyond_v, _FINER * height))
-        )
         # Negative indices would count from the end; an index past the end reads False.
-        row_beyond = jnp.where(row_beyond < 0, _FINER * height, row_beyond)
-        column_beyond = jnp.where(column_beyond < 0, _FINER * width, column_beyond)
+        column_beyond, row_beyond = (
+            jnp.where(x < 0, size, jnp.minimum(x, size)).astype(jnp.int32)
+            for x, size in ((jnp.round(beyond_u), _FINER * width), (jnp.round(beyond_v), _FINER * height))
+        )
         covered = finer.at[image[:, None], row_beyond, column_beyond].get(mode="fill", fill_value=False)
         inner = outer * (edge_u * from_v - edge_v * from_u) <= 0
         outside = ~inside_tiles.at[tile].get(mode="fill", fill_value=True)
