@@ -12,19 +12,18 @@ the program needs jax, numpy and flatbuffers only:
 Weights, hand model and configuration are constants of the program, so the file has about their size.
 """
 
-import dataclasses
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import transform_camera
@@ -47,12 +46,10 @@ _VERSION = 1
 _NETWORK = TailorConfig.network()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Input:
-    """One argument of an exported program."""
+class _Input(NamedTuple):
+    """One argument of an exported program; the shape is without the batch axis."""
 
     shape: tuple[int, ...]
-    """Shape without the batch axis."""
     meaning: str
     dtype: npt.DTypeLike = np.float32
 
@@ -115,26 +112,15 @@ def export_tailor(
     """
     hand = embedded_hand() if hand is None else hand
     config = config or TailorConfig.default()
+    dtype = hand.dtype
 
     def fit(keypoints_2d: Array, confidence: Array, pose: Array, betas: Array, *rest: Array) -> dict[str, Array]:
-        root_depth, intrinsics = rest if perspective else (jnp.zeros((), hand.dtype), None)
+        root_depth, intrinsics = rest if perspective else (jnp.zeros((), dtype), None)
         camera = Camera.weak_perspective() if intrinsics is None else Camera.from_matrix(intrinsics)
         observation = Observation(keypoints_2d, confidence, camera)
         start = initialize(hand, pose, betas, observation, root_depth=root_depth, scale=config.scale)
         return _placed(hand, tailor(hand, start, observation, config))
 
-    details = {
-        "dtype": str(hand.dtype),
-        "side": hand.side,
-        "camera_frame": _AXES + ("metres" if perspective else "pixels"),
-        "config": repr(config),
-    }
-    inputs = _tailor_inputs(hand, perspective)
-    return _export(path, "tailor", jax.vmap(fit), inputs, _FITTED_OUTPUTS, details, platforms)
-
-
-def _tailor_inputs(hand: HandModel, perspective: bool) -> dict[str, _Input]:
-    dtype = hand.dtype
     inputs = {
         "keypoints_2d": _Input((21, 2), "keypoints (u, v), pixels, in the order of `keypoints`", dtype),
         "confidence": _Input((21,), "weight of each keypoint, 0 (ignored) to 1", dtype),
@@ -145,7 +131,9 @@ def _tailor_inputs(hand: HandModel, perspective: bool) -> dict[str, _Input]:
         meaning = "proposed depth (z) of the middle MCP in the camera frame, metres"
         inputs["root_depth"] = _Input((), meaning, dtype)
         inputs["intrinsics"] = _Input((3, 3), "pinhole camera matrix K, pixels", dtype)
-    return inputs
+    frame = _AXES + ("metres" if perspective else "pixels")
+    details = {"dtype": str(dtype), "side": hand.side, "camera_frame": frame, "config": repr(config)}
+    return _export(path, "tailor", jax.vmap(fit), inputs, _FITTED_OUTPUTS, details, platforms)
 
 
 def export_hand_module(
@@ -153,18 +141,7 @@ def export_hand_module(
 ) -> Path:
     """Write the hand module, from crops of right hands to keypoints, joints, pose and shape; see `export_tailor`.
 
-    One program serves both kinds of camera, because the kind is an input.
-
-    Args:
-        path: File to write.
-        module: Hand module, whose weights become constants.
-        platforms: Platforms on which the program can run.
-
-    Returns:
-        The path of the file.
-
-    Raises:
-        InputError: If flatbuffers is not installed or the file cannot be written.
+    Its weights become constants. One program serves both kinds of camera, because the kind is an input.
     """
     module = inference_form(module)
     size = module.config.image_size
@@ -175,7 +152,7 @@ def export_hand_module(
     }
 
     def estimate(crops: Array, intrinsics: Array, perspective: Array) -> dict[str, Array]:
-        found = module(_floats(crops), _camera(intrinsics, perspective))
+        found = module(crops.astype(jnp.float32) / 255.0, _camera(intrinsics, perspective))
         return {name: getattr(found, name) for name in _ESTIMATE_OUTPUTS}
 
     details = {"dtype": "float32", "side": "right", "camera_frame": _BOTH_FRAMES, "config": repr(module.config)}
@@ -192,21 +169,9 @@ def export_pipeline(
 ) -> Path:
     """Write the whole method, from crops of right hands to placed meshes; see `export_tailor`.
 
-    One program serves both kinds of camera, because the kind is an input. A left hand is given as the mirrored crop of
-    a mirrored image.
-
-    Args:
-        path: File to write.
-        module: Hand module, whose weights become constants.
-        hand: Hand model, which becomes a constant, mirrored if it is a left hand; the embedded hand if None.
-        config: Energy and solver of the tailor; None leaves the proposal unrefined.
-        platforms: Platforms on which the program can run.
-
-    Returns:
-        The path of the file.
-
-    Raises:
-        InputError: If flatbuffers is not installed or the file cannot be written.
+    Weights and hand model become constants. One program serves both kinds of camera, because the kind is an input. A
+    left hand is given as the mirrored crop of a mirrored image; a left hand model is mirrored. Without a `config` the
+    proposal is not refined.
     """
     module = inference_form(module)
     hand = embedded_hand() if hand is None else hand
@@ -222,7 +187,7 @@ def export_pipeline(
 
     def run(crops: Array, intrinsics: Array, to_crop: Array, perspective: Array) -> dict[str, Array]:
         cameras = _camera(intrinsics, perspective)
-        estimate = module(_floats(crops), transform_camera(cameras, to_crop))
+        estimate = module(crops.astype(jnp.float32) / 255.0, transform_camera(cameras, to_crop))
         found = recover(model, estimate, cameras, to_crop, size, config)
         placed = jax.vmap(lambda fitted: _placed(model, fitted))(found.parameters)
         return {**placed, "keypoints_2d": found.detected_keypoints_2d, "confidence": found.confidence}
@@ -243,21 +208,12 @@ def _placed(hand: HandModel, fitted: HandParameters) -> dict[str, Array]:
     return {**vars(fitted), "keypoints": mesh.keypoints, "vertices": mesh.vertices}
 
 
-def _floats(crops: UInt8[Array, "batch size size 3"]) -> Float[Array, "batch size size 3"]:
-    return crops.astype(jnp.float32) / 255.0
-
-
 def _camera(intrinsics: Float[Array, "batch 3 3"], perspective: Float[Array, "batch"]) -> Camera:
     """Return pinhole cameras where `perspective` is 1, and weak perspective in pixels elsewhere."""
-    batch = perspective.shape[0]
-    known = Camera.from_matrix(intrinsics)
-    pixels = jnp.broadcast_to(jnp.eye(2, dtype=intrinsics.dtype), (batch, 2, 2))
-    pinhole = perspective > 0.5
-    return Camera(
-        linear=jnp.where(pinhole[:, None, None], known.linear, pixels),
-        center=jnp.where(pinhole[:, None], known.center, 0.0),
-        perspectivity=pinhole.astype(intrinsics.dtype),
-    )
+    pinhole, known = perspective > 0.5, Camera.from_matrix(intrinsics)
+    pixels = jnp.broadcast_to(jnp.eye(2, dtype=intrinsics.dtype), known.linear.shape)
+    linear = jnp.where(pinhole[:, None, None], known.linear, pixels)
+    return Camera(linear, jnp.where(pinhole[:, None], known.center, 0.0), pinhole.astype(intrinsics.dtype))
 
 
 def _export(
