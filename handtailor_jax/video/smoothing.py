@@ -59,10 +59,10 @@ class OneEuroFilter:
         self._velocity: FloatArray = np.zeros(0)
 
     def __call__(self, value: FloatArray, time: float, unit: float = 1.0) -> FloatArray:
-        """Return the smoothed value; the first value is returned unchanged.
+        """Return the smoothed value (..., n); the first value is returned unchanged.
 
         Args:
-            value: (..., n) New value, of the same shape in every call.
+            value: New value, of the same shape in every call.
             time: Time in seconds, later than in the previous call.
             unit: Unit of the speed in units of `value`, so that `beta` does not depend on the unit of `value`.
 
@@ -98,18 +98,16 @@ def _weight(cutoff: Any, step: float) -> Any:
 def rotation_filter(config: OneEuroConfig) -> OneEuroFilter:
     """Return a filter of rotations as axis-angle vectors (n, 3) in radians, with speeds in rad/s.
 
-    Vectors of the same rotation may alternate: only the turns between rotations are filtered.
+    Vectors of the same rotation may alternate: only the turns between rotations, at most pi, are filtered.
     """
-    return OneEuroFilter(config, _turn, _turned)
 
+    def turn(start: FloatArray, end: FloatArray) -> FloatArray:
+        return (Rotation.from_rotvec(start).inv() * Rotation.from_rotvec(end)).as_rotvec()
 
-def _turn(start: FloatArray, end: FloatArray) -> FloatArray:
-    """Return the turns (radians, at most pi) from the first rotations to the second."""
-    return (Rotation.from_rotvec(start).inv() * Rotation.from_rotvec(end)).as_rotvec()
+    def turned(start: FloatArray, turn: FloatArray) -> FloatArray:
+        return (Rotation.from_rotvec(start) * Rotation.from_rotvec(turn)).as_rotvec()
 
-
-def _turned(start: FloatArray, turn: FloatArray) -> FloatArray:
-    return (Rotation.from_rotvec(start) * Rotation.from_rotvec(turn)).as_rotvec()
+    return OneEuroFilter(config, turn, turned)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +123,7 @@ class SmoothingConfig:
 
     @classmethod
     def at(cls, rate: float = 30.0) -> "SmoothingConfig":
-        """Return the strongest smoothing whose lag is about one frame; the lag decreases with speed.
-
-        Args:
-            rate: Frames per second.
-        """
+        """Return the strongest smoothing whose lag is about one frame at `rate` frames per second, less with speed."""
         # A cut-off frequency f lags by 1 / (2 pi f) seconds: one frame at 0.16 times the frame rate.
         f = 0.16 * rate
         slope = rate / 30.0
@@ -140,12 +134,7 @@ class HandSmoother:
     """Smoother of one hand from frame to frame; a new track needs a new smoother."""
 
     def __init__(self, perspective: bool, config: SmoothingConfig) -> None:
-        """Create a smoother that has not seen a hand.
-
-        Args:
-            perspective: Whether translations are in metres in the frame of a perspective camera, rather than in pixels.
-            config: Amount of smoothing.
-        """
+        """Create a smoother of translations in metres before a perspective camera, or of translations in pixels."""
         self._perspective = perspective
         self._pose = rotation_filter(config.pose)
         self._position = OneEuroFilter(config.position)
@@ -177,13 +166,9 @@ class HandSmoother:
         else:
             u, v = self._position(np.asarray([x, y]), time, unit=abs(scale) or 1.0)
             translation = np.asarray([u, v, z])
+        smoothed = {"pose": pose, "scale": smooth_scale, "translation": translation}
         dtype = parameters.pose.dtype
-        return dataclasses.replace(
-            parameters,
-            pose=np.asarray(pose, dtype),
-            scale=np.asarray(smooth_scale, dtype),
-            translation=np.asarray(translation, dtype),
-        )
+        return dataclasses.replace(parameters, **{name: np.asarray(value, dtype) for name, value in smoothed.items()})
 
 
 _TINY = 1e-9

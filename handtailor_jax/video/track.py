@@ -1,11 +1,11 @@
 """Follow the hands through the frames of a video: one track for each hand, which keeps its number and its side."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import numpy as np
+from scipy.special import expit, logit
 
 from handtailor_jax.detector.merging import merge_hands
 from handtailor_jax.errors import InputError
@@ -66,7 +66,7 @@ class _Track:
     @property
     def prior(self) -> float:
         """Probability of a right hand before the next frame."""
-        return _sigmoid(float(np.clip(self.evidence, -_MOST_PRIOR, _MOST_PRIOR)))
+        return float(expit(np.clip(self.evidence, -_MOST_PRIOR, _MOST_PRIOR)))
 
 
 class HandVideo:
@@ -93,13 +93,11 @@ class HandVideo:
         """
         check_arguments(side, config.hands)
         self._tailor, self._camera, self._prior = tailor, as_camera(camera), side_prior(side)
-        self._config = config if box is None else dataclasses.replace(config, hands=1)
+        self._config, self._box = config if box is None else dataclasses.replace(config, hands=1), box
         self._smoothing = SmoothingConfig.at(rate) if config.smooth else None
-        self._box = box
         self._tracks: list[_Track] = []
         self._lost: list[_Track] = []
-        self._count = 0
-        self._next_search = 0
+        self._count = self._next_search = 0
         self._shape: tuple[int, ...] = ()
         self.frames = 0
         """Number of frames so far."""
@@ -134,10 +132,8 @@ class HandVideo:
         if not tracks:
             return []
         priors = [track.prior if self._prior == 0.5 else self._prior for track in tracks]
-        views = [
-            tailor.finder.view(image, self._camera, track.region, prior)
-            for track, prior in zip(tracks, priors, strict=True)
-        ]
+        places = zip((track.region for track in tracks), priors, strict=True)
+        views = [tailor.finder.view(image, self._camera, region, prior) for region, prior in places]
         looks = tailor.recover(views, [track.memory for track in tracks])
         shown = [i for i, found in enumerate(looks) if tailor.finder.shows(found, image)]
         # The oldest track of a hand stays.
@@ -166,8 +162,7 @@ class HandVideo:
     def _track_of(self, found: Found, time: float) -> _Track:
         """Return the lost track that this hand continues, or a new one."""
         nothing = jax.tree.map(lambda leaf: leaf[0], Memory.nothing(1, self._tailor.hand.num_betas))
-        perspective = bool(self._camera.perspectivity > 0.5)
-        smoother = None if self._smoothing is None else HandSmoother(perspective, self._smoothing)
+        smoother = self._new_smoother()
         left = bool(found.hand.left)
         same_side = [track for track in self._lost if track.left == left]
         if same_side:
@@ -180,17 +175,20 @@ class HandVideo:
         self._count += 1
         return track
 
+    def _new_smoother(self) -> HandSmoother | None:
+        return HandSmoother(bool(self._camera.perspectivity > 0.5), self._smoothing) if self._smoothing else None
+
     def _remember(self, track: _Track, found: Found, time: float) -> Hand:
         """Return the hand with the track's shape, smoothed; keep what the next frame starts from."""
         config, hand = self._config, found.hand
-        if hand.side_probability is not None:
+        if hand.side_probability is not None and self._prior == 0.5:
             right = float(1.0 - hand.side_probability if hand.left else hand.side_probability)
-            step = _log_odds(right) - float(np.clip(track.evidence, -_MOST_PRIOR, _MOST_PRIOR))
-            step = float(np.clip(step, -_MOST_PER_FRAME, _MOST_PER_FRAME)) if self._prior == 0.5 else 0.0
+            known = np.clip(track.evidence, -_MOST_PRIOR, _MOST_PRIOR)
+            step = np.clip(logit(np.clip(right, 1e-6, 1.0 - 1e-6)) - known, -_MOST_PER_FRAME, _MOST_PER_FRAME)
             track.evidence = float(np.clip(track.evidence + step, -_MOST_EVIDENCE, _MOST_EVIDENCE))
-        if track.length and track.left != bool(hand.left) and self._smoothing is not None:
+        if track.length and track.left != bool(hand.left):
             # The hand was taken for one of the other side so far, whose pose would be mixed in.
-            track.smoother = HandSmoother(bool(self._camera.perspectivity > 0.5), self._smoothing)
+            track.smoother = self._new_smoother()
         track.left = bool(hand.left)
         fitted = hand.parameters
         track.length = min(track.length + 1, config.shape_frames)
@@ -203,15 +201,8 @@ class HandVideo:
         if track.smoother is not None:
             parameters = track.smoother(parameters, time)
         described = jax.device_get(_with_parameters(self._tailor.hand, hand, parameters))
-        return dataclasses.replace(
-            described,
-            reprojection_before=hand.reprojection_before,
-            region=hand.region,
-            presence=hand.presence,
-            side_probability=hand.side_probability,
-            proposed=hand.proposed,
-            track=track.number,
-        )
+        kept = ("reprojection_before", "region", "presence", "side_probability", "proposed")
+        return dataclasses.replace(described, track=track.number, **{name: getattr(hand, name) for name in kept})
 
 
 @jax.jit
@@ -222,12 +213,3 @@ def _with_parameters(model: HandModel, hand: Hand, parameters: HandParameters) -
     parameters = choose(hand.left, mirror_parameters(parameters), parameters)
     found = describe(model, parameters, seen, load_convention(hand.convention))
     return choose(hand.left, mirror_hand(found), found)
-
-
-def _log_odds(probability: float) -> float:
-    clipped = min(max(probability, 1e-6), 1.0 - 1e-6)
-    return math.log(clipped / (1.0 - clipped))
-
-
-def _sigmoid(log_odds: float) -> float:
-    return 1.0 / (1.0 + math.exp(-log_odds))
