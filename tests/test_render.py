@@ -10,8 +10,8 @@ import pytest
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import project, transform_camera
 from handtailor_jax.render.overlay import (
-    _distant_first,
     contact_sheet,
+    distant_first,
     draw_skeleton,
     overlay_figure,
     scene,
@@ -465,7 +465,7 @@ def test_many_hands_are_drawn_in_groups():
         (points + np.float32([0.1 * (i % 4) - 0.15, 0.1 * (i // 4) - 0.1, 0.6 + 0.1 * i]), faces) for i in range(11)
     ]
     camera = Camera.perspective(200.0, 200.0, 100.0, 100.0)
-    assert [len(group) for group in _distant_first(meshes, camera)] == [8, 3]
-    assert _distant_first(meshes, camera)[-1][-1][0][:, 2].mean() == pytest.approx(0.6, abs=1e-3)
+    assert [len(group) for group in distant_first(meshes, camera)] == [8, 3]
+    assert distant_first(meshes, camera)[-1][-1][0][:, 2].mean() == pytest.approx(0.6, abs=1e-3)
     figure = overlay_figure(np.zeros((200, 200, 3), np.uint8), meshes, camera, panel_height=110)
     assert figure.shape[0] == 110

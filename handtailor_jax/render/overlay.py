@@ -146,12 +146,8 @@ def overlay_figure(
         first = draw_skeleton(first, points @ affine[:, :2].T + affine[:, 2])
     for points in fitted:
         first = draw_skeleton(first, points @ affine[:, :2].T + affine[:, 2], hollow=True)
-    # Groups for the rasteriser, distant ones (small ones, without intrinsics) first.
-    known = float(camera.perspectivity) > 0.0
-    ordered = sorted(meshes, key=lambda mesh: -mesh[0][:, 2].mean() if known else np.ptp(mesh[0], axis=0).max())
-    for start in range(0, len(ordered), _MOST_IN_SCENE):
-        together = scene(ordered[start : start + _MOST_IN_SCENE], camera)
-        second = render_mesh(*together, camera, panel_height, panel_width, second)
+    for group in distant_first(meshes, camera):
+        second = render_mesh(*scene(group, camera), camera, panel_height, panel_width, second)
     third = _side_views(meshes, camera, panel_height)
     gap = np.full((panel_height, max(2, panel_height // 100), 3), 255, np.uint8)
     return np.concatenate([first, gap, second, gap, third], axis=1)
@@ -180,6 +176,13 @@ def scene(meshes: Sequence[_Mesh], camera: Camera) -> tuple[np.ndarray, np.ndarr
     points += [np.broadcast_to(points[-1][:1], points[-1].shape)] * empty
     triangles += [np.zeros_like(triangles[-1])] * empty
     return np.concatenate(points), np.concatenate(triangles)
+
+
+def distant_first(meshes: Sequence[_Mesh], camera: Camera) -> list[Sequence[_Mesh]]:
+    """Return groups of meshes for the rasteriser, distant ones (small ones, without intrinsics) first."""
+    known = float(camera.perspectivity) > 0.0
+    ordered = sorted(meshes, key=lambda mesh: -mesh[0][:, 2].mean() if known else np.ptp(mesh[0], axis=0).max())
+    return [ordered[first : first + _MOST_IN_SCENE] for first in range(0, len(ordered), _MOST_IN_SCENE)]
 
 
 def _side_views(meshes: Sequence[_Mesh], camera: Camera, size: int) -> np.ndarray:
