@@ -87,7 +87,7 @@ class Camera:
 
 
 def _diagonal(first: Float[Array, "*batch"], second: Float[Array, "*batch"]) -> Float[Array, "*batch 2 2"]:
-    return jnp.stack([first, second], axis=-1)[..., None] * jnp.eye(2, dtype=first.dtype)
+    return jnp.einsum("...i,ij->...ij", jnp.stack([first, second], axis=-1), jnp.eye(2, dtype=first.dtype))
 
 
 @pytree
