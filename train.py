@@ -67,11 +67,32 @@ def run(options: Command) -> Path:
         from handtailor_jax.training import loop
     except ImportError as error:
         raise InputError(f"training needs more packages ({error}): pip install 'handtailor-jax[train]'") from None
-    if options.coordinator is not None:
-        loop.connect(options.coordinator, options.processes, options.process)
-    elif options.processes != 1:
-        raise InputError("--processes needs --coordinator HOST:PORT, the same for all processes")
+    connect(options)
     return loop.train(options.training, options.out, resume=options.resume, devices=options.devices)
+
+
+def connect(options: Command) -> None:
+    """Join the processes of a run on several machines, before anything else is done with JAX.
+
+    Raises:
+        InputError: If the options contradict each other, or the processes do not find each other.
+    """
+    import jax
+
+    address, count, process = options.coordinator, options.processes, options.process
+    if address is None:
+        if count != 1:
+            raise InputError("--processes needs --coordinator HOST:PORT, the same for all processes")
+        return
+    if not 0 <= process < count:
+        raise InputError(f"--process {process} is not one of 0 to {count - 1}: number the processes from 0")
+    try:
+        jax.distributed.initialize(address, num_processes=count, process_id=process)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{address}: the {count} processes did not find each other ({' '.join(str(error).split())[:120]}): "
+            "give all the same --coordinator HOST:PORT"
+        ) from None
 
 
 def read_config(path: Path) -> TrainingConfig:

@@ -107,7 +107,9 @@ def measure(options: TrainBenchmark) -> StepTime:
             jax.block_until_ready(run.advance(step, batch))
             data.append(between - started)
             device.append(time.perf_counter() - between)
-        operations = run.operations()
+        samples, batch = run.inputs(0, run.from_host(0))
+        cost = run.compiled_step.lower(run.state, batch, samples, run.hands).cost_analysis()
+        operations = cost["flops"] * run.total_devices if cost and "flops" in cost else None
         run.checkpoints.close()
     data_seconds, step_seconds = (statistics.median(times[1 + _WARM :]) for times in (data, device))
     peak = bfloat16_peak(run.devices[0].device_kind)

@@ -17,12 +17,18 @@ after it (Table 1), PA-MPJPE 8.5 mm and 8.2 mm on FreiHAND, and for Table 4 AUC 
 """
 
 import dataclasses
+import runpy
 from pathlib import Path
 
-from handtailor_jax.training.config import TrainingConfig
+from handtailor_jax.training.config import LossWeights
+
+first = runpy.run_path(str(Path(__file__).with_name("paper_keypoints.py")))["config"]
 
 config = dataclasses.replace(
-    TrainingConfig.paper("end_to_end"),
+    first,
+    stage="end_to_end",
+    loss=LossWeights.paper("end_to_end"),
+    optimizer=dataclasses.replace(first.optimizer, learning_rate=3e-5),
     weights=Path("runs/keypoints/weights.safetensors"),
     iknet_weights=Path("runs/iknet/weights.safetensors"),
 )

@@ -9,6 +9,22 @@ Hardware: any. Hours: not run; 48,829 steps of 1,024 poses.
 Expected score: not measured, and not stated in the paper.
 """
 
-from handtailor_jax.training.config import TrainingConfig
+import dataclasses
+import math
+import runpy
+from pathlib import Path
 
-config = TrainingConfig.paper("ik")
+from handtailor_jax.training.config import DataConfig, LossWeights
+
+BATCH = 1024
+
+config = dataclasses.replace(
+    runpy.run_path(str(Path(__file__).with_name("paper_keypoints.py")))["config"],
+    stage="ik",
+    steps=math.ceil(50 * 1_000_000 / BATCH),
+    batch=BATCH,
+    data=DataConfig(size=320),
+    loss=LossWeights.paper("ik"),
+    log_every=100,
+    checkpoint_every=2_000,
+)

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from handtailor_jax.data.augmentation import AugmentationConfig, augment, center_crop, without_intrinsics
-from handtailor_jax.data.resampling import resample
+from handtailor_jax.data.augmentation import AugmentationConfig, augment, center_crop, resample, without_intrinsics
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import crop_affine, project

@@ -13,7 +13,7 @@ import pytest
 
 from handtailor_jax.data import open_dataset
 from handtailor_jax.data.augmentation import AugmentationConfig, augment
-from handtailor_jax.data.loader import Loader, LoaderConfig, index_stream, paste
+from handtailor_jax.data.loader import LoaderConfig, gather, index_stream, load, stack
 from handtailor_jax.data.sample import Sample, crop_sample
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
@@ -37,7 +37,7 @@ class Hands:
             raise IndexError(index)
         if index in self.broken:
             raise InputError(f"{self.name}/{index}.png: is not an image: unpack the archive again")
-        rng = np.random.default_rng(index)
+        rng = np.random.default_rng([index, *self.name.encode()])
         width, height = 60, 48
         joints = np.asarray([0.0, 0.0, 0.6]) + 0.06 * rng.uniform(-1.0, 1.0, (21, 3))
         intrinsics = np.asarray([[120.0, 0.0, 28.5], [0.0, 118.0, 25.0], [0.0, 0.0, 1.0]])
@@ -59,7 +59,15 @@ class Hands:
 
 
 def config(**changes):
-    return LoaderConfig(**{"size": SIZE, "batch": 4, "threads": 0, **changes})
+    return LoaderConfig(**{"size": SIZE, **changes})
+
+
+def named(batch, *datasets):
+    """Names of the samples of a batch; the crop does not change joints."""
+    known = {
+        sample.joints.tobytes(): sample.name for data in datasets for sample in map(data.__getitem__, range(len(data)))
+    }
+    return [known[joints.tobytes()] for joints in batch.joints]
 
 
 def projected(batch):
@@ -75,9 +83,7 @@ def augmented(batch, settings):
 
 
 def equal(a, b):
-    return a.names == b.names and all(
-        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a.batch), jax.tree.leaves(b.batch), strict=True)
-    )
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 @pytest.fixture
@@ -168,7 +174,7 @@ def test_without_joints_everything_is_finite_after_augmentation(camera, grain):
             sample = super().__getitem__(index)
             return changed(sample, joints=None, intrinsics=sample.intrinsics if camera else None)
 
-    batch = Loader([Flat("a", 4)], config()).batch(0, range(4))
+    batch = gather(load(Flat("a", 4), config()), range(4))
     assert not batch.has_joints.any()
     assert not batch.has_3d.any()
     assert batch.has_intrinsics.all() == camera
@@ -178,7 +184,7 @@ def test_without_joints_everything_is_finite_after_augmentation(camera, grain):
 
 
 def test_augmented_batches_still_project(grain):
-    batch = Loader([Hands("a", 4, posed=True)], config()).batch(0, range(4))
+    batch = gather(load(Hands("a", 4, posed=True), config()), range(4))
     moved = augmented(batch, AugmentationConfig(drop_intrinsics=0.0))
     np.testing.assert_allclose(projected(batch), batch.keypoints_2d, atol=1e-3)
     np.testing.assert_allclose(projected(moved), moved.keypoints_2d, atol=1e-3)
@@ -194,7 +200,7 @@ def test_archives_keep_camera_and_keypoints_together(name, tmp_path, grain):
     else:
         write_freihand_fixture(tmp_path / name)
     reader = open_dataset(name, tmp_path / name, "train" if name == "stb" else "training", mask=True)
-    batch = Loader([reader], config(shuffle=False, size=64)).batch(0, range(4))
+    batch = gather(load(reader, config(shuffle=False, size=64)), range(4))
     for index in range(4):
         sample = reader[index]
         affine = map_of(crop_sample(sample, 64, 2.0), sample)
@@ -206,53 +212,29 @@ def test_archives_keep_camera_and_keypoints_together(name, tmp_path, grain):
         np.testing.assert_allclose(projected(batch)[index] - batch.keypoints_2d[index], rounded, atol=1e-3)
 
 
-# --- weights, backgrounds --------------------------------------------------------------------------------------------
+# --- weights, order --------------------------------------------------------------------------------------------------
 
 
 def test_weights_mark_known_labels(grain):
-    loaded = Loader([Hands("posed", 4, posed=True), Hands("joints", 4)], config(batch=8)).loaded(range(8))
-    posed = np.asarray([name.startswith("posed") for name in loaded.names], np.float32)
-    assert np.array_equal(loaded.batch.has_3d, posed)
-    assert (loaded.batch.has_joints == 1.0).all()
-    assert not loaded.batch.pose[posed == 0.0].any()
-    assert all(leaf.dtype in (np.uint8, np.float32) for leaf in jax.tree.leaves(loaded.batch))
-
-
-def test_backgrounds_change_only_outside_of_the_mask(grain):
-    images = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
-    hands = Hands("a", 6)
-    plain = Loader([hands], config(shuffle=False)).loaded(range(12))
-    pasted = Loader([hands], config(shuffle=False, pasted=1.0), backgrounds=images).loaded(range(12))
-    assert plain.names == pasted.names
-    for index in range(12):
-        mask = crop_sample(hands[index % 6], SIZE, 2.0).mask
-        assert np.array_equal(plain.batch.image[index][mask == 255], pasted.batch.image[index][mask == 255])
-        around = pasted.batch.image[index][mask == 0]
-        assert any(np.array_equal(around, image[mask == 0]) for p in images for image in (p, p[:, ::-1]))
-    # Another epoch has another draw.
-    assert any(not np.array_equal(pasted.batch.image[i], pasted.batch.image[i + 6]) for i in range(6))
-    for probability, masked in ((0.0, True), (1.0, False)):
-        same = Loader([Hands("a", 6, masked=masked)], config(shuffle=False, pasted=probability), backgrounds=images)
-        assert np.array_equal(same.loaded(range(12)).batch.image, plain.batch.image)
-
-
-def test_pasting_blends_by_the_mask():
-    image, background = np.full((1, 1, 3), 200, np.uint8), np.full((1, 1, 3), 100, np.uint8)
-    assert (paste(image, np.full((1, 1), 51, np.uint8), background) == 120).all()
-
-
-# --- order -----------------------------------------------------------------------------------------------------------
+    datasets = Hands("posed", 4, posed=True), Hands("joints", 4)
+    batch = gather(grain.MapDataset.mix([load(each, config()) for each in datasets]), range(8))
+    posed = np.asarray([name.startswith("posed") for name in named(batch, *datasets)], np.float32)
+    assert 0 < posed.sum() < 8
+    assert np.array_equal(batch.has_3d, posed)
+    assert (batch.has_joints == 1.0).all()
+    assert not batch.pose[posed == 0.0].any()
+    assert all(leaf.dtype in (np.uint8, np.float32) for leaf in jax.tree.leaves(batch))
 
 
 def test_every_epoch_has_every_sample_in_another_order(grain):
-    loader = Loader([Hands("a", 11)], config())
-    epochs = [loader.loaded(range(11 * e, 11 * (e + 1))).names for e in range(3)]
+    hands = Hands("a", 11)
+    samples = load(hands, config())
+    epochs = [named(gather(samples, range(11 * e, 11 * (e + 1))), hands) for e in range(3)]
     assert all(len(set(epoch)) == 11 for epoch in epochs)
-    assert len(set(epochs)) == 3
-    assert epochs[0] != Loader([Hands("a", 11)], config(seed=1)).loaded(range(11)).names
-    assert Loader([Hands("a", 11)], config(shuffle=False)).loaded(range(13)).names == tuple(
-        f"a/{i % 11}" for i in range(13)
-    )
+    assert len(set(map(tuple, epochs))) == 3
+    assert epochs[0] != named(gather(load(hands, config(seed=1)), range(11)), hands)
+    kept = named(gather(load(hands, config(shuffle=False)), range(13)), hands)
+    assert kept == [f"a/{i % 11}" for i in range(13)]
 
 
 def test_index_stream_shuffles_every_epoch_anew(grain):
@@ -264,30 +246,20 @@ def test_index_stream_shuffles_every_epoch_anew(grain):
 
 
 @pytest.mark.parametrize("threads", [0, 3])
-def test_iterating_yields_the_steps_of_the_source(threads, grain):
-    images = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
-    loader = Loader([Hands("a", 11), Hands("b", 5)], config(threads=threads), weights=[3.0, 1.0], backgrounds=images)
-    batches = iter(loader)
-    for step in range(4):
-        assert equal(next(batches), loader.loaded(range(4 * step, 4 * step + 4)))
-    part = loader.batch(2, [1, 3])
-    whole = loader.batch(2, range(4))
-    assert np.array_equal(part.image, whole.image[[1, 3]])
-
-
-@pytest.mark.parametrize("threads", [0, 2])
 @pytest.mark.parametrize("stop", [0, 1, 5])
 def test_resuming_continues_identically(threads, stop, grain):
-    images = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    """Grain's iterator yields the samples by position, and goes on after a saved state."""
+    samples = grain.MapDataset.mix([load(Hands("a", 7), config()), load(Hands("b", 5), config())], [2.0, 1.0])
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 
-    def loader():
-        return Loader([Hands("a", 7), Hands("b", 5)], config(threads=threads), weights=[2.0, 1.0], backgrounds=images)
+    def batches():
+        return iter(samples.batch(4, batch_fn=stack).to_iter_dataset(options))
 
-    first = iter(loader())
-    for _ in range(stop):
-        next(first)
+    first = batches()
+    for step in range(stop):
+        assert equal(next(first), gather(samples, range(4 * step, 4 * step + 4)))
     state = json.loads(json.dumps(first.get_state()))
-    second = iter(loader())
+    second = batches()
     next(second)
     second.set_state(state)
     for _ in range(4):
@@ -296,64 +268,49 @@ def test_resuming_continues_identically(threads, stop, grain):
 
 @pytest.mark.parametrize("count", [12, 13])
 def test_shards_partition_the_epochs(count, grain):
-    shards = [Loader([Hands("a", count)], config(shard_index=i, shard_count=3, epochs=2)) for i in range(3)]
-    whole = Loader([Hands("a", count)], config(epochs=2))
+    hands = Hands("a", count)
+    whole = load(hands, config(epochs=2))
+    shards = [whole[i::3] for i in range(3)]
     assert sum(map(len, shards)) == len(whole) == 2 * count
-    names = [shard.loaded(range(len(shard))).names for shard in shards]
+    names = [named(gather(shard, range(len(shard))), hands) for shard in shards]
     dealt = [names[i % 3][i // 3] for i in range(2 * count)]
-    assert tuple(dealt) == whole.loaded(range(2 * count)).names
+    assert dealt == named(gather(whole, range(2 * count)), hands)
     assert len(set(dealt[:count])) == count
 
 
 def test_mixing_weights_hold_in_every_shard(grain):
     readers = [Hands("a", 7), Hands("b", 50), Hands("c", 3)]
     for shard in range(2):
-        loader = Loader(readers, config(shard_index=shard, shard_count=2), weights=[0.5, 0.25, 0.25])
-        names = [loader.loaded(range(4 * s, 4 * s + 4)).names for s in range(20)]
-        counts = collections.Counter(name[0] for batch in names for name in batch)
+        mixed = grain.MapDataset.mix([load(each, config())[shard::2] for each in readers], [0.5, 0.25, 0.25])
+        counts = collections.Counter(name[0] for name in named(gather(mixed, range(80)), *readers))
         assert counts == {"a": 40, "b": 20, "c": 20}
 
 
-@pytest.mark.parametrize(("drop", "sizes"), [(True, [4, 4]), (False, [4, 4, 3])])
-def test_the_last_batch(drop, sizes, grain):
-    loader = Loader([Hands("a", 11)], config(epochs=1, drop_remainder=drop))
-    assert [len(loaded.names) for loaded in loader] == sizes
-    with pytest.raises(IndexError):
-        loader.loaded([11])
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
-# --- unreadable samples ----------------------------------------------------------------------------------------------
+def test_an_unreadable_sample_is_named(grain):
+    samples = load(Hands("a", 5, broken=(3,)), config(epochs=1))
+    with pytest.raises(InputError, match=r"^sample 3: a/3\.png: is not an image: unpack the archive again$"):
+        gather(samples, range(5))
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_an_unreadable_sample_is_named(threads, grain):
-    loader = Loader([Hands("a", 5, broken=(3,))], config(epochs=1, threads=threads, drop_remainder=False))
-    with pytest.raises(InputError, match=r"^dataset 0, sample 3: a/3\.png: is not an image: unpack the archive again"):
-        list(loader)
-    with pytest.raises(InputError, match=r"unpack the archive again$"):
-        loader.loaded(range(5))
-
-
-def test_unreadable_samples_are_replaced_and_reported(grain):
-    hands = Hands("a", 6, broken=(2, 3, 5))
-    loader = Loader([hands], config(epochs=1, shuffle=False, skip_unreadable=True))
-    assert loader.loaded(range(6)).names == ("a/0", "a/1", "a/4", "a/4", "a/4", "a/0")
-    assert [line.split(":")[0] for line in loader.skipped] == [f"dataset 0, sample {i}" for i in (2, 3, 5)]
-    broken = Loader([Hands("a", 2, broken=(0, 1))], config(skip_unreadable=True))
-    with pytest.raises(InputError, match="none of the 2 samples of dataset 0 can be read"):
-        broken.loaded([0])
+def test_a_sample_without_the_maps_that_a_loss_needs(grain):
+    for reader, changes, name in (
+        (Hands("a", 1, masked=False), {"masks": True}, "mask"),
+        (Hands("a", 1), {"depths": True}, "depth"),
+    ):
+        with pytest.raises(InputError, match=rf"^a/0: has no {name} map: switch off the losses that need it$"):
+            gather(load(reader, config(**changes)), [0])
 
 
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"batch": 0}, "batch"),
-        ({"epochs": 0}, "epochs"),
+        ({"size": 0}, "size"),
+        ({"epochs": 0}, "size is 32 and epochs"),
         ({"factor": 0.5}, "factor"),
-        ({"pasted": 1.5}, "pasted"),
-        ({"shard_index": 2, "shard_count": 2}, "shard_index"),
         ({"seed": -1}, "seed"),
-        ({"threads": -1}, "threads"),
     ],
 )
 def test_invalid_settings(changes, field):
@@ -361,23 +318,17 @@ def test_invalid_settings(changes, field):
         config(**changes)
 
 
-def test_arguments_that_do_not_match(grain):
-    with pytest.raises(InputError, match="give a positive weight each"):
-        Loader([Hands("a", 3)], config(), weights=[1.0, 2.0])
-    with pytest.raises(InputError, match="give a positive weight each"):
-        Loader([], config())
-    with pytest.raises(InputError, match="dataset 1 of the loader is empty"):
-        Loader([Hands("a", 3), Hands("b", 0)], config())
-    with pytest.raises(InputError, match=r"not \(n, 32, 32, 3\): resize them"):
-        Loader([Hands("a", 3)], config(), backgrounds=np.zeros((2, 8, 8, 3), np.uint8))
+def test_an_empty_dataset(grain):
+    with pytest.raises(InputError, match="the dataset is empty"):
+        load(Hands("b", 0), config())
 
 
 def test_without_grain_the_remedy_is_named():
     code = (
         "import sys; sys.modules['grain'] = None\n"
-        "from handtailor_jax.data.loader import Loader, LoaderConfig\n"
+        "from handtailor_jax.data.loader import load\n"
         "from handtailor_jax.errors import InputError\n"
-        "try:\n    Loader([[0]], LoaderConfig())\n"
+        "try:\n    load([0])\n"
         "except InputError as error:\n    print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from handtailor_jax.data.readers.photos import hand_mask, read_labels
+from handtailor_jax.data.sample import labelled_batch
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import square_around
 from handtailor_jax.images import crop_square
 from handtailor_jax.skeleton import BONES
-from handtailor_jax.training.photographs import PhotoSet, composed, prepare_photographs
+from handtailor_jax.training.sources import composed, paste, prepare_photographs
 
 
 def entry(**changes):
@@ -111,26 +112,29 @@ def test_the_mask_on_a_plain_background():
 
 
 def test_pasting_depends_on_the_random_numbers_only():
-    image, keypoints, truth = drawn_hand()
-    one = np.newaxis
-    photographs = PhotoSet(
-        name=np.asarray(["digits/x.jpg"]),
-        image=image[one],
-        inside=np.full((1, 100, 100), 255, np.uint8),
-        mask=(255 * truth[one]).astype(np.uint8),
-        keypoints_2d=keypoints[one],
-        labelled_2d=keypoints[one],
-        joints=np.zeros((1, 21, 3), np.float32),
-        pose=np.zeros((1, 16, 3), np.float32),
-        betas=np.zeros((1, 10), np.float32),
+    picture, keypoints, truth = drawn_hand()
+    photograph = labelled_batch(
+        image=picture,
+        mask=(255 * truth).astype(np.uint8),
+        keypoints_2d=keypoints,
+        intrinsics=np.eye(3, dtype=np.float32),
+        joints=np.zeros((21, 3), np.float32),
+        pose=np.zeros((16, 3), np.float32),
+        betas=np.zeros(10, np.float32),
     )
+    inside = np.full((100, 100), 255, np.uint8)
     black = np.zeros((3, 100, 100, 3), np.uint8)
-    first, second = (composed(photographs, 0, np.random.default_rng(5), black, 1.0) for _ in range(2))
+    first, second = (composed(photograph, inside, np.random.default_rng(5), black, 1.0) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert first[~truth].max() == 0
     assert first[truth].mean() > 100
-    untouched = composed(photographs, 0, np.random.default_rng(5), black, 0.0)
-    np.testing.assert_array_equal(untouched, image)
+    untouched = composed(photograph, inside, np.random.default_rng(5), black, 0.0)
+    np.testing.assert_array_equal(untouched, picture)
+
+
+def test_pasting_blends_by_the_mask():
+    image, background = np.full((1, 1, 3), 200, np.uint8), np.full((1, 1, 3), 100, np.uint8)
+    assert (paste(image, np.full((1, 1), 51, np.uint8), background) == 120).all()
 
 
 @pytest.mark.slow
@@ -145,16 +149,17 @@ def test_real_photographs_are_fitted_once_and_left_hands_mirrored(shared, tmp_pa
     write(tmp_path, {name: labels[name] for name in (left, right)})
     found = prepare_photographs(tmp_path, "train", 64, tmp_path / "cache")
     assert sorted(found.name) == sorted((left, right))
-    # The fit of a right hand explains the mirrored labels.
-    error = np.linalg.norm(found.keypoints_2d - found.labelled_2d, axis=-1).mean(axis=1)
-    assert (error < 0.08 * np.ptp(found.labelled_2d, axis=1).max(axis=-1)).all()
-    given = np.asarray(labels[left]["keypoints_2d"])
-    seen = found.labelled_2d[list(found.name).index(left)]
-    assert np.sign(given[5, 0] - given[17, 0]) == -np.sign(seen[5, 0] - seen[17, 0])
-    mask = found.mask[list(found.name).index(right)]
+    # The fit of a right hand explains the mirrored labels, and squares keep the aspect.
+    for name in (left, right):
+        given = np.asarray(labels[name]["keypoints_2d"]) * ((-1.0, 1.0) if name == left else (1.0, 1.0))
+        fitted = found.samples.keypoints_2d[list(found.name).index(name)]
+        scaled = [(each - each.mean(axis=0)) / np.ptp(given, axis=0).max() for each in (given, fitted)]
+        scaled[1] *= np.sum(scaled[0] * scaled[1]) / np.sum(np.square(scaled[1]))
+        assert np.linalg.norm(scaled[0] - scaled[1], axis=-1).mean() < 0.08
+    mask = found.samples.mask[list(found.name).index(right)]
     assert 0.05 < (mask > 127).mean() < 0.5
     again = prepare_photographs(tmp_path, "train", 64, tmp_path / "cache")
-    np.testing.assert_array_equal(again.pose, found.pose)
+    np.testing.assert_array_equal(again.samples.pose, found.samples.pose)
     [file] = (tmp_path / "cache").glob("*.npz")
     file.write_bytes(b"PK nonsense")
     with pytest.raises(InputError, match="is damaged"):

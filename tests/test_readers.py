@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from handtailor_jax.data import open_dataset, readable
-from handtailor_jax.data.readers import json_lists
+from handtailor_jax.data.readers import freihand as freihand_reader
 from handtailor_jax.data.readers.rhd import rhd_depth
 from handtailor_jax.data.readers.stb import SK_COLOUR_CAMERA, depth_to_colour, stb_depth
 from handtailor_jax.data.sample import mirrored_sample
@@ -468,7 +468,7 @@ def test_lists_are_converted_once(freihand, tmp_path, monkeypatch):
         raise AssertionError("converted again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(json_lists, "_write", never)
+        patch.setattr(freihand_reader, "list_numbers", never)
         np.testing.assert_array_equal(open_dataset("freihand", root, "training")[1].joints, first)
     # A list of the same size with another time is another list.
     path = root / "training_xyz.json"
@@ -497,12 +497,13 @@ def test_cache_elsewhere(freihand, tmp_path):
 
 @pytest.mark.parametrize("size", range(3, 12))
 def test_numbers_across_chunks_of_a_list(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(json_lists, "_CHUNK", size)
+    monkeypatch.setattr(freihand_reader, "_CHUNK", size)
     path = tmp_path / "list.json"
     content = [0.125, 12.5, [1.0], [-2.5e-7], 3.125]
     for separators in ((",", ":"), (", ", ": "), (",\n", ":")):
         path.write_text(json.dumps(content, separators=separators) + "\n")
-        np.testing.assert_array_equal(json_lists.list_numbers(path, np.float64), [0.125, 12.5, 1.0, -2.5e-7, 3.125])
+        found = freihand_reader.list_numbers(path, np.float64, "")
+        np.testing.assert_array_equal(found, [0.125, 12.5, 1.0, -2.5e-7, 3.125])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -704,11 +705,11 @@ def test_damaged_lists_of_freihand(freihand, tmp_path, field, content, message):
 
 
 def test_garbage_is_not_read_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_lists, "_CHUNK", 100)
+    monkeypatch.setattr(freihand_reader, "_CHUNK", 100)
     path = tmp_path / "list.json"
     path.write_text("[" + "x" * 5000)
-    with pytest.raises(json_lists.DamagedListError, match="not a list of numbers"):
-        json_lists.list_numbers(path, np.float64)
+    with pytest.raises(InputError, match="not a list of numbers: download again"):
+        freihand_reader.list_numbers(path, np.float64, "download again")
 
 
 def test_images_that_cannot_be_decoded(rhd, freihand, photos, tmp_path):

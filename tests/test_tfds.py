@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from handtailor_jax.data import open_dataset, prepare, tfds
+from handtailor_jax.data import open_dataset, prepare
+from handtailor_jax.data.prepare import example, features, sample_of
 from handtailor_jax.data.sample import Sample
-from handtailor_jax.data.tfds import example, features, sample_of
 from handtailor_jax.errors import InputError
 from tests.fixtures import write_freihand_fixture, write_rhd, write_stb
 
@@ -102,7 +102,7 @@ def faked(monkeypatch, tmp_path):
         opened.append((name, split, options))
         return Listed(made)
 
-    monkeypatch.setattr(prepare, "open_dataset", fake)
+    monkeypatch.setattr(prepare, "open_archive", fake)
     return tmp_path, made, opened
 
 
@@ -168,14 +168,12 @@ def test_poses_of_freihand_depend_on_the_mean_pose(faked):
 
 def test_a_loader_reads_prepared_samples(faked):
     pytest.importorskip("grain", reason="the loader needs Grain")
-    from handtailor_jax.data.loader import Loader, LoaderConfig
+    from handtailor_jax.data.loader import LoaderConfig, gather, load
 
     folder, made, _ = faked
     reader = open_dataset("rhd", prepare.prepare("rhd", folder / "archive", folder), "training")
-    config = LoaderConfig(size=16, batch=2, epochs=1, threads=2)
-    for one, other in zip(Loader([reader], config), Loader([Listed(made)], config), strict=True):
-        assert one.names == other.names
-        np.testing.assert_array_equal(one.batch.image, other.batch.image)
+    one, other = (gather(load(each, LoaderConfig(size=16)), range(4)) for each in (reader, Listed(made)))
+    np.testing.assert_array_equal(one.image, other.image)
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -196,10 +194,10 @@ def test_an_unreadable_sample_stops_with_its_own_line(faked, monkeypatch):
             raise InputError("color/00000.png: is not an image: unpack the archive again")
 
     folder, made, _ = faked
-    monkeypatch.setattr(prepare, "open_dataset", lambda *a, **k: Broken(made))
+    monkeypatch.setattr(prepare, "open_archive", lambda *a, **k: Broken(made))
     with pytest.raises(InputError, match=r"^color/00000\.png: is not an image: unpack the archive again"):
         prepare.prepare("rhd", folder / "archive", folder)
-    assert not tfds.is_prepared(folder / "rhd" / "1.0.0")
+    assert not (folder / "rhd" / "1.0.0" / "dataset_info.json").exists()
 
 
 def test_unknown_names_are_refused(faked):
@@ -216,7 +214,7 @@ def test_a_damaged_record_is_named():
             raise OSError("bad checksum\nand more")
 
     with pytest.raises(InputError, match=r"^rhd training: sample 1 cannot be read \(bad checksum\): prepare it again$"):
-        tfds.PreparedReader(Damaged([{}, {}]), "rhd training")[1]
+        prepare.PreparedReader(Damaged([{}, {}]), "rhd training")[1]
 
 
 # --- miniature archives ----------------------------------------------------------------------------------------------
@@ -293,9 +291,9 @@ def test_tensorflow_is_not_imported(tmp_path):
 
 def test_without_tensorflow_datasets_the_remedy_is_named():
     code = (
-        "from handtailor_jax.data import tfds\n"
+        "from handtailor_jax.data import prepare\n"
         "from handtailor_jax.errors import InputError\n"
-        "try:\n    tfds.open_prepared(Path('.'), 'rhd', 'training', None)\n"
+        "try:\n    prepare.open_prepared(Path('.'), 'rhd', 'training', {})\n"
         "except InputError as error:\n    print(json.dumps(str(error)))\n"
     )
     message = run(code, ["tensorflow_datasets"])

@@ -24,10 +24,9 @@ from handtailor_jax.geometry.cameras import project
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.weights import load_weights, provenance
 from handtailor_jax.synthetic import storage
-from handtailor_jax.synthetic.dataset import SyntheticDataset
+from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
 from handtailor_jax.training.config import DataConfig, LossWeights, OptimizerConfig, TrainingConfig
 from handtailor_jax.training.loop import NotFinite, Run, train
-from handtailor_jax.training.sources import synthetic_config
 from handtailor_jax.types import Camera
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,8 +81,8 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "SyntheticDataset", FakeDataset)
-        storage.SamplePool(folder, synthetic_config(tiny(folder)), 32)
-        storage.SamplePool(folder, synthetic_config(tiny(folder)), 8, "test")
+        storage.SamplePool(folder, SyntheticConfig(size=SIZE), 32)
+        storage.SamplePool(folder, SyntheticConfig(size=SIZE), 8, "test")
     return folder
 
 
@@ -257,7 +256,7 @@ def test_devices_and_batches_that_do_not_fit(cache, tmp_path):
 def test_a_damaged_shard_and_a_pool_that_grows(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "SyntheticDataset", FakeDataset)
     monkeypatch.setattr(storage, "SHARD", 16)
-    config = synthetic_config(tiny(cache))
+    config = SyntheticConfig(size=SIZE)
     small = storage.SamplePool(tmp_path, config, 16)
     before = (small.folder / "00000").stat().st_mtime_ns
     grown = storage.SamplePool(tmp_path, config, 40)

@@ -20,7 +20,7 @@ from handtailor_jax.mano.loading import MANO_VERTICES
 from handtailor_jax.training.config import DataConfig, LossWeights, OptimizerConfig, TrainingConfig
 from handtailor_jax.training.loop import Run
 from handtailor_jax.training.prediction import posed_keypoints, rendered_maps
-from handtailor_jax.training.sources import evaluation_samples, open_sources, rendered_count
+from handtailor_jax.training.sources import evaluation_samples, open_sources
 from handtailor_jax.training.state import learning_rate
 from tests.fixtures import write_freihand_fixture, write_rhd, write_stb
 
@@ -149,7 +149,7 @@ def test_nothing_is_learnt_from_what_is_unknown(folders, tmp_path, rng):
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_what_is_known_of_each_dataset(dataset, folders, hand):
     host = open_sources(config(folders, dataset), hand)
-    assert (host.count, rendered_count(config(folders, dataset))) == (8, 0)
+    assert (host.count, config(folders, dataset).rendered) == (8, 0)
     batch = host.batch(3, range(8))
     assert batch.image.shape == (8, 48, 48, 3)
     assert batch.has_joints.all()

@@ -5,15 +5,15 @@ changes of light leave the labels alone.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 
 from handtailor_jax.data.draws import Draws
-from handtailor_jax.data.resampling import GREY, resample
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
@@ -31,6 +31,7 @@ from handtailor_jax.skeleton import ROOT
 MAP_STRIDE = 4
 """Pixels of a crop per pixel of its mask and depth map. Losses render each map, so maps are as coarse as heatmaps."""
 
+_GREY = 0.5  # level outside an image if no other is given
 _LUMINANCE = np.asarray([0.299, 0.587, 0.114], np.float32)
 _CUTS = 2
 
@@ -72,11 +73,7 @@ class AugmentationConfig:
     """Probability of each of two rectangles that cover parts of the image."""
 
     def __post_init__(self) -> None:
-        """Check the fields.
-
-        Raises:
-            InputError: if a field is out of range; names the field.
-        """
+        """Raise an InputError if a field is out of range."""
         if not 0.0 < self.fill[0] <= self.fill[1]:
             raise InputError(f"AugmentationConfig: fill is {self.fill}: give an increasing range of positive numbers")
         for name in ("drop_intrinsics", "grey", "cut_out"):
@@ -85,29 +82,27 @@ class AugmentationConfig:
 
 
 def augment(batch: Batch, keys: Key[Array, "batch"], config: AugmentationConfig, size: int) -> Batch:
-    """Crop every image at random, move labels and intrinsics along, and vary the light.
+    """Crop square images of any size to `size` pixels at random, move labels and intrinsics along, and vary the light.
 
-    Args:
-        batch: square images of any one size.
-        keys: one random key per image; an image's variation depends on its key only.
-        config: strength of the variation.
-        size: side of the crops, pixels.
+    An image's variation depends on its key only.
     """
-    moves = jax.vmap(lambda key, points, known: _draw_move(key, points, known, batch.image.shape[-2], config))(
-        jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys), batch.keypoints_2d, batch.has_intrinsics
-    )
-    center, side, angle, blur, outside, drop = moves
+    move_keys, light_keys = (jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in (0, 1))
+    draw = functools.partial(_draw_move, source_size=batch.image.shape[-2], config=config)
+    center, side, angle, blur, outside, drop = jax.vmap(draw)(move_keys, batch.keypoints_2d, batch.has_intrinsics)
     affine = crop_affine(center, side, size, angle)
-    image = resample(batch.image, affine, size, blur=blur, outside=outside)
-    image = vary_light(image, jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), config)
+    image = vary_light(resample(batch.image, affine, size, blur=blur, outside=outside), light_keys, config)
     moved = move_labels(batch, affine, angle)
-    moved = where_samples(drop * batch.has_intrinsics > 0.0, without_intrinsics(moved), moved)
-    maps = map_affine(affine)
+    dropped = drop * batch.has_intrinsics > 0.0
+    choose = jax.vmap(lambda drop, *both: jax.tree.map(functools.partial(jnp.where, drop), *both))
+    moved = choose(dropped, without_intrinsics(moved), moved)
+    maps, map_size, mask = map_affine(affine), size // MAP_STRIDE, batch.mask
+    if mask is not None:
+        mask = resample(jnp.stack([mask] * 3, axis=-1), maps, map_size, outside=jnp.zeros_like(side))[..., 0]
     return dataclasses.replace(
         moved,
         image=jnp.round(255.0 * image).astype(jnp.uint8),
-        mask=None if batch.mask is None else move_mask(batch.mask, maps, size // MAP_STRIDE),
-        depth=None if batch.depth is None else move_depth(batch.depth, maps, size // MAP_STRIDE),
+        mask=None if mask is None else jnp.round(255.0 * mask).astype(jnp.uint8),
+        depth=None if batch.depth is None else _move_depth(batch.depth, maps, map_size),
     )
 
 
@@ -118,45 +113,28 @@ def map_affine(affine: Float[Array, "*batch 2 3"]) -> Float[Array, "*batch 2 3"]
     return affine / MAP_STRIDE + jnp.broadcast_to(offset, affine.shape)
 
 
-def move_mask(
-    mask: UInt8[Array, "batch source source"], affine: Float[Array, "batch 2 3"], size: int
-) -> UInt8[Array, "batch size size"]:
-    """Move masks by an affine map of pixels; they are 0 beyond the source."""
-    nothing = jnp.zeros(mask.shape[0], affine.dtype)
-    moved = resample(jnp.stack([mask] * 3, axis=-1), affine, size, outside=nothing)[..., 0]
-    return jnp.round(255.0 * moved).astype(jnp.uint8)
-
-
-def move_depth(
+def _move_depth(
     depth: Float[Array, "batch source source"], affine: Float[Array, "batch 2 3"], size: int
 ) -> Float[Array, "batch size size"]:
     """Move depth maps by an affine map of pixels, which leaves z unchanged: nearest pixels, 0 beyond the source."""
     source = depth.shape[-1]
-    at = jnp.arange(size, dtype=affine.dtype)
-    grid = jnp.stack(jnp.broadcast_arrays(at[None, :], at[:, None]), axis=-1)
-    inverse = jnp.linalg.inv(affine[:, :, :2])
-    points = jnp.einsum("bij,bvuj->bvui", inverse, grid[None] - affine[:, None, None, :, 2])
-    nearest = jnp.round(points).astype(jnp.int32)
+    nearest = jnp.round(_source_points(affine, size)).astype(jnp.int32)
     inside = jnp.all((nearest >= 0) & (nearest < source), axis=-1)
     column, row = jnp.moveaxis(jnp.clip(nearest, 0, source - 1), -1, 0)
     found = jax.vmap(lambda values, v, u: values[v, u])(jnp.asarray(depth), row, column)
-    return jnp.where(inside, found, 0.0)
+    return jnp.where(inside, found, 0.0).reshape(-1, size, size)
 
 
 def center_crop(batch: Batch, size: int, box_factor: float) -> Batch:
     """Crop the square around each hand's keypoints, without any variation. Masks and depth maps are left out.
 
-    Args:
-        batch: square images of any one size.
-        size: side of the crops, pixels.
-        box_factor: side of the square as a multiple of the hand size.
+    `size` is the side of the crops in pixels, `box_factor` the side of the square as a multiple of the hand size.
     """
     low, high = jnp.min(batch.keypoints_2d, axis=-2), jnp.max(batch.keypoints_2d, axis=-2)
     side = box_factor * hand_size(jnp.asarray(batch.keypoints_2d))
     affine = crop_affine(0.5 * (low + high), side, size)
-    image = resample(batch.image, affine, size)
-    moved = move_labels(batch, affine, jnp.zeros_like(side))
-    return dataclasses.replace(moved, image=jnp.round(255.0 * image).astype(jnp.uint8), mask=None, depth=None)
+    image = jnp.round(255.0 * resample(batch.image, affine, size)).astype(jnp.uint8)
+    return dataclasses.replace(move_labels(batch, affine, jnp.zeros_like(side)), image=image, mask=None, depth=None)
 
 
 def move_labels(batch: Batch, affine: Float[Array, "batch 2 3"], angle: Float[Array, "batch"]) -> Batch:
@@ -173,9 +151,7 @@ def move_labels(batch: Batch, affine: Float[Array, "batch 2 3"], angle: Float[Ar
         keypoints_2d=transform_pixels(affine, jnp.asarray(batch.keypoints_2d)),
         intrinsics=jnp.where(known[:, None, None], camera.matrix, identity),
     )
-    planar = in_plane_rotation(angle)
-    turn = jnp.zeros((*angle.shape, 3, 3), angle.dtype).at[:, :2, :2].set(planar).at[:, 2, 2].set(1.0)
-    return turn_frame(moved, turn)
+    return turn_frame(moved, identity.at[:, :2, :2].set(in_plane_rotation(angle)))
 
 
 def without_intrinsics(batch: Batch) -> Batch:
@@ -195,15 +171,6 @@ def turn_frame(batch: Batch, turn: Float[Array, "batch 3 3"]) -> Batch:
     )
 
 
-def where_samples(choose: Array, first: Batch, second: Batch) -> Batch:
-    """Return samples of `first` where `choose` (batch,) is true, otherwise of `second`."""
-
-    def pick(a: Array, b: Array) -> Array:
-        return jnp.where(choose.reshape(-1, *([1] * (a.ndim - 1))), a, b)
-
-    return jax.tree.map(pick, first, second)
-
-
 def _draw_move(
     key: PRNGKeyArray,
     keypoints: Float[Array, "21 2"],
@@ -211,7 +178,7 @@ def _draw_move(
     source_size: int,
     config: AugmentationConfig,
 ) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """Draw a crop's centre, side, angle, blur in crop pixels and fill outside, and whether to drop intrinsics."""
+    """Draw a crop's centre, side, angle, blur in crop pixels and grey outside, and whether to drop intrinsics."""
     draws = Draws(key, keypoints.dtype, uniforms=16, normals=1)
     low, high = jnp.min(keypoints, axis=0), jnp.max(keypoints, axis=0)
     box = jnp.maximum(hand_size(keypoints), 1.0)
@@ -223,7 +190,7 @@ def _draw_move(
     angle = most * draws.between(-1.0, 1.0)
     blur = config.blur * draws.uniform() ** 3
     kind = draws.uniform()
-    color = jnp.where(draws.uniform() < 0.6, GREY, draws.uniform() ** 2)
+    color = jnp.where(draws.uniform() < 0.6, _GREY, draws.uniform() ** 2)
     outside = jnp.where(kind < 0.5, -1.0, color)
     return center, side, angle, blur, outside, draws.chance(config.drop_intrinsics)
 
@@ -255,8 +222,78 @@ def vary_light(
             image = jnp.where(covered[..., None], draws.uniform(3)[None, None], image)
         # Random bits are cheaper than normal numbers; 73.9 is the standard deviation of a uniform byte.
         bits = jax.random.bits(noise_key, (size, size, 3), jnp.uint8).astype(dtype)
-        level = config.noise * draws.uniform() ** 2
         noise = (bits - jnp.asarray(127.5, dtype)) * (1.0 / 73.9)
-        return jnp.clip(image + level * noise, 0.0, 1.0)
+        return jnp.clip(image + config.noise * draws.uniform() ** 2 * noise, 0.0, 1.0)
 
     return jax.vmap(one)(image, keys)
+
+
+def resample(
+    image: UInt8[Array, "batch source source 3"],
+    affine: Float[Array, "batch 2 3"],
+    size: int,
+    *,
+    blur: Float[Array, "batch"] | None = None,
+    outside: Float[Array, "batch"] | None = None,
+) -> Float[Array, "batch size size 3"]:
+    """Resample images so that pixel A(u, v) of the result, in [0, 1], shows the source's pixel (u, v), bilinearly.
+
+    Args:
+        image: source images.
+        affine: maps from pixels of the source to pixels of the result.
+        size: side of the result, pixels.
+        blur: standard deviation of additional blur, pixels of the result.
+        outside: grey level outside the source; a negative level repeats the border. Mid-grey if None.
+    """
+    count, source = image.shape[0], image.shape[1]
+    dtype = affine.dtype
+    planes = _smoothed(image, affine, blur)
+    points = _source_points(affine, size)
+    inside = jnp.clip(0.5 + 0.5 * source - jnp.abs(points - 0.5 * (source - 1)), 0.0, 1.0)
+    inside = inside[..., 0] * inside[..., 1]
+    points = jnp.clip(points, 0.0, source - 1.0)
+    low = jnp.clip(jnp.floor(points).astype(jnp.int32), 0, source - 2)
+    share = points - low.astype(dtype)
+    share, inside, planes = jax.lax.optimization_barrier((share, inside, planes))
+
+    flat = planes.reshape(-1)
+    first: Int[Array, "batch 1"] = (jnp.arange(count, dtype=jnp.int32) * (3 * source * source))[:, None]
+    corner = first + low[..., 1] * source + low[..., 0]
+    u, v = share[..., 0], share[..., 1]
+    fill = jnp.full((count,), _GREY, dtype) if outside is None else outside
+    keep = jnp.where(fill[:, None] < 0.0, 1.0, inside)
+    channels = []
+    for c in range(3):
+        index = corner + c * source * source
+        upper = flat[index] * (1.0 - u) + flat[index + 1] * u
+        lower = flat[index + source] * (1.0 - u) + flat[index + source + 1] * u
+        value = upper * (1.0 - v) + lower * v
+        channels.append(keep * value + (1.0 - keep) * fill[:, None])
+    return jnp.stack(channels, axis=-1).reshape(count, size, size, 3)
+
+
+def _source_points(affine: Float[Array, "batch 2 3"], size: int) -> Float[Array, "batch pixels 2"]:
+    """Return the points of the source that the pixels of the result show."""
+    at = jnp.arange(size, dtype=affine.dtype)
+    grid = jnp.stack(jnp.broadcast_arrays(at[None, :], at[:, None]), axis=-1).reshape(-1, 2)
+    return jnp.einsum("bij,bnj->bni", jnp.linalg.inv(affine[:, :, :2]), grid[None] - affine[:, None, :, 2])
+
+
+def _smoothed(
+    image: UInt8[Array, "batch source source 3"], affine: Float[Array, "batch 2 3"], blur: Float[Array, "batch"] | None
+) -> Float[Array, "batch 3 source source"]:
+    """Blur images by as much as an affine map shrinks them, which prevents aliasing, and by the additional blur."""
+    source = image.shape[1]
+    zoom = jnp.sqrt(jnp.abs(affine[:, 0, 0] * affine[:, 1, 1] - affine[:, 0, 1] * affine[:, 1, 0]))
+    # A box filter as wide as a pixel of the result has the variance (1/zoom^2)/12; the source's pixels have 1/12.
+    variance = jnp.maximum((1.0 / zoom**2 - 1.0) / 12.0, 0.0) * 2.0
+    if blur is not None:
+        variance = variance + (blur / zoom) ** 2
+    planes = jnp.moveaxis(image, -1, 1).astype(affine.dtype) / 255.0
+    # Every row of the matrix blurs a pixel; it is the identity if the variance is 0.
+    at = jnp.arange(source, dtype=variance.dtype)
+    squared = jnp.square(at[:, None] - at[None, :])
+    weights = jnp.exp(-0.5 * squared[None] / jnp.maximum(variance, 1e-2)[:, None, None])
+    kernel = weights / jnp.sum(weights, axis=2, keepdims=True)
+    planes = jnp.einsum("bvr,bcrs->bcvs", kernel, planes)
+    return jnp.einsum("bus,bcvs->bcvu", kernel, planes)

@@ -18,21 +18,23 @@ class Draws:
     def __init__(self, key: Key[Array, "*pair"], dtype: Any, uniforms: int = 256, normals: int = 256) -> None:
         # A pair of keys, one for uniform and one for normal numbers, is taken as it is.
         uniform, normal = jax.random.split(key) if key.ndim == 0 else key
-        self._uniforms = jax.random.uniform(uniform, (uniforms,), dtype)
-        self._normals = jax.random.normal(normal, (normals,), dtype)
-        self._uniforms_used = self._normals_used = 0
+        self._streams = jax.random.uniform(uniform, (uniforms,), dtype), jax.random.normal(normal, (normals,), dtype)
+        self._used = [0, 0]
 
     def uniform(self, *shape: int) -> Float[Array, "*shape"]:
         """Draw numbers uniform on [0, 1)."""
-        start = self._uniforms_used
-        self._uniforms_used += math.prod(shape)
-        return _piece(self._uniforms, start, shape)
+        return self._next(0, shape)
 
     def normal(self, *shape: int) -> Float[Array, "*shape"]:
         """Draw standard normal numbers."""
-        start = self._normals_used
-        self._normals_used += math.prod(shape)
-        return _piece(self._normals, start, shape)
+        return self._next(1, shape)
+
+    def _next(self, kind: int, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+        stream, start = self._streams[kind], self._used[kind]
+        end = self._used[kind] = start + math.prod(shape)
+        if end > stream.shape[0]:
+            raise ValueError(f"{end} random numbers are needed and {stream.shape[0]} were drawn")
+        return jax.lax.slice(stream, (start,), (end,)).reshape(shape)
 
     def between(self, low: float, high: float, *shape: int) -> Float[Array, "*shape"]:
         """Draw numbers uniform on [low, high)."""
@@ -51,15 +53,3 @@ class Draws:
     def choice(self, count: int) -> Any:
         """Draw an integer uniform on 0 ... count - 1."""
         return jnp.minimum((self.uniform() * count).astype(jnp.int32), count - 1)
-
-
-def _piece(stream: Float[Array, "n"], start: int, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
-    """Return the next numbers of a stream.
-
-    Raises:
-        ValueError: if too few are left, which is a bug in the program.
-    """
-    end = start + math.prod(shape)
-    if end > stream.shape[0]:
-        raise ValueError(f"{end} random numbers are needed and {stream.shape[0]} were drawn")
-    return jax.lax.slice(stream, (start,), (end,)).reshape(shape)

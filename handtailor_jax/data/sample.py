@@ -1,6 +1,7 @@
 """Sample, which every reader returns; Batch, which a training step takes; and the crop in between."""
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -49,7 +50,7 @@ class Sample:
     """(21, 3) joints in the camera frame, metres; None if only 2D keypoints are known."""
     intrinsics: FloatArray | None
     """(3, 3) intrinsic matrix K, pixels; None if unknown."""
-    mirrored: bool
+    mirrored: bool = False
     """Whether the original image shows a left hand."""
     joint_definition: JointDefinition = "annotated"
     """Definition of `joints`."""
@@ -76,16 +77,25 @@ class Reader(Protocol):
 
         Raises:
             IndexError: if the index is not in 0 ... len - 1.
-            handtailor_jax.errors.InputError: if the sample cannot be decoded; names the file and the remedy.
+            InputError: if the sample cannot be decoded; names the file and the remedy.
         """
 
 
-def read_aligned(path: Path, image: Image, remedy: str) -> Image:
-    """Read a map that belongs to an image, such as a mask or an encoded depth map, as uint8 RGB.
+def check_choice(name: str, value: str | None, allowed: Sequence[str | None], dataset: str) -> None:
+    """Raise an InputError if a choice does not exist in a dataset."""
+    if value not in allowed:
+        raise InputError(f"unknown {name} {value!r} of {dataset}: choose {' or '.join(map(str, allowed))}")
 
-    Raises:
-        InputError: if it cannot be read or its size differs from that of the image; ends with the remedy.
-    """
+
+def check_folders(folders: Iterable[Path], remedy: str) -> None:
+    """Raise an InputError that ends with the remedy if a folder does not exist."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder: {remedy}")
+
+
+def read_aligned(path: Path, image: Image, remedy: str) -> Image:
+    """Read a map that belongs to an image and has its size, such as a mask or an encoded depth map, as uint8 RGB."""
     aligned = read_image(path)
     if aligned.shape != image.shape:
         (height, width), (rows, columns) = image.shape[:2], aligned.shape[:2]
@@ -150,6 +160,21 @@ class Batch:
         )
 
 
+def labelled_batch(
+    *, keypoints: float = 1.0, weight_3d: float = 1.0, intrinsics_known: float = 1.0, **labels: Any
+) -> Batch:
+    """Return samples that all have the same weights: of keypoints; of joints, pose and betas; of the cameras."""
+    axes, dtype = labels["joints"].shape[:-2], labels["joints"].dtype
+    numpy = np if isinstance(labels["joints"], np.ndarray) else jnp
+    return Batch(
+        keypoint_weight=numpy.full((*axes, NUM_KEYPOINTS), keypoints, dtype),
+        has_joints=numpy.full(axes, weight_3d, dtype),
+        has_3d=numpy.full(axes, weight_3d, dtype),
+        has_intrinsics=numpy.full(axes, intrinsics_known, dtype),
+        **labels,
+    )
+
+
 def crop_sample(sample: Sample, size: int, factor: float) -> Batch:
     """Crop the square around a hand's keypoints and move all labels along.
 
@@ -163,10 +188,7 @@ def crop_sample(sample: Sample, size: int, factor: float) -> Batch:
         factor: side of the square as a multiple of the hand size.
 
     Returns:
-        One element of a batch, without leading axes; `mask` and `depth` are None if the sample has none.
-
-    Raises:
-        InputError: if OpenCV is missing.
+        A batch without leading axes; `mask` and `depth` are None if the sample has none.
     """
     points, usable = _usable_keypoints(sample)
     box = whole(sample.image)
@@ -235,8 +257,7 @@ def _placeholder_hand(pixels: DoubleArray, intrinsics: DoubleArray | None, size:
     """
     if intrinsics is None:
         scale = _PLACEHOLDER_SIZE / (size * _PLACEHOLDER_DEPTH)
-        intrinsics = np.asarray(
-            [[1 / scale, 0.0, 0.5 * (size - 1)], [0.0, 1 / scale, 0.5 * (size - 1)], [0.0, 0.0, 1.0]]
-        )
+        middle = 0.5 * (size - 1)
+        intrinsics = np.asarray([[1 / scale, 0.0, middle], [0.0, 1 / scale, middle], [0.0, 0.0, 1.0]])
     rays = np.concatenate([pixels, np.ones((NUM_KEYPOINTS, 1))], axis=1) @ np.linalg.inv(intrinsics).T
     return _PLACEHOLDER_DEPTH * rays

@@ -1,17 +1,19 @@
 """The configuration of a training run. The field texts are the help texts of train.py."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from handtailor_jax.data.augmentation import AugmentationConfig
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.synthetic.poses import PoseConfig
 
 Stage = Literal["keypoints", "ik", "end_to_end"]
-DatasetChoice = Literal["rhd", "stb", "freihand"]
+
+
+def _check(valid: bool, message: str) -> None:
+    if not valid:
+        raise InputError(message)
 
 
 class Counts(NamedTuple):
@@ -40,9 +42,7 @@ class DataConfig:
     """Share of photographs in every batch."""
     photograph_3d: float = 0.2
     """Weight of the 3D terms of photographs, whose pose and shape are fits to their keypoints; 0 trains in 2D only."""
-    pasted: float = 0.6
-    """Share of photographs with a plain background whose hand is pasted onto another background."""
-    dataset: DatasetChoice | None = None
+    dataset: Literal["rhd", "stb", "freihand"] | None = None
     """Published dataset whose training split is used; none if not given."""
     dataset_folder: Path | None = None
     """Folder of the dataset, as its archive unpacks."""
@@ -50,31 +50,24 @@ class DataConfig:
     """Share of the dataset in every batch. Samples that are neither from the dataset nor photographs are rendered."""
     test: int = 256
     """Number of samples in each test set, rendered or from the dataset, for the periodic evaluation."""
-    poses: PoseConfig = dataclasses.field(default_factory=PoseConfig)
-    """Poses that IKNet is trained on in stage "ik"."""
 
     def __post_init__(self) -> None:
-        """Check the fields.
-
-        Raises:
-            InputError: If counts or shares give no data.
-        """
-        if self.pool < 1 or self.test < 1:
-            raise InputError(f"data.pool and data.test must be at least 1, got {self.pool} and {self.test}")
-        if not 0.0 <= self.photograph_share <= 1.0:
-            raise InputError(f"data.photograph_share is a share between 0 and 1, got {self.photograph_share}")
-        if self.photographs is None and self.photograph_share == 1.0:
-            raise InputError("data.photograph_share is 1 but there are no photographs: set data.photographs")
-        if not 0.0 < self.dataset_share <= 1.0:
-            raise InputError(f"data.dataset_share is a share above 0 and at most 1, got {self.dataset_share}")
-        if (self.dataset is None) != (self.dataset_folder is None):
-            given, missing = ("dataset_folder", "dataset") if self.dataset is None else ("dataset", "dataset_folder")
-            raise InputError(f"data.{given} is set but data.{missing} is not: set both or neither")
-        shares = self.dataset_share + self.photograph_share
-        if self.dataset is not None and self.photographs is not None and shares > 1.0:
-            raise InputError(
-                f"data.dataset_share and data.photograph_share add up to {shares:g}: lower them to a sum of at most 1"
-            )
+        """Raise an InputError if counts or shares give no data."""
+        _check(min(self.pool, self.test) > 0, f"data.pool and data.test must be positive: {self.pool}, {self.test}")
+        share, dataset = self.photograph_share, self.dataset_share
+        _check(0.0 <= share <= 1.0, f"data.photograph_share is a share between 0 and 1, got {share}")
+        _check(
+            self.photographs is not None or share < 1.0,
+            "data.photograph_share is 1 but there are no photographs: set data.photographs",
+        )
+        _check(0.0 < dataset <= 1.0, f"data.dataset_share is a share above 0 and at most 1, got {dataset}")
+        for one, other in (("dataset", "dataset_folder"), ("dataset_folder", "dataset")):
+            missing = getattr(self, one) is not None and getattr(self, other) is None
+            _check(not missing, f"data.{one} is set but data.{other} is not: set both or neither")
+        _check(
+            self.dataset is None or self.photographs is None or share + dataset <= 1.0,
+            f"data.dataset_share and data.photograph_share add up to {share + dataset:g}: lower them to at most 1",
+        )
 
     def counts(self, batch: int) -> Counts:
         """Return the number of samples from each kind of source in a batch."""
@@ -132,19 +125,9 @@ class LossWeights:
     @classmethod
     def ours(cls) -> "LossWeights":
         """Return our weights for `HandModuleConfig.small`."""
-        return cls(
-            heatmap=0.3,
-            keypoints_2d=10.0,
-            relative_depth=1.0,
-            joints=1.0,
-            rotations=0.5,
-            rotations_from_truth=0.25,
-            model_keypoints=1.0,
-            model_keypoints_2d=1.0,
-            betas=0.02,
-            bone=1.0,
-            root_depth=0.3,
-        )
+        of_maps = cls(heatmap=0.3, keypoints_2d=10.0, relative_depth=1.0, joints=1.0, bone=1.0, root_depth=0.3)
+        of_model = {"model_keypoints": 1.0, "model_keypoints_2d": 1.0, "betas": 0.02}
+        return dataclasses.replace(of_maps, rotations=0.5, rotations_from_truth=0.25, **of_model)
 
     @classmethod
     def paper(cls, stage: Stage = "end_to_end") -> "LossWeights":
@@ -217,82 +200,49 @@ class TrainingConfig:
     checkpoint_every: int = 500
     """Number of steps between checkpoints."""
 
-    @classmethod
-    def paper(cls, stage: Stage) -> "TrainingConfig":
-        """Return a stage of the paper's training, for RHD: Eq. 6 and 7, Adam at 3e-4 and 3e-5, 100, 50 and 100 epochs.
-
-        The network is the released one. The paper states neither the batch size nor the augmentation nor the number of
-        poses that IKNet is trained on. Those here are BiHand's, on whose code HandTailor's training was built.
-        """
-        ik, rate = stage == "ik", 3e-5 if stage == "end_to_end" else 3e-4
-        samples, epochs, batch = (1_000_000, 50, 1024) if ik else (41_258, 100, 64)
-        data = DataConfig(size=320)  # as many pixels across as the smallest crop of 256 has
-        return cls(
-            module=HandModuleConfig.official(),
-            stage=stage,
-            steps=math.ceil(epochs * samples / batch),
-            batch=batch,
-            data=data if ik else dataclasses.replace(data, dataset="rhd", dataset_folder=Path("RHD_published_v2")),
-            augmentation=AugmentationConfig(
-                # Squares of twice the hand size, larger or smaller by up to 20 %, whose centre moves by up to a tenth.
-                fill=(1.0 / 2.4, 1.0 / 1.6),
-                shift=0.0,
-                rotation=math.pi / 2.0,
-                drop_intrinsics=0.0,  # the paper trains in perspective only
-                gamma=0.0,
-                saturation=(0.5, 1.5),
-                grey=0.0,
-                blur=0.5,
-                noise=0.0,
-                cut_out=0.0,
-            ),
-            loss=LossWeights.paper(stage),
-            detached=False,
-            heatmap_sigma=2.0,
-            # Plain Adam: no warm-up, no decay, no clipping, no average.
-            optimizer=OptimizerConfig(rate, warm_up=0, final=1.0, weight_decay=0.0, clip=1e9, average=0.0),
-            log_every=100 if ik else 50,
-            evaluate_every=2_000,
-            checkpoint_every=2_000 if ik else 1_000,
+    def __post_init__(self) -> None:
+        """Raise an InputError if the settings contradict each other."""
+        for name in ("steps", "batch", "log_every", "evaluate_every", "checkpoint_every"):
+            _check(getattr(self, name) > 0, f"{name} must be at least 1, got {getattr(self, name)}")
+        parts = self.optimizer.accumulate
+        _check(
+            parts > 0 and self.batch % parts == 0,
+            f"batch {self.batch} cannot be split into optimizer.accumulate = {parts} parts: choose a divisor of it",
+        )
+        _check(
+            not self.detached or not (self.module.decoding == "released" or self.through_tailor),
+            "detached needs our decoding and no losses through the tailor: set detached to False for the released "
+            "decoding or to train through the tailor",
+        )
+        _check(self.module.batch_axis is None, "module.batch_axis is set by the training itself: leave it out")
+        data, dataset = self.data, self.data.counts(self.batch).dataset
+        _check(
+            data.dataset is None or dataset > 0,
+            f"data.dataset_share {data.dataset_share:g} of batch {self.batch} is not one sample: raise either",
+        )
+        _check(
+            self.hand is None or self.stage == "ik" or dataset == self.batch,
+            "hand is set, but rendered samples and photographs are labelled with the embedded hand: train on "
+            "data.dataset alone, or leave hand out",
+        )
+        for name in ("paper_depth", "paper_silhouette"):
+            _check(
+                getattr(self.loss, name) <= 0.0 or (self.stage != "ik" and dataset == self.batch),
+                f"loss.{name} needs the masks and depth maps of data.dataset, which sampled poses, renderings and "
+                "photographs lack: train on the dataset alone, or leave the loss out",
+            )
+        _check(
+            self.loss.paper_depth <= 0.0 or data.dataset != "freihand",
+            "loss.paper_depth needs depth maps, which FreiHAND lacks: train on rhd or stb",
         )
 
-    def __post_init__(self) -> None:
-        """Check the fields.
+    @property
+    def through_tailor(self) -> bool:
+        """Whether a loss is on the tailored hand."""
+        return self.loss.tailored_keypoints + self.loss.tailored_mesh > 0.0
 
-        Raises:
-            InputError: If the settings contradict each other.
-        """
-        for name in ("steps", "batch", "log_every", "evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        parts = self.optimizer.accumulate
-        if parts < 1 or self.batch % parts:
-            raise InputError(
-                f"batch {self.batch} cannot be split into optimizer.accumulate = {parts} parts: choose a divisor of it"
-            )
-        tailored = self.loss.tailored_keypoints + self.loss.tailored_mesh > 0.0
-        if self.detached and (self.module.decoding == "released" or tailored):
-            raise InputError(
-                "detached needs our decoding and no losses through the tailor: set detached to False for the released "
-                "decoding or to train through the tailor"
-            )
-        if self.module.batch_axis is not None:
-            raise InputError("module.batch_axis is set by the training itself: leave it out")
-        dataset = self.data.counts(self.batch).dataset
-        if self.data.dataset is not None and dataset == 0:
-            raise InputError(
-                f"data.dataset_share {self.data.dataset_share:g} of batch {self.batch} is not one sample: raise either"
-            )
-        if self.hand is not None and self.stage != "ik" and dataset < self.batch:
-            raise InputError(
-                "hand is set, but rendered samples and photographs are labelled with the embedded hand: train on "
-                "data.dataset alone, or leave hand out"
-            )
-        for name, weight in (("paper_depth", self.loss.paper_depth), ("paper_silhouette", self.loss.paper_silhouette)):
-            if weight > 0.0 and (self.stage == "ik" or dataset < self.batch):
-                raise InputError(
-                    f"loss.{name} needs the masks and depth maps of data.dataset, which sampled poses, renderings and "
-                    "photographs lack: train on the dataset alone, or leave the loss out"
-                )
-        if self.loss.paper_depth > 0.0 and self.data.dataset == "freihand":
-            raise InputError("loss.paper_depth needs depth maps, which FreiHAND lacks: train on rhd or stb")
+    @property
+    def rendered(self) -> int:
+        """Number of samples per step that are rendered on the devices."""
+        on_devices = self.stage != "ik" and self.data.synthetic == "rendered"
+        return self.data.counts(self.batch).synthetic if on_devices else 0

@@ -7,6 +7,7 @@ and the checkpoints.
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,21 @@ from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.weights import save_weights
 from handtailor_jax.mano.loading import load_hand
-from handtailor_jax.results import write_atomically
+from handtailor_jax.results import write_atomically, write_json
 from handtailor_jax.synthetic.dataset import load_assets
-from handtailor_jax.training.checkpoints import Checkpoints
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.evaluate import create_evaluator
-from handtailor_jax.training.report import Recorder, check_folder, describe_run, plain, provenance
-from handtailor_jax.training.sources import check_devices, open_sources, rendered_count, synthetic_config
-from handtailor_jax.training.state import DEVICES, TrainState, create_network, first_copy, initial_state
-from handtailor_jax.training.step import StepMetrics, compile_rendering, compile_step, pmap_devices, sample_keys
+from handtailor_jax.training.report import Recorder, check_folder, plain, provenance
+from handtailor_jax.training.sources import open_sources
+from handtailor_jax.training.state import Checkpoints, TrainState, create_network, first_copy, initial_state
+from handtailor_jax.training.step import (
+    StepMetrics,
+    compile_rendering,
+    compile_step,
+    mean_metrics,
+    on_devices,
+    sample_keys,
+)
 
 WEIGHTS = "weights.safetensors"
 """Name of the weight file in a run's folder."""
@@ -39,30 +46,8 @@ class NotFinite(InputError):
     """A loss or gradient was not finite, and training stopped."""
 
 
-def connect(coordinator: str, processes: int, process: int) -> None:
-    """Join the processes of a run on several machines; call before anything else is done with JAX.
-
-    Args:
-        coordinator: HOST:PORT of the first process, the same for all processes.
-        processes: Number of processes.
-        process: Number of this process, from 0.
-
-    Raises:
-        InputError: If the processes do not find each other.
-    """
-    if not 0 <= process < processes:
-        raise InputError(f"--process {process} is not one of 0 to {processes - 1}: number the processes from 0")
-    try:
-        jax.distributed.initialize(coordinator, num_processes=processes, process_id=process)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{coordinator}: the {processes} processes did not find each other ({' '.join(str(error).split())[:120]}): "
-            "give all the same --coordinator HOST:PORT"
-        ) from None
-
-
 def train(config: TrainingConfig, folder: Path, *, resume: bool = False, devices: int | None = None) -> Path:
-    """Train to the last step and write weights.safetensors.
+    """Train to the last step, write weights.safetensors and return its path.
 
     Args:
         config: The configuration of the run.
@@ -70,9 +55,6 @@ def train(config: TrainingConfig, folder: Path, *, resume: bool = False, devices
         resume: Continue from the folder's latest checkpoint. The result is the same as without the interruption,
             because the samples of a step depend on the step alone.
         devices: Number of local devices to use; all if None.
-
-    Returns:
-        The path of the weight file.
 
     Raises:
         InputError: With one line that names what is wrong.
@@ -82,21 +64,28 @@ def train(config: TrainingConfig, folder: Path, *, resume: bool = False, devices
     run, recorder = Run(config, folder, resume=resume, devices=devices), None
     try:
         _together("start")  # every process has read the folder before the first process writes to it
-        recorder = _recorder(run) if jax.process_index() == 0 else None
-        before = None
+        if jax.process_index() == 0:
+            recorder = _recorder(run)
+        before, waiting = None, []
         for step, batch in run.batches():
             metrics = run.advance(step, batch)
             # One step is always running while the next batch is prepared, and no further steps are queued.
             jax.block_until_ready(before)
             before, done = metrics.losses.total, step + 1
-            if recorder is not None:
-                recorder.collect(metrics)
+            waiting.append(metrics)
             last = done == config.steps
             logs, evaluates = (last or done % every == 0 for every in (config.log_every, config.evaluate_every))
-            if logs or evaluates or done % config.checkpoint_every == 0:
+            saves = evaluates or done % config.checkpoint_every == 0
+            if logs or saves:
                 run.check_finite()
-                if recorder is not None:
-                    recorder.record(done, run.host_state, logs, evaluates)
+            if recorder is not None:
+                recorder.progress.update()
+                if logs:
+                    recorder.log(done, mean_metrics(waiting, config))
+                if saves:
+                    state = run.host_state()
+                    run.checkpoints.save(state, best=evaluates and recorder.evaluate(state))
+            waiting = [] if logs else waiting
         run.checkpoints.finish()
         if recorder is not None:
             export(run)
@@ -114,17 +103,7 @@ class Run:
     def __init__(
         self, config: TrainingConfig, folder: Path, *, resume: bool = False, devices: int | None = None
     ) -> None:
-        """Prepare everything, and restore the latest checkpoint to resume.
-
-        Args:
-            config: The configuration of the run.
-            folder: Folder for everything that the run writes.
-            resume: Continue from the folder's latest checkpoint.
-            devices: Number of local devices to use; all if None.
-
-        Raises:
-            InputError: With one line that names what is wrong.
-        """
+        """Prepare everything, and restore the latest checkpoint to resume; the arguments are those of `train`."""
         local = jax.local_devices()
         if devices is not None and not 1 <= devices <= len(local):
             raise InputError(f"{devices} devices were asked for, there are {len(local)}: change --devices")
@@ -133,15 +112,15 @@ class Run:
         check_folder(folder, config, resume)
         check_devices(config, self.total_devices)
         self.hand = load_hand(config.hand, "right")
-        self.source, self.rendered = open_sources(config, self.hand), rendered_count(config)
+        self.source = open_sources(config, self.hand)
         self.network = create_network(config)
         state = initial_state(config, self.network)
         self.checkpoints = Checkpoints(folder / "checkpoints")
         if resume and self.checkpoints.latest() is not None:
             state = self.checkpoints.restore(state)
         self.state: TrainState = self._on_all_devices(state)
-        self._hands = self._on_all_devices(self.hand)
-        self._step: Any = compile_step(config, self.devices)
+        self.hands = self._on_all_devices(self.hand)
+        self.compiled_step: Any = compile_step(config, self.devices)
 
     @property
     def step(self) -> int:
@@ -150,17 +129,12 @@ class Run:
 
     def host_state(self) -> TrainState:
         """Return the state in host memory."""
-        return jax.tree.map(lambda leaf: np.asarray(first_copy(leaf)), self.state)
+        return first_copy(self.state)
 
     def advance(self, step: int, batch: Batch | None) -> StepMetrics:
-        """Take one step; returns before the devices have finished.
-
-        Args:
-            step: Number of completed steps.
-            batch: The step's samples from `batches` or `from_host`.
-        """
-        samples, batch = self._inputs(step, batch)
-        self.state, metrics = self._step(self.state, batch, samples, self._hands)
+        """Take the step after `step` steps, on samples from `batches`; returns before the devices have finished."""
+        samples, batch = self.inputs(step, batch)
+        self.state, metrics = self.compiled_step(self.state, batch, samples, self.hands)
         return metrics
 
     def batches(self) -> Iterator[tuple[int, Batch | None]]:
@@ -184,30 +158,32 @@ class Run:
         batch = self.source.batch(step, positions.reshape(-1).tolist())
         return jax.tree.map(lambda leaf: leaf.reshape(*positions.shape, *leaf.shape[1:]), batch)
 
-    def operations(self) -> float | None:
-        """Return XLA's count of floating-point operations of a step on all devices; None if it does not count."""
-        samples, batch = self._inputs(0, self.from_host(0))
-        cost = self._step.lower(self.state, batch, samples, self._hands).cost_analysis()
-        return cost["flops"] * self.total_devices if cost and "flops" in cost else None
+    def inputs(self, step: int, batch: Batch | None) -> tuple[Any, Batch | None]:
+        """Return the positions (devices, n) of a step's samples and the samples, rendered ones included."""
+        count = self.config.rendered
+        if not count:
+            return self._positions(self.config.batch), batch
+        positions = self._positions(count)
+        render, assets, join = self._rendering
+        rendered = render(assets, np.full(len(positions), step, np.int32), positions)
+        if batch is None:
+            return positions, rendered
+        # Every device has the same number of samples of either kind, whatever the number of devices.
+        others = count + self._positions(self.source.count)
+        return np.concatenate([positions, others], axis=1), join(rendered, batch)
 
     def check_finite(self) -> None:
-        """Stop after a step that was not finite; saves the state before the step as a checkpoint.
-
-        Raises:
-            NotFinite: Names the step and the file with its samples.
-        """
-        if not int(first_copy(self.state.optimizer.total_notfinite)):
+        """Raise NotFinite after a step that was not finite; saves its samples and the state before it."""
+        if not first_copy(self.state.optimizer.total_notfinite):
             return
         step, path, where = self.step, self.folder / "not_finite.npz", ""
         # Rendering the samples again would take all processes, which may have stopped already.
-        alone = jax.process_count() == 1 or (not self.rendered and jax.process_index() == 0)
+        alone = jax.process_count() == 1 or (not self.config.rendered and jax.process_index() == 0)
         if self.config.stage != "ik" and alone:
-            seen = self._crops(step)
-            arrays = {field.name: getattr(seen, field.name) for field in dataclasses.fields(Batch)}
+            arrays = vars(self._crops(step))
             write_atomically(path, lambda temporary: np.savez(temporary, **arrays))
             where = f" (its samples are in {path})"
-        state = jax.tree.map(jnp.asarray, self.host_state())
-        none = jnp.zeros((), jnp.int32)
+        state, none = jax.tree.map(jnp.asarray, self.host_state()), jnp.zeros((), jnp.int32)
         cleared = state.optimizer._replace(notfinite_count=none, last_finite=jnp.asarray(True), total_notfinite=none)
         self.checkpoints.save(dataclasses.replace(state, optimizer=cleared))
         raise NotFinite(
@@ -217,34 +193,18 @@ class Run:
 
     def _crops(self, step: int) -> Batch:
         """Return the augmented crops of a step in host memory."""
-        samples, batch = self._inputs(step, self.from_host(step))
-        assert batch is not None
+        samples, batch = self.inputs(step, self.from_host(step))
         config = self.config
         keys = sample_keys(config.seed, jnp.asarray(step, jnp.int32), jnp.asarray(samples.reshape(-1)))
         flat = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf).reshape(-1, *leaf.shape[2:])), batch)
         crop = jax.jit(lambda flat, keys: augment(flat, keys, config.augmentation, config.module.image_size))
         return jax.device_get(crop(flat, keys))
 
-    def _inputs(self, step: int, batch: Batch | None) -> tuple[Any, Batch | None]:
-        """Return the positions (devices, n) of a step's samples and the samples, rendered ones included."""
-        if not self.rendered:
-            return self._positions(self.config.batch), batch
-        positions = self._positions(self.rendered)
-        render, assets, join = self._rendering
-        rendered = render(assets, np.full(len(positions), step, np.int32), positions)
-        if batch is None:
-            return positions, rendered
-        # Every device has the same number of samples of either kind, whatever the number of devices.
-        others = self.rendered + self._positions(self.source.count)
-        return np.concatenate([positions, others], axis=1), join(rendered, batch)
-
     @functools.cached_property
     def _rendering(self) -> tuple[Any, Any, Any]:
-        def join(first: Batch, second: Batch) -> Batch:
-            return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
-
-        render = compile_rendering(self.config, synthetic_config(self.config), self.devices)
-        return render, self._on_all_devices(load_assets()), self._pmap(join)
+        """Functions that render samples, from assets on all devices, and that join them with others."""
+        join = on_devices(lambda *parts: jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *parts), self.devices)
+        return compile_rendering(self.config, self.devices), self._on_all_devices(load_assets()), join
 
     def _positions(self, count: int) -> np.ndarray:
         """Return the positions (devices, n) of this process's samples among `count` samples of the whole batch."""
@@ -253,16 +213,30 @@ class Run:
 
     def _on_all_devices(self, tree: Any) -> Any:
         """Return arrays with a leading axis of devices and a copy on each device."""
-        return self._pmap(lambda tree, _: tree, in_axes=(None, 0))(tree, np.zeros(len(self.devices)))
+        copy = on_devices(lambda tree, _: tree, self.devices, in_axes=(None, 0))
+        return copy(tree, np.zeros(len(self.devices)))
 
-    def _pmap(self, function: Any, **options: Any) -> Any:
-        return jax.pmap(function, axis_name=DEVICES, devices=pmap_devices(self.devices), **options)
+
+def check_devices(config: TrainingConfig, devices: int) -> None:
+    """Raise an InputError unless every device gets the same number of samples of either kind."""
+    if devices > config.batch:
+        raise InputError(f"batch {config.batch} is smaller than the {devices} devices: raise --batch")
+    kinds = {"rendered samples": config.rendered, "samples from the host": config.batch - config.rendered}
+    for name, count in kinds.items():
+        if count % devices:
+            raise InputError(f"{count} {name} per step cannot be dealt to {devices} devices: change --batch")
+    if (config.batch // devices) % config.optimizer.accumulate:
+        raise InputError(
+            f"batch {config.batch} on {devices} devices cannot be split into {config.optimizer.accumulate} parts: "
+            "change --batch or --optimizer.accumulate"
+        )
 
 
 def _recorder(run: Run) -> Recorder:
-    describe_run(run.folder, run.config, len(run.devices))
-    evaluator = create_evaluator(run.network, run.hand, run.config)
-    return Recorder(run.config, run.folder, evaluator, run.checkpoints, run.step)
+    write_json(run.folder / "config.json", plain(run.config))
+    write_json(run.folder / "run.json", provenance(len(run.devices)) | {"command": sys.argv})
+    evaluate = create_evaluator(run.network, run.hand, run.config)
+    return Recorder(run.config, run.folder, evaluate, run.step)
 
 
 def export(run: Run) -> None:

@@ -2,13 +2,14 @@
 
 import dataclasses
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from handtailor_jax.data.augmentation import MAP_STRIDE, map_affine
-from handtailor_jax.data.sample import Batch
+from handtailor_jax.data.sample import Batch, labelled_batch
 from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.geometry.heatmaps import expected_index, expected_value, pixels_from_indices, softmax_heatmaps
 from handtailor_jax.hand_module.hand_module import HandModule, HourglassEstimate
@@ -17,6 +18,7 @@ from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.pipeline import recover
 from handtailor_jax.render.soft import SoftMaps, soft_rasterise
 from handtailor_jax.skeleton import ROOT
+from handtailor_jax.synthetic.poses import PoseConfig, sample_betas, sample_pose
 from handtailor_jax.tailor.placement import camera_mesh
 from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.training.config import TrainingConfig
@@ -78,47 +80,29 @@ class Prediction:
 def predict(
     module: HandModule, hand: HandModel, batch: Batch, noise_keys: Key[Array, "batch"], config: TrainingConfig
 ) -> Prediction:
-    """Predict the hands of a batch.
+    """Predict the hands of a batch: crops of the network's size, or poses without images in stage "ik".
 
-    Args:
-        module: The hand module, in training mode.
-        hand: The right hand model.
-        batch: Crops of the network's size; poses without images in stage "ik".
-        noise_keys: One key per sample, for the noise on true joints.
-        config: The configuration of the run.
-
-    Returns:
-        The prediction with the completed batch that the terms compare it with.
+    The prediction has the completed batch that the terms compare it with: the estimated joints where the true ones are
+    unknown, and a hand at rest for unknown poses. Terms of unknown quantities have weight 0, but their values must be
+    finite, because 0 times a gradient that is not finite is not a number, and IKNet's batch statistics include every
+    sample.
     """
-    estimate, tailored = None, None
-    if config.stage != "ik":
-        image = batch.image.astype(hand.dtype) / 255.0
-        if config.loss.tailored_keypoints + config.loss.tailored_mesh > 0.0:
-            identity = jnp.broadcast_to(jnp.eye(2, 3, dtype=hand.dtype), (image.shape[0], 2, 3))
-            estimate = module(image, batch.camera)
-            found = recover(hand, estimate, batch.camera, identity, module.image_size, TailorConfig.network())
-            tailored = found.parameters
-        elif config.detached:
-            estimate = _detached_estimate(module, image, batch.camera)
-        else:
-            estimate = module(image, batch.camera)
-        batch = _completed(batch, estimate)
-    return Prediction(batch, module, hand, config, noise_keys, estimate, tailored)
-
-
-def _completed(batch: Batch, estimate: HourglassEstimate) -> Batch:
-    """Return the batch with the estimated joints where the true ones are unknown, and a hand at rest for unknown poses.
-
-    Terms of unknown quantities have weight 0. Their values must be finite nevertheless, because 0 times a gradient that
-    is not finite is not a number, and IKNet's batch statistics include every sample.
-    """
+    if config.stage == "ik":
+        return Prediction(batch, module, hand, config, noise_keys, None, None)
+    image, tailored = batch.image.astype(hand.dtype) / 255.0, None
+    estimate = (_detached_estimate if config.detached else HandModule.__call__)(module, image, batch.camera)
+    if config.through_tailor:
+        identity = jnp.broadcast_to(jnp.eye(2, 3, dtype=hand.dtype), (image.shape[0], 2, 3))
+        found = recover(hand, estimate, batch.camera, identity, module.image_size, TailorConfig.network())
+        tailored = found.parameters
     known, posed = batch.has_joints > 0.0, batch.has_3d > 0.0
-    return dataclasses.replace(
+    batch = dataclasses.replace(
         batch,
         joints=jnp.where(known[:, None, None], batch.joints, jax.lax.stop_gradient(estimate.joints)),
         pose=jnp.where(posed[:, None, None], batch.pose, 0.0),
         betas=jnp.where(posed[:, None], batch.betas, 0.0),
     )
+    return Prediction(batch, module, hand, config, noise_keys, estimate, tailored)
 
 
 def _detached_estimate(
@@ -148,22 +132,11 @@ def posed_keypoints(
 
 
 def rendered_maps(
-    hand: HandModel,
-    betas: Float[Array, "batch 10"],
-    rotations: Float[Array, "batch 16 3 3"],
-    batch: Batch,
-    size: int,
+    hand: HandModel, betas: Float[Array, "batch 10"], rotations: Float[Array, "batch 16 3 3"], batch: Batch, size: int
 ) -> SoftMaps:
-    """Render silhouettes and depth maps (metres) of hands in the crops of a batch.
+    """Render silhouettes and depth maps (metres) with a side of `size` map pixels in the crops of a batch.
 
     Each hand is put at its true root, as in L_mano, so that the losses train shape and pose, not placement.
-
-    Args:
-        hand: The hand model.
-        betas: Shape coefficients.
-        rotations: Joint rotations.
-        batch: Cameras and joints.
-        size: Side of the maps; a pixel of a map covers `MAP_STRIDE` pixels of the crop.
     """
     identity = jnp.broadcast_to(jnp.eye(2, 3, dtype=hand.dtype), (betas.shape[0], 2, 3))
     cameras = transform_camera(batch.camera, map_affine(identity))
@@ -174,3 +147,21 @@ def rendered_maps(
         return soft_rasterise(vertices, hand.faces, camera, size, size)
 
     return jax.vmap(one)(betas, rotations, jnp.asarray(batch.joints[:, ROOT]), cameras)
+
+
+def sampled_poses(hand: HandModel, keys: Key[Array, "batch"]) -> Batch:
+    """Sample poses and shapes for IKNet, one per key, as a batch whose images are empty."""
+
+    def one(key: PRNGKeyArray) -> tuple[Array, Array, Array]:
+        first, second = jax.random.split(key)
+        pose, betas = sample_pose(hand, first, PoseConfig()), sample_betas(hand, second, PoseConfig())
+        return pose, betas, hand.shape(betas).pose(pose).keypoints
+
+    pose, betas, joints = jax.vmap(one)(keys)
+    count = pose.shape[0]
+    unseen: dict[str, Any] = {
+        "image": jnp.zeros((count, 0, 0, 3), jnp.uint8),
+        "keypoints_2d": jnp.zeros((count, 21, 2)),
+    }
+    unseen["intrinsics"] = jnp.zeros((count, 3, 3))
+    return labelled_batch(joints=joints, pose=pose, betas=betas, **unseen, keypoints=0.0, intrinsics_known=0.0)

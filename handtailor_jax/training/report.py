@@ -5,26 +5,20 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.hand_module.losses import Term
-from handtailor_jax.results import prepare_folder, write_atomically, write_image, write_json
-from handtailor_jax.training.checkpoints import Checkpoints
+from handtailor_jax.images import Image
+from handtailor_jax.results import prepare_folder, write_atomically, write_image
 from handtailor_jax.training.config import TrainingConfig
-from handtailor_jax.training.evaluate import Evaluator, PoseEvaluator, score
-from handtailor_jax.training.objective import objective
-from handtailor_jax.training.state import TrainState, first_copy
-from handtailor_jax.training.step import StepMetrics
+from handtailor_jax.training.state import TrainState
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "opencv-python-headless")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -38,11 +32,7 @@ def plain(config: TrainingConfig) -> dict[str, Any]:
 
 
 def check_folder(folder: Path, config: TrainingConfig, resume: bool) -> None:
-    """Check that a run may write to a folder; creates the folder.
-
-    Raises:
-        InputError: If the folder cannot be written to or holds another run.
-    """
+    """Create a run's folder; raise an InputError if it cannot be written to or holds another run."""
     prepare_folder(folder)
     stored = folder / "config.json"
     if not stored.is_file():
@@ -61,20 +51,10 @@ def check_folder(folder: Path, config: TrainingConfig, resume: bool) -> None:
             )
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dictionaries by dotted name."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return found
-
-
-def describe_run(folder: Path, config: TrainingConfig, devices: int) -> None:
-    """Write config.json, and run.json with commit, versions, devices and command."""
-    write_json(folder / "config.json", plain(config))
-    write_json(folder / "run.json", provenance(devices) | {"command": sys.argv})
+def _flat(tree: Any) -> dict[str, Any]:
+    """Return the values of nested dictionaries by dotted name."""
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda node: not isinstance(node, dict))
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def provenance(devices: int) -> dict[str, Any]:
@@ -91,15 +71,11 @@ def provenance(devices: int) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """Return the commit of the checkout, with "+" if files differ from it; None outside of a checkout."""
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
     try:
-        return _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
 
 
 def _version(package: str) -> str | None:
@@ -109,14 +85,27 @@ def _version(package: str) -> str | None:
         return None
 
 
-class Metrics:
-    """metrics.jsonl with one object per line, and TensorBoard files if tensorboardX is installed."""
+class Recorder:
+    """Writes the metrics and evaluations of a run; exists in the first process only.
 
-    def __init__(self, folder: Path, step: int) -> None:
-        """Open the file and drop the lines of steps after `step`, which a resumed run repeats."""
-        self.path = folder / "metrics.jsonl"
-        text = "".join(json.dumps(line) + "\n" for line in self.lines() if line["step"] <= step)
-        write_atomically(self.path, lambda temporary: temporary.write_text(text, "utf-8"))
+    Metrics are lines of metrics.jsonl, and TensorBoard files if tensorboardX is installed.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        folder: Path,
+        evaluate: Callable[[TrainState], tuple[dict[str, float], Image | None]],
+        step: int,
+    ) -> None:
+        """Continue the metrics of a run after a step; drops later lines, which a resumed run repeats."""
+        self._config, self._folder, self._evaluator = config, folder, evaluate
+        self._path = folder / "metrics.jsonl"
+        lines = [line for line in self._lines() if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomically(self._path, lambda temporary: temporary.write_text(text, "utf-8"))
+        scores = [found for line in lines if (found := score(line)) is not None]
+        self._best = max(scores, default=float("-inf"))
         self._board: Any = None
         try:
             from tensorboardX import SummaryWriter
@@ -124,135 +113,77 @@ class Metrics:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         except ImportError:
             pass
+        self._logged, self._clock = step, time.perf_counter()
+        self.progress = tqdm(total=config.steps, initial=step, unit="step", smoothing=0.05)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Append a line.
+    def log(self, done: int, values: dict[str, float]) -> None:
+        """Write the mean metrics of the steps since the last line, and their rate."""
+        now, steps = time.perf_counter(), done - self._logged
+        rate = steps * self._config.batch / (now - self._clock)
+        self._logged, self._clock = done, now
+        self._write(done, values | {"images_per_second": rate})
+        self.progress.set_postfix(loss=f"{values['loss']:.3f}", images=f"{rate:.0f}/s")
 
-        Raises:
-            InputError: If the disk refuses.
-        """
+    def evaluate(self, state: TrainState) -> bool:
+        """Evaluate a state in host memory, write figures, images and curves, and return whether it is the best one."""
+        done = int(state.step)
+        figures, sheet = self._evaluator(jax.tree.map(jnp.asarray, state))
+        self._write(done, figures)
+        if sheet is not None:
+            (self._folder / "pictures").mkdir(exist_ok=True)
+            write_image(self._folder / "pictures" / f"{done:07d}.jpg", sheet)
+        draw_curves(self._lines(), self._folder / "curves.png")
+        self._clock, before, found = time.perf_counter(), self._best, score(figures)
+        self._best = before if found is None else max(before, found)
+        return self._best > before
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step} | values) + "\n")
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}): make room, then --resume") from None
+            raise InputError(f"{self._path}: cannot be written ({error.strerror}): make room, then --resume") from None
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
-    def lines(self) -> list[dict[str, Any]]:
-        """Return all lines; a line that a crash has truncated is left out."""
+    def _lines(self) -> list[dict[str, Any]]:
+        """Return all lines of the metrics; a line that a crash has truncated is left out."""
         found = []
-        if self.path.is_file():
-            for line in self.path.read_text("utf-8").splitlines():
-                try:
-                    found.append(json.loads(line))
-                except ValueError:
-                    continue
+        for line in self._path.read_text("utf-8").splitlines() if self._path.is_file() else ():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
         return found
 
 
-class Recorder:
-    """Writes the metrics, evaluations and checkpoints of a run; exists in the first process only."""
+def score(figures: Mapping[str, float | int]) -> float | None:
+    """Return the figure that the best checkpoint has most of; None if the figures are of no evaluation.
 
-    def __init__(
-        self,
-        config: TrainingConfig,
-        folder: Path,
-        evaluator: Evaluator | PoseEvaluator,
-        checkpoints: Checkpoints,
-        step: int,
-    ) -> None:
-        """Continue the metrics of a run after a step."""
-        self._config, self._folder, self._evaluator, self._checkpoints = config, folder, evaluator, checkpoints
-        self._metrics = Metrics(folder, step)
-        scores = [found for line in self._metrics.lines() if (found := score(line)) is not None]
-        self._best = max(scores, default=float("-inf"))
-        self._waiting: list[StepMetrics] = []
-        self._clock = time.perf_counter()
-        self.progress = tqdm(total=config.steps, initial=step, unit="step", smoothing=0.05)
-
-    def collect(self, metrics: StepMetrics) -> None:
-        """Take the metrics of a step."""
-        self._waiting.append(metrics)
-        self.progress.update()
-
-    def record(self, done: int, state: Callable[[], TrainState], logs: bool, evaluates: bool) -> None:
-        """Write the metrics, evaluate, and write a checkpoint after a step.
-
-        Args:
-            done: Number of completed steps.
-            state: Returns the state in host memory.
-            logs: Whether the metrics are due.
-            evaluates: Whether an evaluation is due.
-        """
-        if logs:
-            values = mean_metrics(self._waiting, self._config)
-            now = time.perf_counter()
-            values["images_per_second"] = len(self._waiting) * self._config.batch / (now - self._clock)
-            self._waiting, self._clock = [], now
-            self._metrics.write(done, values)
-            self.progress.set_postfix(loss=f"{values['loss']:.3f}", images=f"{values['images_per_second']:.0f}/s")
-        if evaluates:
-            self._evaluate(done, state())
-        elif done % self._config.checkpoint_every == 0:
-            self._checkpoints.save(state())
-
-    def _evaluate(self, done: int, state: TrainState) -> None:
-        figures, sheet = self._evaluator.figures(jax.tree.map(jnp.asarray, state))
-        self._metrics.write(done, figures)
-        if sheet is not None:
-            (self._folder / "pictures").mkdir(exist_ok=True)
-            write_image(self._folder / "pictures" / f"{done:07d}.jpg", sheet)
-        draw_curves(self._metrics.lines(), self._folder / "curves.png")
-        found = score(figures)
-        improved = found is not None and found > self._best
-        self._best = found if found is not None and improved else self._best
-        self._checkpoints.save(state, best=improved)
-        self._clock = time.perf_counter()
-
-
-def mean_metrics(waiting: list[StepMetrics], config: TrainingConfig) -> dict[str, float]:
-    """Return the means of steps' metrics by name."""
-    found = jax.device_get([jax.tree.map(first_copy, metrics) for metrics in waiting])
-    values = {"loss": float(np.mean([each.losses.total for each in found]))}
-    for number, (_, loss) in enumerate(objective(config)):
-        values[f"loss/{loss.__name__}"] = _mean([each.losses.terms[number] for each in found])
-    if config.stage != "ik":
-        values["train/keypoints_percent_of_crop"] = 100.0 * _mean([each.losses.keypoint_error for each in found])
-    values["gradient_norm"] = float(np.mean([each.gradient_norm for each in found]))
-    values["learning_rate"] = float(found[-1].learning_rate)
-    return values
-
-
-def _mean(terms: list[Term]) -> float:
-    weight = float(sum(term.weight for term in terms))
-    return float(sum(term.total for term in terms)) / weight if weight > 0.0 else 0.0
+    That is the share of keypoints within 10 % of the hand size, averaged over the test sets; in stage "ik" the negative
+    angle.
+    """
+    if "poses/angle_degrees" in figures:
+        return -figures["poses/angle_degrees"]
+    shares = [value for name, value in figures.items() if name.endswith("/pck10")]
+    return sum(shares) / len(shares) if shares else None
 
 
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     """Draw every metric over the steps to a PNG file; does nothing without matplotlib."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         return
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
     plots: dict[str, list[str]] = {}
     for name in sorted({name for line in lines for name in line if name != "step"}):
         # The same metric of several test sets shares a plot.
-        shared = "/" in name and not name.startswith("loss/")
-        plots.setdefault(name.split("/")[-1] if shared else name, []).append(name)
-    if not plots:
-        return
-    columns = 4
-    rows = -(-len(plots) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).reshape(-1)
-    for axis in axes[len(plots) :]:
-        axis.set_axis_off()
-    for axis, (title, names) in zip(axes, sorted(plots.items()), strict=False):
+        plots.setdefault(name if name.startswith("loss/") else name.split("/")[-1], []).append(name)
+    rows = -(-len(plots) // 4)
+    figure = Figure(figsize=(16.8, 2.8 * rows), layout="constrained")
+    for place, (title, names) in enumerate(sorted(plots.items()), start=1):
+        axis = figure.add_subplot(rows, 4, place)
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
             axis.plot(*zip(*points, strict=True), label=name, linewidth=1.0, marker="." if len(points) < 20 else None)

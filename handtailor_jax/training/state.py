@@ -1,10 +1,15 @@
-"""The state of a training run, the optimiser, and the network that the state belongs to."""
+"""The state of a training run, the optimiser, the network that the state belongs to, and checkpoints of the state."""
 
 import dataclasses
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -12,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.weights import load_weights
-from handtailor_jax.training.config import OptimizerConfig, Stage, TrainingConfig
+from handtailor_jax.training.config import OptimizerConfig, TrainingConfig
 from handtailor_jax.types import pytree
 
 DEVICES = "devices"
@@ -74,12 +79,12 @@ def create_network(config: TrainingConfig) -> Network:
     on_devices = dataclasses.replace(config.module, batch_axis=DEVICES)
     module = nnx.eval_shape(lambda: HandModule(on_devices, rngs=nnx.Rngs(0)))
     module.train()
-    trained = nnx.All(nnx.Param, lambda path, _: _is_trained(path, config.stage))
+
+    def of_stage(path: tuple[Any, ...], _: Any) -> bool:
+        return config.stage == "end_to_end" or (config.stage == "ik") == (path[0] == "iknet")
+
+    trained = nnx.All(nnx.Param, of_stage)
     return Network(nnx.split(module, trained, nnx.Param, nnx.BatchStat)[0], trained)
-
-
-def _is_trained(path: tuple[Any, ...], stage: Stage) -> bool:
-    return stage == "end_to_end" or (stage == "ik") == (path[0] == "iknet")
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -97,9 +102,8 @@ def create_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTrans
         weight_decay=config.weight_decay,
         mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
     )
-    return optax.apply_if_finite(
-        optax.chain(optax.clip_by_global_norm(config.clip), adamw), max_consecutive_errors=2**31 - 2
-    )
+    chain = optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+    return optax.apply_if_finite(chain, max_consecutive_errors=2**31 - 2)
 
 
 def moving_average(average: Arrays, new: Arrays, step: Int[Array, ""], config: OptimizerConfig) -> Arrays:
@@ -111,19 +115,13 @@ def moving_average(average: Arrays, new: Arrays, step: Int[Array, ""], config: O
 
 
 def initial_state(config: TrainingConfig, network: Network) -> TrainState:
-    """Return the state before the first step.
-
-    Raises:
-        InputError: If weights to start from do not fit the network.
-    """
+    """Return the state before the first step; the weights to start from must fit the network."""
     module = HandModule(config.module, rngs=nnx.Rngs(config.seed))
     variables = dict(nnx.to_flat_state(nnx.state(module)))
     for file, part in ((config.weights, None), (config.iknet_weights, "iknet")):
-        if file is None:
-            continue
-        given = dict(nnx.to_flat_state(nnx.state(load_weights(file))))
+        given = {} if file is None else dict(nnx.to_flat_state(nnx.state(load_weights(file))))
         for path, variable in variables.items():
-            if part in (None, path[0]):
+            if file is not None and part in (None, path[0]):
                 if path not in given or given[path].shape != variable.shape:
                     name = ".".join(map(str, path))
                     raise InputError(f"{file}: has no {name} of shape {variable.shape}: give fitting weights")
@@ -141,6 +139,109 @@ def initial_state(config: TrainingConfig, network: Network) -> TrainState:
     )
 
 
-def first_copy(leaf: Any) -> Any:
-    """Return one device's copy of an array that is the same on all devices."""
-    return leaf.addressable_shards[0].data[0]
+def first_copy(tree: Any) -> Any:
+    """Return one device's copy of arrays that are the same on all devices, in host memory."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data[0]), tree)
+
+
+class Checkpoints:
+    """Checkpoints of a run, written by Orbax: the latest two and the best one, each complete or absent.
+
+    If the disk refuses, an InputError says so, and earlier checkpoints are intact.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folder; nothing is read yet."""
+        try:
+            import orbax.checkpoint as orbax
+        except ImportError as error:
+            raise InputError(f"training needs Orbax ({error}): pip install orbax-checkpoint") from None
+        # Orbax logs an error with its traceback in each of its threads; `_writing` turns it into one line.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._orbax, self._folder = orbax, folder
+        try:
+            self._last, self._best = self._manager(folder / "last", 2), self._manager(folder / "best", 1)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written to ({error.strerror}): choose another --out") from None
+
+    def _manager(self, folder: Path, keep: int) -> Any:
+        # Every process has the whole state in host memory: the first writes, all read, and none waits in Orbax.
+        process = jax.process_index()
+        alone = self._orbax.options.MultiprocessingOptions(
+            primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"{folder.name}{process}"
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        options = self._orbax.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=process == 0, create=False, multiprocessing_options=alone
+        )
+        handler = self._orbax.StandardCheckpointHandler(multiprocessing_options=alone)
+        return self._orbax.CheckpointManager(folder.absolute(), item_handlers=handler, options=options)
+
+    def save(self, state: TrainState, best: bool = False) -> None:
+        """Start writing a state in host memory, in the first process only; training may continue meanwhile.
+
+        The best state so far is kept in a folder of its own, too.
+        """
+        if jax.process_index() != 0:
+            return
+        step, arrays = int(state.step), self._orbax.args.StandardSave(_named(state))
+        if step not in self._last.all_steps():
+            self._writing(lambda: self._last.save(step, args=arrays))
+        if best:
+            self._writing(lambda: self._best.save(step, args=arrays))
+
+    def finish(self) -> None:
+        """Wait until everything is on disk."""
+        self._writing(self._last.wait_until_finished)
+        self._writing(self._best.wait_until_finished)
+
+    def close(self) -> None:
+        """Wait, and free the resources of the managers."""
+        self.finish()
+        self._last.close()
+        self._best.close()
+
+    def latest(self) -> int | None:
+        """Return the step of the latest checkpoint; None if there is none."""
+        return self._last.latest_step()
+
+    def restore(self, like: TrainState, best: bool = False) -> TrainState:
+        """Read the latest checkpoint, or the best one; it must have the shapes of `like`."""
+        manager, wanted = self._best if best else self._last, _named(like)
+        step = manager.latest_step()
+        where = f"{self._folder}: checkpoint {step}"
+        try:
+            found = {name: tuple(leaf.shape) for name, leaf in manager.item_metadata(step).items()}
+            different = sorted(
+                name for name in found | wanted if name not in wanted or found.get(name) != wanted[name].shape
+            )
+            arrays: Any = None if different else manager.restore(step, args=self._orbax.args.StandardRestore(wanted))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{where} cannot be read ({_line(error)}): remove it or choose another --out") from None
+        if different:
+            raise InputError(
+                f"{where} has another configuration ({len(different)} arrays differ, such as {different[0]}): "
+                "resume with the run's own configuration or choose another --out"
+            )
+        return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in wanted])
+
+    def _writing(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except (OSError, ValueError) as error:
+            system = re.search(r"([^:]+) \[os_error_code", str(error))
+            reason = getattr(error, "strerror", None) or (system[1].strip() if system else _line(error))
+            raise InputError(
+                f"{self._folder}: a checkpoint cannot be written ({reason}); earlier ones are intact: make room, then "
+                "--resume"
+            ) from None
+
+
+def _named(state: TrainState) -> dict[str, np.ndarray]:
+    """Return the arrays of a state by path."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {jax.tree_util.keystr(path).replace("/", "|"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

@@ -7,19 +7,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 from handtailor_jax.data.augmentation import augment
-from handtailor_jax.data.sample import Batch
+from handtailor_jax.data.sample import Batch, labelled_batch
 from handtailor_jax.hand_module.losses import Term, weighted_mean
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.synthetic.dataset import SyntheticAssets, SyntheticConfig, render_batch, sample_key
-from handtailor_jax.synthetic.poses import sample_betas, sample_pose
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.objective import objective
-from handtailor_jax.training.prediction import predict
+from handtailor_jax.training.prediction import predict, sampled_poses
 from handtailor_jax.training.state import (
     DEVICES,
     Arrays,
@@ -27,6 +27,7 @@ from handtailor_jax.training.state import (
     TrainState,
     create_network,
     create_optimizer,
+    first_copy,
     learning_rate,
     moving_average,
 )
@@ -77,8 +78,6 @@ def train_step(
         batch: Images of this device before augmentation; None in stage "ik", where the step samples poses.
         samples: Positions of this device's samples in the whole batch.
         hand: The right hand model.
-        network: The structure of the network.
-        config: The configuration of the run.
     """
     keys = sample_keys(config.seed, state.step, samples)
     of_part = functools.partial(_gradients, state, hand=hand, network=network, config=config)
@@ -138,7 +137,7 @@ def _gradients(
     """Return the gradients over all devices, the new statistics and the losses."""
     noise_keys = jax.vmap(lambda key: jax.random.fold_in(key, 7))(keys)
     if batch is None:
-        crops = sampled_poses(hand, keys, config)
+        crops = sampled_poses(hand, keys)
     else:
         crops = augment(batch, keys, config.augmentation, config.module.image_size)
 
@@ -162,31 +161,6 @@ def _gradients(
     return gradients, new_statistics, Losses(total, losses.terms, losses.keypoint_error)
 
 
-def sampled_poses(hand: HandModel, keys: Key[Array, "batch"], config: TrainingConfig) -> Batch:
-    """Sample poses and shapes for IKNet, one per key, as a batch whose images are empty."""
-
-    def one(key: PRNGKeyArray) -> tuple[Array, Array, Array]:
-        first, second = jax.random.split(key)
-        pose = sample_pose(hand, first, config.data.poses)
-        betas = sample_betas(hand, second, config.data.poses)
-        return pose, betas, hand.shape(betas).pose(pose).keypoints
-
-    pose, betas, joints = jax.vmap(one)(keys)
-    count = pose.shape[0]
-    return Batch(
-        image=jnp.zeros((count, 0, 0, 3), jnp.uint8),
-        keypoints_2d=jnp.zeros((count, 21, 2)),
-        keypoint_weight=jnp.zeros((count, 21)),
-        intrinsics=jnp.zeros((count, 3, 3)),
-        joints=joints,
-        pose=pose,
-        betas=betas,
-        has_joints=jnp.ones(count),
-        has_3d=jnp.ones(count),
-        has_intrinsics=jnp.zeros(count),
-    )
-
-
 def keypoint_error(batch: Batch, estimate: HandEstimate | None) -> Term:
     """Return the mean distance of the keypoints inside the crops from the true ones, in crop sides."""
     if estimate is None:
@@ -198,40 +172,45 @@ def keypoint_error(batch: Batch, estimate: HandEstimate | None) -> Term:
     return weighted_mean(distance, jnp.where(inside, batch.keypoint_weight, 0.0))
 
 
+def mean_metrics(steps: list[StepMetrics], config: TrainingConfig) -> dict[str, float]:
+    """Return the means of several steps' metrics by name."""
+    found = first_copy(steps)
+    values = {"loss": float(np.mean([each.losses.total for each in found]))}
+    for number, (_, loss) in enumerate(objective(config)):
+        values[f"loss/{loss.__name__}"] = _mean([each.losses.terms[number] for each in found])
+    if config.stage != "ik":
+        values["train/keypoints_percent_of_crop"] = 100.0 * _mean([each.losses.keypoint_error for each in found])
+    values["gradient_norm"] = float(np.mean([each.gradient_norm for each in found]))
+    values["learning_rate"] = float(found[-1].learning_rate)
+    return values
+
+
+def _mean(terms: list[Term]) -> float:
+    weight = float(sum(term.weight for term in terms))
+    return float(sum(term.total for term in terms)) / weight if weight > 0.0 else 0.0
+
+
 @functools.lru_cache(maxsize=8)
 def compile_step(
     config: TrainingConfig, devices: tuple[jax.Device, ...]
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Return the step over all devices: every argument has a leading axis of local devices."""
     step = functools.partial(train_step, network=create_network(config), config=config)
-    return jax.pmap(step, axis_name=DEVICES, donate_argnums=(0,), devices=pmap_devices(devices))
+    return on_devices(step, devices, donate_argnums=(0,))
 
 
-def compile_rendering(
-    config: TrainingConfig, synthetic: SyntheticConfig, devices: tuple[jax.Device, ...]
-) -> Callable[..., Batch]:
+def compile_rendering(config: TrainingConfig, devices: tuple[jax.Device, ...]) -> Callable[..., Batch]:
     """Return a function that renders a step's samples: (assets, step, samples), each with a leading axis of devices."""
 
     def render(assets: SyntheticAssets, step: Int[Array, ""], samples: Int[Array, "n"]) -> Batch:
         keys = jax.vmap(lambda index: sample_key(config.seed, "train", index))(step * config.batch + samples)
-        sample = render_batch(assets, keys, synthetic)
-        ones = jnp.ones(samples.shape[0], sample.joints.dtype)
-        return Batch(
-            image=sample.image,
-            keypoints_2d=sample.keypoints_2d,
-            keypoint_weight=jnp.ones((samples.shape[0], 21), sample.joints.dtype),
-            intrinsics=sample.camera.matrix,
-            joints=sample.joints,
-            pose=sample.pose,
-            betas=sample.betas,
-            has_joints=ones,
-            has_3d=ones,
-            has_intrinsics=ones,
-        )
+        sample = render_batch(assets, keys, SyntheticConfig(size=config.data.size))
+        fields = ("image", "keypoints_2d", "joints", "pose", "betas")
+        return labelled_batch(intrinsics=sample.camera.matrix, **{name: getattr(sample, name) for name in fields})
 
-    return jax.pmap(render, axis_name=DEVICES, devices=pmap_devices(devices))
+    return on_devices(render, devices)
 
 
-def pmap_devices(devices: tuple[jax.Device, ...]) -> tuple[jax.Device, ...] | None:
-    """Return the devices to name to `jax.pmap`; None for several processes, which always use all devices."""
-    return None if jax.process_count() > 1 else devices
+def on_devices(function: Callable[..., Any], devices: tuple[jax.Device, ...], **options: Any) -> Any:
+    """Return a function over the mapped axis `DEVICES`; several processes always use all devices."""
+    return jax.pmap(function, DEVICES, devices=None if jax.process_count() > 1 else devices, **options)

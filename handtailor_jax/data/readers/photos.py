@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.data.sample import FloatArray, Sample, mirrored_sample
+from handtailor_jax.data.sample import FloatArray, Sample, check_folders, mirrored_sample
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.images import Image, opencv, read_image
@@ -72,9 +72,8 @@ def _label(path: Path, name: str, entry: dict[str, Any]) -> PhotoLabel:
         raise InputError(f"{path}: {name} lacks {error}: correct the label") from None
     except (TypeError, ValueError):
         raise InputError(f"{path}: {name} has a coordinate that is not a number: correct the label") from None
-    valid = keypoints.shape == (NUM_KEYPOINTS, 2) and bool(np.isfinite(keypoints).all())
-    if joints is not None:
-        valid = valid and joints.shape == (NUM_KEYPOINTS, 3) and bool(np.isfinite(joints).all())
+    columns = ((keypoints, 2),) if joints is None else ((keypoints, 2), (joints, 3))
+    valid = all(points.shape == (NUM_KEYPOINTS, n) and np.isfinite(points).all() for points, n in columns)
     if not valid or side not in get_args(Side):
         raise InputError(
             f"{path}: {name} needs a side (left or right), 21 keypoints_2d and, if present, 21 joints_3d: "
@@ -83,31 +82,19 @@ def _label(path: Path, name: str, entry: dict[str, Any]) -> PhotoLabel:
     return PhotoLabel(name, path.parent / name, side, keypoints, joints, convention)
 
 
-@dataclasses.dataclass(frozen=True)
-class PhotosOptions:
-    """Photographs have no options."""
-
-
 class Photos:
     """Photographs of one split, sorted by name, with 2D keypoints.
 
     Samples have neither joints nor intrinsics, because the labels' 3D joints have no unit and no camera.
     """
 
-    def __init__(self, root: Path, split: str, options: PhotosOptions = PhotosOptions()) -> None:
-        """Read the labels; images are decoded on access.
-
-        Args:
-            root: folder with labels.json and the images that it names.
-            split: split of the labels, such as train or val.
-            options: none.
+    def __init__(self, root: Path, split: str) -> None:
+        """Read labels.json in `root`; images are decoded on access.
 
         Raises:
             InputError: if the folder or the split does not exist, or a label is invalid.
         """
-        root = Path(root)
-        if not root.is_dir():
-            raise InputError(f"{root}: no such folder: give the folder with labels.json and its images")
+        check_folders([root], "give the folder with labels.json and its images")
         self._labels = read_labels(root, split)
 
     def __len__(self) -> int:
@@ -125,20 +112,15 @@ class Photos:
             visible=np.ones(NUM_KEYPOINTS, np.bool_),
             joints=None,
             intrinsics=None,
-            mirrored=False,
         )
         return mirrored_sample(sample) if label.side == "left" else sample
 
 
 def hand_mask(image: Image, keypoints_2d: FloatArray) -> npt.NDArray[np.uint8] | None:
-    """Segment the hand and its wrist in a photograph with a plain background.
+    """Segment the hand and its wrist in an RGB photograph with a plain background.
 
     GrabCut (Rother et al., SIGGRAPH 2004) separates colours near the skeleton from colours far away, which is reliable
     if the background is plain.
-
-    Args:
-        image: image (height, width, 3), RGB.
-        keypoints_2d: (21, 2) keypoints in pixels.
 
     Returns:
         Mask (height, width) from 0 to 255 with soft edges; None if the segment does not have the area of a hand.

@@ -6,14 +6,21 @@
 The splits have 41,258 and 2,728 images. `mano.safe_pickle` reads the annotation, so nothing in it is executed.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.data.sample import FloatArray, Sample, mirrored_sample, read_aligned
+from handtailor_jax.data.sample import (
+    DoubleArray,
+    FloatArray,
+    Sample,
+    check_choice,
+    check_folders,
+    mirrored_sample,
+    read_aligned,
+)
 from handtailor_jax.errors import InputError
 from handtailor_jax.images import Image, read_image
 from handtailor_jax.mano.safe_pickle import (
@@ -28,39 +35,13 @@ from handtailor_jax.mano.safe_pickle import (
 )
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_KEYPOINTS, ROOT, WRIST, permutation
 
-HAND_RULES = ("mask", "visible")
-"""Rules that choose one of the two hands of an image; see `RhdOptions.hand`."""
-
-_SPLITS = ("training", "evaluation")
 _ORDER = list(permutation(KEYPOINT_ORDERS["rhd"], KEYPOINTS))
 _LEFT_IDS, _RIGHT_IDS = (2, 17), (18, 33)
 _FARTHEST = 5.0  # metres of the largest depth code
 _REMEDY = "unpack RHD_published_v2 again"
-
-
-@dataclasses.dataclass(frozen=True)
-class RhdOptions:
-    """Choices that affect scores on RHD, and parts of a sample to decode.
-
-    Raises:
-        InputError: if a choice does not exist.
-    """
-
-    hand: str = "mask"
-    """Rule that chooses the hand. "mask": the left hand if it covers strictly more pixels of the mask. "visible": the
-    left hand if it has strictly more visible keypoints. The right hand otherwise."""
-    palm: str | None = None
-    """Palm variant. "zb": joint 0 is the midpoint of wrist and middle MCP, in 2D and 3D, and visible if either is."""
-    depth: bool = False
-    """Whether samples have a depth map."""
-    mask: bool = False
-    """Whether samples have a mask."""
-
-    def __post_init__(self) -> None:
-        if self.hand not in HAND_RULES:
-            raise InputError(f"unknown hand rule {self.hand!r}: choose {' or '.join(HAND_RULES)}")
-        if self.palm not in (None, "zb"):
-            raise InputError(f"unknown palm variant {self.palm!r}: choose zb or None")
+_MOST_BYTES = 256 * 2**20
+_LIMITS = Limits(opcodes=5_000_000, text=256 * 2**20)
+_MOST_SAMPLES = 65_536
 
 
 class Rhd:
@@ -69,28 +50,39 @@ class Rhd:
     Joints may be hidden, outside the image, or behind the camera. K differs from image to image.
     """
 
-    def __init__(self, root: Path, split: str, options: RhdOptions = RhdOptions()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        *,
+        hand: str = "mask",
+        palm: str | None = None,
+        depth: bool = False,
+        mask: bool = False,
+    ) -> None:
         """Read the annotation; images are decoded on access.
 
         Args:
             root: the folder RHD_published_v2.
             split: training or evaluation.
-            options: see `RhdOptions`.
+            hand: rule that chooses the hand. "mask": the left hand if it covers strictly more pixels of the mask.
+                "visible": the left hand if it has strictly more visible keypoints. The right hand otherwise.
+            palm: "zb": joint 0 is the midpoint of wrist and middle MCP, in 2D and 3D, and visible if either is.
+            depth: whether samples have a depth map.
+            mask: whether samples have a mask.
 
         Raises:
-            InputError: if a file is missing, damaged or unsafe, or the split does not exist.
+            InputError: if a file is missing, damaged or unsafe, or a split or option does not exist.
         """
-        root = Path(root)
-        if split not in _SPLITS:
-            raise InputError(f"unknown split {split!r} of RHD: choose {' or '.join(_SPLITS)}")
-        self._folder, self._split, self._options = root / split, split, options
-        needed = ["color", *(["mask"] if options.mask or options.hand == "mask" else [])]
-        for folder in (root, self._folder, *(self._folder / name for name in needed)):
-            if not folder.is_dir():
-                raise InputError(f"{folder}: no such folder: give the path of RHD_published_v2, unpacked")
-        path = self._folder / f"anno_{split}.pickle"
-        self._ids, self._uv_vis, self._xyz, self._k = _annotation(path)
-        self._path = path
+        check_choice("hand rule", hand, ("mask", "visible"), "RHD")
+        check_choice("palm variant", palm, ("zb", None), "RHD")
+        check_choice("split", split, ("training", "evaluation"), "RHD")
+        self._folder, self._split, self._masks = root / split, split, mask or hand == "mask"
+        self._hand, self._palm, self._depth, self._mask = hand, palm, depth, mask
+        folders = [root, self._folder, self._folder / "color", *([self._folder / "mask"] if self._masks else [])]
+        check_folders(folders, "give the path of RHD_published_v2, unpacked")
+        self._path = self._folder / f"anno_{split}.pickle"
+        self._ids, self._uv_vis, self._xyz, self._k = _annotation(self._path)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -101,13 +93,12 @@ class Rhd:
             raise IndexError(f"sample {index} of {len(self)}")
         file = f"{self._ids[index]:05d}.png"
         image = read_image(self._folder / "color" / file)
-        options = self._options
-        part_ids: npt.NDArray[np.uint8] | None = None
-        if options.mask or options.hand == "mask":
+        masks: list[npt.NDArray[np.bool_]] = []
+        if self._masks:
             part_ids = read_aligned(self._folder / "mask" / file, image, _REMEDY)[..., 0]
-        if options.hand == "mask":
-            assert part_ids is not None
-            left = _count(part_ids, _LEFT_IDS) > _count(part_ids, _RIGHT_IDS)
+            masks = [(part_ids >= first) & (part_ids <= last) for first, last in (_LEFT_IDS, _RIGHT_IDS)]
+        if self._hand == "mask":
+            left = np.count_nonzero(masks[0]) > np.count_nonzero(masks[1])
         else:
             # Only the value 1 means visible.
             seen = (self._uv_vis[index, :, 2] == 1).reshape(2, NUM_KEYPOINTS).sum(axis=1)
@@ -117,17 +108,10 @@ class Rhd:
         if not (np.isfinite(uv_vis).all() and np.isfinite(xyz).all() and np.isfinite(self._k[index]).all()):
             raise InputError(f"{self._path}: sample {self._ids[index]} has a value that is not a number: {_REMEDY}")
         uv, visible = uv_vis[:, :2], uv_vis[:, 2] == 1
-        if options.palm == "zb":
+        if self._palm == "zb":
             for points in (uv, xyz):
                 points[WRIST] = 0.5 * (points[WRIST] + points[ROOT])
             visible[WRIST] |= visible[ROOT]
-        mask = depth = None
-        if options.depth:
-            depth = rhd_depth(read_aligned(self._folder / "depth" / file, image, _REMEDY))
-        if options.mask:
-            assert part_ids is not None
-            first, last = _LEFT_IDS if left else _RIGHT_IDS
-            mask = (part_ids >= first) & (part_ids <= last)
         sample = Sample(
             name=f"{self._split}/{self._ids[index]:05d}",
             image=image,
@@ -135,9 +119,8 @@ class Rhd:
             visible=visible,
             joints=xyz.astype(np.float32),
             intrinsics=self._k[index].astype(np.float32),
-            mirrored=False,
-            depth=depth,
-            mask=mask,
+            depth=rhd_depth(read_aligned(self._folder / "depth" / file, image, _REMEDY)) if self._depth else None,
+            mask=masks[0 if left else 1] if self._mask else None,
         )
         return mirrored_sample(sample) if left else sample
 
@@ -149,22 +132,7 @@ def rhd_depth(encoded: Image) -> FloatArray:
     return (code / 65535.0 * _FARTHEST).astype(np.float32)
 
 
-def _count(part_ids: npt.NDArray[np.uint8], ids: tuple[int, int]) -> int:
-    return int(np.count_nonzero((part_ids >= ids[0]) & (part_ids <= ids[1])))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The annotation
-
-
-_MOST_BYTES = 256 * 2**20
-_LIMITS = Limits(opcodes=5_000_000, text=256 * 2**20)
-_MOST_SAMPLES = 65_536
-
-_Annotation = tuple[list[int], npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
-
-
-def _annotation(path: Path) -> _Annotation:
+def _annotation(path: Path) -> tuple[list[int], DoubleArray, DoubleArray, DoubleArray]:
     """Read sample ids in order, uv_vis (n, 42, 3), xyz (n, 42, 3) and K (n, 3, 3)."""
     content = _content(path)
     if not isinstance(content, dict) or not content or not all(type(key) is int and key >= 0 for key in content):
@@ -180,9 +148,8 @@ def _annotation(path: Path) -> _Annotation:
             try:
                 values = None if entry is None else array_of(entry)
             except UnreadableArray as error:
-                raise InputError(
-                    f"{path}: is not a pickle of numbers: {name} of sample {number} is {error}: {_REMEDY}"
-                ) from None
+                what = f"{name} of sample {number} is {error}"
+                raise InputError(f"{path}: is not a pickle of numbers: {what}: {_REMEDY}") from None
             if values is None or values.shape != shape:
                 raise InputError(f"{path}: sample {number} has no {name} of shape {shape}, as RHD v1.1 does: {_REMEDY}")
             arrays[name][row] = values
@@ -197,15 +164,16 @@ def _content(path: Path) -> Any:
             raise InputError(f"{path}: has {size} bytes; at most {_MOST_BYTES} expected: {_REMEDY}")
         return unpickle(path.read_bytes(), lambda module, name: (module, name) in NUMPY_GLOBALS, _LIMITS).value
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}): {_REMEDY}") from None
+        problem = f"cannot be read ({error.strerror})"
     except ForeignGlobal as error:
         raise InputError(
             f"{path}: refers to {str(error)[:80]!r}, which no annotation of RHD does; nothing was executed: "
             "get the file from its official source"
         ) from None
     except PickleCutShort:
-        raise InputError(f"{path}: is cut short: {_REMEDY}") from None
+        problem = "is cut short"
     except UnreadablePickle as error:
-        raise InputError(f"{path}: is not a pickle of numbers ({error}): {_REMEDY}") from None
+        problem = f"is not a pickle of numbers ({error})"
     except (MemoryError, RecursionError):
-        raise InputError(f"{path}: asks for more memory than an annotation of RHD needs: {_REMEDY}") from None
+        problem = "asks for more memory than an annotation of RHD needs"
+    raise InputError(f"{path}: {problem}: {_REMEDY}")
