@@ -62,10 +62,10 @@ class HandTailor:
             module = inference_form(module)
         self.config = preset if config == "auto" else config
         if isinstance(module, LandmarkHandModule) and self.config and isinstance(self.config.energy, PaperEnergy):
-            raise InputError(
-                "the paper's energies are defined for the hand model's own keypoints, not for the landmark network's: "
-                "choose another preset, or the network hourglass"
+            text = (
+                "the paper's energies are defined for the hand model's own keypoints, not for the landmark network's"
             )
+            raise InputError(f"{wrong}: choose another preset, or the network hourglass")
         self.module = module
         graph, self._state = nnx.split(module)
 
@@ -111,7 +111,7 @@ class HandTailor:
         hands: int | None = None,
         thorough: bool | None = None,
     ) -> list[Hand]:
-        """Recover all hands of an image.
+        """Recover all hands of an image, by falling presence. The hourglass finds one hand at most.
 
         Args:
             image: (H, W, 3) RGB image; `images.as_rgb` lists what else is accepted.
@@ -120,9 +120,6 @@ class HandTailor:
             hands: Largest number of hands; no limit if None.
             thorough: Whether overlapping tiles of the image are searched too, which finds small hands and takes four to
                 ten times as long; None does so where the whole image shows no hand. Not for the hourglass.
-
-        Returns:
-            The hands, by falling presence. The hourglass finds one hand at most.
 
         Raises:
             InputError: One line that names what is wrong.
@@ -135,7 +132,7 @@ class HandTailor:
     def one(
         self, image: Any, camera: Any = None, box: Any = None, side: Side | None = None, *, passes: int = 2
     ) -> Hand | None:
-        """Recover one hand of an image.
+        """Recover one hand of an image; None if there is none. The hourglass always outputs a hand for a box.
 
         Args:
             image: Image; this and `camera` and `side` are those of `__call__`.
@@ -144,9 +141,6 @@ class HandTailor:
             side: Side of the hand.
             passes: Number of forward passes for a box. Each further one crops the hand closer, around the keypoints of
                 the pass before.
-
-        Returns:
-            The hand; None if there is none. The hourglass always outputs a hand for a box.
 
         Raises:
             InputError: One line that names what is wrong.
@@ -170,13 +164,10 @@ class HandTailor:
     def recover(self, views: Sequence[View], memories: Sequence[Memory] | None = None) -> list[Found]:
         """Run the graph on views, whether they show a hand or not, and copy the hands to the host.
 
-        Args:
-            views: One view for each hand, without batch axes.
-            memories: The hands in earlier frames, without batch axes.
+        Views and memories (the hands in earlier frames) are of one hand each, without batch axes.
         """
         if memories is None:
-            nothing = jax.tree.map(lambda leaf: leaf[0], Memory.nothing(1, self.hand.num_betas))
-            memories = [nothing] * len(views)
+            memories = [Memory.nothing(self.hand.num_betas)] * len(views)
         found = []
         for first in range(0, len(views), _MOST_AT_ONCE):
             part = list(zip(views, memories, strict=True))[first : first + _MOST_AT_ONCE]

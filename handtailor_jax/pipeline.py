@@ -74,13 +74,11 @@ def estimate_views(module: HandModule | LandmarkHandModule, views: View, dtype: 
     cameras = transform_camera(views.camera, views.to_crop)
     if isinstance(module, LandmarkHandModule):
         return module(crops, cameras, views.right)
-    size = module.image_size
-    left = views.right < 0.5
+    size, left = module.image_size, views.right < 0.5
     mirrored = (crops[:, :, ::-1], mirror_camera(cameras, float(size)))
     crops, cameras = jax.vmap(choose)(left, mirrored, (crops, cameras))
     estimate = module(crops, cameras)
-    fields = {field.name: getattr(estimate, field.name) for field in dataclasses.fields(HandEstimate)}
-    found = HandEstimate(**fields)
+    found = HandEstimate(**{field.name: getattr(estimate, field.name) for field in dataclasses.fields(HandEstimate)})
     return jax.vmap(choose)(left, mirror_estimate(found, size), found)
 
 
@@ -112,9 +110,8 @@ def recover(
         confidence = jnp.ones_like(confidence)  # the paper weighs all keypoints equally
     back = inverse_affine(to_crop)
     pixels = transform_pixels(back, estimate.keypoints_2d)
-    depths = None
-    if estimate.root_depth is None:
-        depths = jax.vmap(relative_depth)(estimate.joints, pixels, confidence)
+    unplaced = estimate.root_depth is None
+    depths = jax.vmap(relative_depth)(estimate.joints, pixels, confidence) if unplaced else None
     seen = Observation(pixels, confidence, cameras, depths)
     right, seen, memory = jax.vmap(_as_right)(estimate, seen, memory)
     convention = jax.tree.map(lambda leaf: leaf.astype(hand.dtype), load_convention(estimate.convention))
@@ -123,9 +120,7 @@ def recover(
     zoom = _PAPER_CROP / size * jnp.sqrt(jnp.abs(jnp.linalg.det(to_crop[..., :2])))
     in_crop = jax.vmap(_in_crop)(seen, middle, zoom)
     proposed, start = jax.vmap(functools.partial(_place, hand, convention, config))(right, in_crop, memory)
-    fitted = start
-    if config is not None:
-        fitted = _fit(hand, convention, config, start, in_crop)
+    fitted = start if config is None else _fit(hand, convention, config, start, in_crop)
     return _describe(hand, convention, estimate, seen, proposed, fitted)
 
 
@@ -133,29 +128,23 @@ def _as_right(
     estimate: HandEstimate, seen: Observation, memory: Memory | None
 ) -> tuple[HandEstimate, Observation, Memory | None]:
     """Mirror what is known of one hand if it is a left one."""
+    known = estimate.pose, seen, memory
     mirrored = None if memory is None else dataclasses.replace(memory, pose=mirror_pose(memory.pose))
-    pose, seen, memory = choose(
-        estimate.left,
-        (mirror_pose(estimate.pose), mirror_observation(seen), mirrored),
-        (estimate.pose, seen, memory),
-    )
+    mirror = mirror_pose(estimate.pose), mirror_observation(seen), mirrored
+    pose, seen, memory = choose(estimate.left, mirror, known)
     return dataclasses.replace(estimate, pose=pose), seen, memory
 
 
 def _in_crop(seen: Observation, middle: Float[Array, "2"], zoom: Float[Array, ""]) -> Observation:
-    """Express an observation in pixels of an unrotated crop of 256 pixels.
+    """Express an observation in pixels of an unrotated crop of 256 pixels; the camera frame stays the image's.
 
-    The paper's energies are weighted for such pixels, and large images would cost precision. The camera frame of a crop
-    is the one of its image.
+    The paper's energies are weighted for such pixels, and large images would cost precision.
     """
     offset = 0.5 * (_PAPER_CROP - 1) - zoom * middle
     resize = jnp.concatenate([zoom * jnp.eye(2, dtype=zoom.dtype), offset[:, None]], axis=-1)
-    return Observation(
-        transform_pixels(resize, seen.keypoints_2d),
-        seen.confidence,
-        transform_camera(seen.camera, resize),
-        None if seen.relative_depth is None else zoom * seen.relative_depth,
-    )
+    points, camera = transform_pixels(resize, seen.keypoints_2d), transform_camera(seen.camera, resize)
+    depth = None if seen.relative_depth is None else zoom * seen.relative_depth
+    return Observation(points, seen.confidence, camera, depth)
 
 
 def _place(
@@ -228,13 +217,8 @@ def _describe(
 
     found = one(estimate.left, proposed, fitted, seen)
     assert found.proposed is not None
-    right = estimate.right
-    certainty = None if right is None else jnp.maximum(right, 1.0 - right)
+    certainty = None if estimate.right is None else jnp.maximum(estimate.right, 1.0 - estimate.right)
     # The confidence is the hand module's, whatever the energy makes of it.
-    return dataclasses.replace(
-        found,
-        confidence=estimate.confidence,
-        proposed=dataclasses.replace(found.proposed, confidence=estimate.confidence),
-        presence=estimate.presence,
-        side_probability=certainty,
-    )
+    first = dataclasses.replace(found.proposed, confidence=estimate.confidence)
+    found = dataclasses.replace(found, confidence=estimate.confidence, proposed=first)
+    return dataclasses.replace(found, presence=estimate.presence, side_probability=certainty)

@@ -278,7 +278,7 @@ class Memory:
     """Position of the tailor's start between the proposed shape (0) and the remembered one (1)."""
 
     @classmethod
-    def nothing(cls, batch: int, num_betas: int) -> "Memory":
-        """Return the memory of a batch of hands without earlier frames."""
-        none = np.zeros(batch, np.float32)
-        return cls(np.zeros((batch, 16, 3), np.float32), np.zeros((batch, num_betas), np.float32), none, none)
+    def nothing(cls, num_betas: int) -> "Memory":
+        """Return the memory of a hand without earlier frames."""
+        none = np.zeros((), np.float32)
+        return cls(np.zeros((16, 3), np.float32), np.zeros(num_betas, np.float32), none, none)

@@ -161,7 +161,7 @@ class HandVideo:
 
     def _track_of(self, found: Found, time: float) -> _Track:
         """Return the lost track that this hand continues, or a new one."""
-        nothing = jax.tree.map(lambda leaf: leaf[0], Memory.nothing(1, self._tailor.hand.num_betas))
+        nothing = Memory.nothing(self._tailor.hand.num_betas)
         smoother = self._new_smoother()
         left = bool(found.hand.left)
         same_side = [track for track in self._lost if track.left == left]
