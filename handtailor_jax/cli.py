@@ -75,8 +75,7 @@ class Predict:
         from handtailor_jax.geometry.cameras import as_camera
         from handtailor_jax.hand_tailor import HandTailor
         from handtailor_jax.mano.loading import load_hand
-        from handtailor_jax.predict import find_sources, predict
-        from handtailor_jax.results import HandFiles
+        from handtailor_jax.predict import HandFiles, find_sources, predict
         from handtailor_jax.tailor.presets import PRESETS, TailorConfig
 
         for name, value in (("--hands", self.hands), ("--passes", self.passes)):
@@ -109,8 +108,7 @@ class Demo:
         """Recover the hands of the packaged images and write the results."""
         from handtailor_jax.detections import read_detections
         from handtailor_jax.hand_tailor import HandTailor
-        from handtailor_jax.predict import Source, predict
-        from handtailor_jax.results import HandFiles
+        from handtailor_jax.predict import HandFiles, Source, predict
 
         images = {each.image: each.camera for each in read_detections(EXAMPLES) if each.image is not None}
         sources = [Source(image.stem, image, camera=camera) for image, camera in images.items()]
@@ -146,7 +144,8 @@ class Fit:
         from handtailor_jax.fit import fit_detection
         from handtailor_jax.images import read_image
         from handtailor_jax.mano.loading import load_hand
-        from handtailor_jax.results import MOST_LINES, HandFiles, to_json
+        from handtailor_jax.predict import MOST_LINES, HandFiles
+        from handtailor_jax.results import to_json
 
         detections = read_detections(EXAMPLES if self.file is None else self.file)
         # Everything that can be wrong with the input is found before the first file is written.

@@ -62,10 +62,10 @@ class HandTailor:
             module = inference_form(module)
         self.config = preset if config == "auto" else config
         if isinstance(module, LandmarkHandModule) and self.config and isinstance(self.config.energy, PaperEnergy):
-            text = (
-                "the paper's energies are defined for the hand model's own keypoints, not for the landmark network's"
+            raise InputError(
+                "the paper's energies are defined for the hand model's own keypoints, not for the landmark network's: "
+                "choose another preset, or the network hourglass"
             )
-            raise InputError(f"{wrong}: choose another preset, or the network hourglass")
         self.module = module
         graph, self._state = nnx.split(module)
 

@@ -1,4 +1,4 @@
-"""`handtailor predict`: images and videos in; JSON, meshes and overlays of the hands out."""
+"""Files of many images and videos: JSON, meshes and overlays of their hands."""
 
 import contextlib
 import dataclasses
@@ -6,22 +6,30 @@ import glob
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from handtailor_jax import results
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_tailor import HandTailor, check_finite
-from handtailor_jax.images import Image, read_image
-from handtailor_jax.render.overlay import draw_skeleton
+from handtailor_jax.images import Image, opencv, read_image
+from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, overlay_figure
 from handtailor_jax.render.shading import render_mesh
-from handtailor_jax.types import Hand, Side
+from handtailor_jax.results import (
+    joined_mesh,
+    mesh_library,
+    prepare_folder,
+    to_json,
+    write_image,
+    write_json,
+    write_mesh,
+)
+from handtailor_jax.types import Camera, Hand, Side
 from handtailor_jax.video.files import Video, json_lines, video_writer, write_animation
 from handtailor_jax.video.track import HandVideo, VideoConfig
 
@@ -29,6 +37,11 @@ IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
 """Suffixes of files in folders that count as images."""
 VIDEOS = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"))
 """Suffixes of files that count as videos."""
+
+MOST_LINES = 20
+"""Largest number of inputs of which a command reports each one in a line."""
+
+_MOST_ON_SHEET = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +110,7 @@ def _paths(given: str) -> list[Path | int]:
 def predict(
     sources: Sequence[Source],
     tailor: HandTailor,
-    files: results.HandFiles,
+    files: HandFiles,
     *,
     hands: int | None = None,
     thorough: bool = False,
@@ -138,10 +151,10 @@ def predict(
             for hand in found:
                 check_finite(hand)
             height, width = image.shape[:2]
-            content = {"hands": [results.to_json(hand) for hand in found], "image_size": [width, height]}
+            content = {"hands": [to_json(hand) for hand in found], "image_size": [width, height]}
             summary = _summary(source, found)
             files.write(source.id, content, found, image, summary)
-            if len(images) <= results.MOST_LINES or not found:
+            if len(images) <= MOST_LINES or not found:
                 tqdm.write(summary)
         skipped += was_skipped()
     files.write_sheet()
@@ -173,7 +186,7 @@ def _summary(source: Source, hands: Sequence[Hand]) -> str:
     return f"{source.id}: {len(hands)} hand{'s' if len(hands) > 1 else ''} ({errors}{more} from the keypoints)"
 
 
-def _predict_video(source: Source, tailor: HandTailor, files: results.HandFiles, config: VideoConfig) -> None:
+def _predict_video(source: Source, tailor: HandTailor, files: HandFiles, config: VideoConfig) -> None:
     """Write <id>.jsonl with a line for each frame, and <id>_overlay.mp4; with --mesh glb also the moving meshes."""
     out = files.folder
     meshes: list[tuple[np.ndarray, np.ndarray] | None] = []
@@ -195,10 +208,10 @@ def _predict_video(source: Source, tailor: HandTailor, files: results.HandFiles,
             hands = [hand for hand in hands if np.isfinite(hand.vertices).all()]
             undecoded += frame.image is None
             seen += bool(hands)
-            content = [{"track": hand.track, **results.to_json(hand)} for hand in hands]
+            content = [{"track": hand.track, **to_json(hand)} for hand in hands]
             write_line({"frame": frame.index, "time": round(frame.time, 6), "hands": content})
             if files.mesh is not None:
-                meshes.append(results.joined_mesh(hands) if hands else None)
+                meshes.append(joined_mesh(hands) if hands else None)
                 times.append(frame.time)
             # A frame that cannot be decoded repeats the one before, so that the overlay keeps the video's time.
             if write_frame is not None:
@@ -222,3 +235,64 @@ def _draw(image: Image, hands: Sequence[Hand]) -> Image:
         drawn = render_mesh(hand.vertices, hand.faces, camera, height, width, background=drawn, opacity=0.75)
         drawn = draw_skeleton(drawn, hand.detected_keypoints_2d, confidence=hand.confidence, hollow=True)
     return drawn
+
+
+class HandFiles:
+    """Files of images in one folder: <id>.json, <id>_overlay.png, meshes, and sheet.png of all overlays."""
+
+    def __init__(self, folder: Path, mesh: Literal["obj", "ply", "glb"] | None, overlay: bool) -> None:
+        """Check that meshes of a format and overlays can be written, where they are wanted."""
+        self.folder, self.mesh, self.overlay = folder, mesh, overlay
+        self._overlays: list[Image] = []
+        self._captions: list[str] = []
+        if mesh is not None:
+            mesh_library()
+        if overlay:
+            opencv()
+
+    def prepare(self, ids: Iterable[str], others: Iterable[str] = ()) -> None:
+        """Create the folder for hands of the given ids, and for other files; see `prepare_folder`."""
+        endings = [".json", *([f".{self.mesh}"] if self.mesh else []), *(["_overlay.png"] if self.overlay else [])]
+        names = [f"{id}{ending}" for id in ids for ending in endings]
+        prepare_folder(self.folder, [*names, *others, *(["sheet.png"] if self.overlay else [])])
+
+    def write(self, id: str, content: Any, hands: Sequence[Hand], image: Image | None, caption: str) -> None:
+        """Write the files of one image.
+
+        Args:
+            id: Name of the files, without suffix.
+            content: Content of the JSON file.
+            hands: Hands of the image. Their meshes are one file; without hands there is none.
+            image: The image, if there is one.
+            caption: Text under the overlay on the sheet.
+        """
+        write_json(self.folder / f"{id}.json", content)
+        if self.mesh is not None and hands:
+            write_mesh(self.folder / f"{id}.{self.mesh}", hands)
+        if self.overlay:
+            drawn = overlay(hands, image)
+            write_image(self.folder / f"{id}_overlay.png", drawn)
+            if len(self._overlays) < _MOST_ON_SHEET:
+                self._overlays.append(drawn)
+                self._captions.append(caption)
+
+    def write_sheet(self) -> None:
+        """Write the sheet if there are several overlays."""
+        if len(self._overlays) > 1:
+            write_image(self.folder / "sheet.png", sheet(self._overlays, self._captions))
+
+
+def overlay(hands: Sequence[Hand], image: Image | None) -> Image:
+    """Return the image with the detected keypoints, the meshes over it, and the meshes from the side, uint8 RGB."""
+    detected = [np.where((hand.confidence > 0)[:, None], hand.detected_keypoints_2d, np.nan) for hand in hands]
+    camera = jax.tree.map(jnp.asarray, hands[0].camera) if hands else Camera.weak_perspective()
+    meshes = [(hand.vertices, hand.faces) for hand in hands]
+    return overlay_figure(image, meshes, camera, detected or None, [hand.keypoints_2d for hand in hands] or None)
+
+
+def sheet(images: Sequence[Image], captions: Sequence[str]) -> Image:
+    """Return a grid of overlays with captions, reduced to at most 3,200 pixels in width."""
+    cv2 = opencv()
+    grid = contact_sheet(images, 2 if len(images) <= 8 else 4, captions)
+    zoom = min(1.0, 3200 / grid.shape[1])
+    return cv2.resize(grid, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)

@@ -1,4 +1,4 @@
-"""Write results: JSON, mesh and overlay of a hand. Files appear complete or not at all."""
+"""Write results: JSON, meshes and images. Files appear complete or not at all."""
 
 import contextlib
 import json
@@ -7,20 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.images import Image, opencv
-from handtailor_jax.types import Camera, Hand
-
-MOST_LINES = 20
-"""Largest number of inputs of which a command reports each one in a line."""
-
-_MOST_ON_SHEET = 40
+from handtailor_jax.types import Hand
 
 
 def to_json(hand: Hand) -> dict[str, Any]:
@@ -139,26 +132,6 @@ def write_image(path: Path, image: Image) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(data.tobytes()))
 
 
-def overlay(hands: Sequence[Hand], image: Image | None) -> Image:
-    """Return the image with the detected keypoints, the meshes over it, and the meshes from the side, uint8 RGB."""
-    from handtailor_jax.render.overlay import overlay_figure
-
-    detected = [np.where((hand.confidence > 0)[:, None], hand.detected_keypoints_2d, np.nan) for hand in hands]
-    camera = jax.tree.map(jnp.asarray, hands[0].camera) if hands else Camera.weak_perspective()
-    meshes = [(hand.vertices, hand.faces) for hand in hands]
-    return overlay_figure(image, meshes, camera, detected or None, [hand.keypoints_2d for hand in hands] or None)
-
-
-def sheet(images: Sequence[Image], captions: Sequence[str]) -> Image:
-    """Return a grid of overlays with captions, reduced to at most 3,200 pixels in width."""
-    from handtailor_jax.render.overlay import contact_sheet
-
-    cv2 = opencv()
-    grid = contact_sheet(images, 2 if len(images) <= 8 else 4, captions)
-    zoom = min(1.0, 3200 / grid.shape[1])
-    return cv2.resize(grid, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
-
-
 def prepare_folder(folder: Path, names: Iterable[str] = ()) -> None:
     """Create an output folder with its parents, and check that files of the given names can be written there.
 
@@ -174,51 +147,6 @@ def prepare_folder(folder: Path, names: Iterable[str] = ()) -> None:
             pass
     except OSError as error:
         raise InputError(f"{folder}: cannot be written to ({error.strerror}): choose another --out") from None
-
-
-class HandFiles:
-    """Files of images in one folder: <id>.json, <id>_overlay.png, meshes, and sheet.png of all overlays."""
-
-    def __init__(self, folder: Path, mesh: Literal["obj", "ply", "glb"] | None, overlay: bool) -> None:
-        """Check that meshes of a format and overlays can be written, where they are wanted."""
-        self.folder, self.mesh, self.overlay = folder, mesh, overlay
-        self._overlays: list[Image] = []
-        self._captions: list[str] = []
-        if mesh is not None:
-            mesh_library()
-        if overlay:
-            opencv()
-
-    def prepare(self, ids: Iterable[str], others: Iterable[str] = ()) -> None:
-        """Create the folder for hands of the given ids, and for other files; see `prepare_folder`."""
-        endings = [".json", *([f".{self.mesh}"] if self.mesh else []), *(["_overlay.png"] if self.overlay else [])]
-        names = [f"{id}{ending}" for id in ids for ending in endings]
-        prepare_folder(self.folder, [*names, *others, *(["sheet.png"] if self.overlay else [])])
-
-    def write(self, id: str, content: Any, hands: Sequence[Hand], image: Image | None, caption: str) -> None:
-        """Write the files of one image.
-
-        Args:
-            id: Name of the files, without suffix.
-            content: Content of the JSON file.
-            hands: Hands of the image. Their meshes are one file; without hands there is none.
-            image: The image, if there is one.
-            caption: Text under the overlay on the sheet.
-        """
-        write_json(self.folder / f"{id}.json", content)
-        if self.mesh is not None and hands:
-            write_mesh(self.folder / f"{id}.{self.mesh}", hands)
-        if self.overlay:
-            drawn = overlay(hands, image)
-            write_image(self.folder / f"{id}_overlay.png", drawn)
-            if len(self._overlays) < _MOST_ON_SHEET:
-                self._overlays.append(drawn)
-                self._captions.append(caption)
-
-    def write_sheet(self) -> None:
-        """Write the sheet if there are several overlays."""
-        if len(self._overlays) > 1:
-            write_image(self.folder / "sheet.png", sheet(self._overlays, self._captions))
 
 
 @contextlib.contextmanager

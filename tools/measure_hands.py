@@ -33,7 +33,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from handtailor_jax import results
+from handtailor_jax import predict, results
 from handtailor_jax.cli import keep_compiled_programs
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
@@ -184,7 +184,7 @@ def main(
             for row in entry["rows"]:
                 count(table.setdefault((mode, row), Counts()), entry, hands)
         if sheets is not None:
-            shown.append(results.overlay(hands, image))
+            shown.append(predict.overlay(hands, image))
     columns = ["pass, images", "images", "hands found (side right)", "invented, per 100"]
     columns += ["keypoints within 10 % (of found)", "after the tailor", "reprojection %: median, 90 %"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
@@ -194,7 +194,7 @@ def main(
         results.prepare_folder(sheets)
         for first in range(0, len(shown), 8):
             names = [entry["id"] for entry in entries[first : first + 8]]
-            results.write_image(sheets / f"sheet_{first // 8:02d}.png", results.sheet(shown[first : first + 8], names))
+            results.write_image(sheets / f"sheet_{first // 8:02d}.png", predict.sheet(shown[first : first + 8], names))
 
 
 if __name__ == "__main__":

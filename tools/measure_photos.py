@@ -18,7 +18,7 @@ import numpy.typing as npt
 import tyro
 from tqdm import tqdm
 
-from handtailor_jax import results
+from handtailor_jax import predict, results
 from handtailor_jax.cli import keep_compiled_programs
 from handtailor_jax.data.readers.photos import PhotoLabel, read_labels
 from handtailor_jax.detections import Detection, detection
@@ -207,10 +207,10 @@ def _write_sheet(path: Path, labels: Sequence[PhotoLabel], fits: Sequence[Hand],
     overlays, captions = [], []
     for i in np.unique(np.linspace(0, len(fits) - 1, _ON_SHEET).round().astype(int)).tolist():
         error = errors[i]
-        overlays.append(results.overlay(fits[i], read_image(labels[i].path)))
+        overlays.append(predict.overlay(fits[i], read_image(labels[i].path)))
         flips = f"  {error.flipped.sum()} flipped" if error.flipped.any() else ""
         captions.append(f"{labels[i].name}  {error.reprojection_percent:.1f} %  {error.distance_mm:.0f} mm{flips}")
-    results.write_image(path, results.sheet(overlays, captions))
+    results.write_image(path, predict.sheet(overlays, captions))
 
 
 def markdown(measured: Sequence[CollectionErrors]) -> str:

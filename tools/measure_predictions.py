@@ -20,7 +20,7 @@ import tyro
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from handtailor_jax import results
+from handtailor_jax import predict, results
 from handtailor_jax.cli import keep_compiled_programs
 from handtailor_jax.data.readers.photos import PhotoLabel, read_labels
 from handtailor_jax.errors import InputError
@@ -57,7 +57,7 @@ class PredictionMeasurement:
     margins: tuple[float, ...] = (2.0, 1.2)
     """Sides of the given boxes as multiples of the labelled hand size."""
     looks: int = 2
-    """Number of forward passes per image, as `handtailor predict --looks`."""
+    """Number of forward passes per image, as `handtailor predict --passes`."""
     batch: int = 32
     """Number of photographs in one call of the network."""
     sheet: Path | None = None
@@ -173,10 +173,10 @@ def _landmarks(
 def _write_sheet(path: Path, labels: Sequence[PhotoLabel], hands: Sequence[Hand]) -> None:
     shown = np.linspace(0, len(labels) - 1, _ON_SHEET).round().astype(int).tolist()
     overlays = [
-        results.overlay(hands[i], read_image(labels[i].path)) for i in tqdm(shown, desc="sheet", unit="overlay")
+        predict.overlay(hands[i], read_image(labels[i].path)) for i in tqdm(shown, desc="sheet", unit="overlay")
     ]
     captions = [f"{labels[i].name}  confidence {hands[i].confidence.mean():.2f}" for i in shown]
-    results.write_image(path, results.sheet(overlays, captions))
+    results.write_image(path, predict.sheet(overlays, captions))
 
 
 def markdown(measured: Sequence[StageErrors]) -> str:
