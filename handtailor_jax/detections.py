@@ -41,7 +41,7 @@ class Detection:
     camera: FloatArray | None = None
     """(3, 3) intrinsic matrix, pixels of the image; None if unknown."""
     joints_3d: FloatArray | None = None
-    """(21, 3) 3D keypoints in camera axes, any unit and origin."""
+    """(21, 3) 3D keypoints in camera axes (x right, y down, z forward), any unit and origin."""
     pose: FloatArray | None = None
     """(16, 3) axis-angle rotations, radians, MANO's joint order, relative to the flat hand."""
     betas: FloatArray | None = None
@@ -66,20 +66,11 @@ def detection(
     id: str = "hand",
     image: str | Path | None = None,
 ) -> Detection:
-    """Check and convert keypoints and further estimates of one hand.
+    """Check and convert keypoints and further estimates of one hand; see the fields of `Detection`.
 
-    Args:
-        keypoints_2d: (21, 2) pixels (u, v).
-        confidence: (21,) values 0 to 1; ones if None.
-        side: "right" or "left": the side of the hand itself, not of its mirror image.
-        convention: "mano" or "mediapipe".
-        order: Order of `keypoints_2d`, `confidence` and `joints_3d`: a name in `KEYPOINT_ORDERS`.
-        camera: {fx, fy, cx, cy}, those four numbers, or a (3, 3) matrix; pixels.
-        joints_3d: (21, 3) in camera axes (x right, y down, z forward), any unit and origin.
-        pose: (16, 3) or 48 axis-angle values, radians, MANO's joint order, relative to the flat hand.
-        betas: Up to 10 shape coefficients, standard deviations.
-        id: File name without folders.
-        image: Path of the image.
+    The confidence is 1 if None. `order` is the order of `keypoints_2d`, `confidence` and `joints_3d`: a name in
+    `KEYPOINT_ORDERS`. The camera is {fx, fy, cx, cy}, those four numbers, or a (3, 3) matrix; the pose (16, 3) or 48
+    values; betas are up to 10 values.
 
     Raises:
         InputError: If a value is invalid.

@@ -101,11 +101,7 @@ def crop_square(
     The square is first moved and rounded to whole pixels, so the returned affine map is exactly what happens to the
     pixels. The intrinsic matrix goes through the same map (`geometry.cameras.transform_camera`).
 
-    Args:
-        image: Image (height, width, 3), or one channel (height, width).
-        box: Box in pixels of the image.
-        size: Side of the crop in pixels.
-        outside: Value of pixels outside the image; None repeats the image's border.
+    The image may have one channel (height, width). Pixels outside it have the value `outside`; None repeats its border.
 
     Returns:
         The crop, the affine map (2, 3) from pixels of the image to pixels of the crop, and the square.

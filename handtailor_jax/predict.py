@@ -65,9 +65,7 @@ class Source:
 def find_sources(inputs: Sequence[str], **known: Any) -> list[Source]:
     """Return the images and videos that arguments name: files, folders, patterns, numbers of webcams.
 
-    Args:
-        inputs: Arguments.
-        **known: `camera`, `box` and `side` of all sources.
+    `camera`, `box` and `side` may be `known` for all of them.
 
     Raises:
         InputError: If an argument names nothing.
@@ -118,13 +116,7 @@ def predict(
 ) -> int:
     """Recover the hands of all sources and write the results; report sources that cannot be read, and skip them.
 
-    Args:
-        sources: Images and videos.
-        tailor: Recovers the hands of an image.
-        files: Writes the results.
-        hands: Largest number of hands; no limit in images and 2 in videos if None.
-        thorough: Whether overlapping tiles of images are searched in any case.
-        passes: Number of forward passes for a box.
+    `hands`, `thorough` and `passes` are those of `HandTailor`, but without `hands` two are followed in a video.
 
     Returns:
         The number of sources that were skipped.
@@ -257,15 +249,7 @@ class HandFiles:
         prepare_folder(self.folder, [*names, *others, *(["sheet.png"] if self.overlay else [])])
 
     def write(self, id: str, content: Any, hands: Sequence[Hand], image: Image | None, caption: str) -> None:
-        """Write the files of one image.
-
-        Args:
-            id: Name of the files, without suffix.
-            content: Content of the JSON file.
-            hands: Hands of the image. Their meshes are one file; without hands there is none.
-            image: The image, if there is one.
-            caption: Text under the overlay on the sheet.
-        """
+        """Write the JSON content, the meshes (one file, none without hands) and the captioned overlay of an image."""
         write_json(self.folder / f"{id}.json", content)
         if self.mesh is not None and hands:
             write_mesh(self.folder / f"{id}.{self.mesh}", hands)

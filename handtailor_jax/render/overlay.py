@@ -29,13 +29,10 @@ _FINGER_OF = {keypoint: finger for finger, keypoints in enumerate(FINGER_KEYPOIN
 
 
 def draw_skeleton(image: Any, keypoints_2d: Any, confidence: Any = None, hollow: bool = False) -> np.ndarray:
-    """Return a copy of an image with 21 keypoints and 20 bones drawn on it, one colour per finger.
+    """Return a copy of an image with 21 keypoints (u, v) and 20 bones drawn on it, one colour per finger.
 
-    Args:
-        image: (H, W, 3) uint8 RGB image.
-        keypoints_2d: (21, 2) pixels (u, v); keypoints that are not finite are left out.
-        confidence: (21,) confidences; keypoints with confidence 0 are left out.
-        hollow: Draw rings without bones, to show a second set of keypoints over a first one.
+    Keypoints that are not finite or have confidence 0 are left out. Hollow ones are rings without bones, to show a
+    second set of keypoints over a first one.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -74,15 +71,10 @@ def draw_skeleton(image: Any, keypoints_2d: Any, confidence: Any = None, hollow:
 def second_view(
     vertices: Any, faces: Any, height: int, width: int, pixels_per_unit: float | None = None, angle: float = 75.0
 ) -> np.ndarray:
-    """Render the mesh turned about the vertical axis through its centre, with a weak-perspective camera.
+    """Render the mesh (V, 3), (F, 3) turned about the vertical axis through its centre, in weak perspective.
 
-    Args:
-        vertices: (V, 3) camera-frame points.
-        faces: (F, 3) vertex indices.
-        height: Image height in pixels.
-        width: Image width in pixels.
-        pixels_per_unit: Largest scale; None means the scale at which the mesh fits.
-        angle: Angle in degrees; positive angles show the right side of the mesh.
+    The mesh fills the image unless that takes more than `pixels_per_unit`. The angle is in degrees and shows the right
+    side of the mesh if positive.
     """
     vertices = np.asarray(vertices, np.float32)
     finite = np.isfinite(vertices).all(axis=-1)
@@ -158,10 +150,6 @@ def scene(meshes: Sequence[_Mesh], camera: Camera) -> tuple[np.ndarray, np.ndarr
 
     Without intrinsics no hand's distance is known, so hands that are larger in the image are put in front. The number
     of meshes is padded to a power of two with empty ones, because each number of vertices compiles a program.
-
-    Args:
-        meshes: Camera-frame vertices (V, 3) and faces (F, 3).
-        camera: Camera of the image.
     """
     points: list[np.ndarray] = [np.asarray(vertices, np.float32) for vertices, _ in meshes]
     if float(camera.perspectivity) == 0.0 and len(points) > 1:
@@ -200,12 +188,9 @@ def _side_views(meshes: Sequence[_Mesh], camera: Camera, size: int) -> np.ndarra
 
 
 def contact_sheet(panels: Sequence[Any], columns: int, captions: Sequence[str] | None = None) -> np.ndarray:
-    """Arrange images in a grid on white, each centred in a cell of the largest size, with a caption under it.
+    """Arrange images of any sizes in a grid on white, each centred in a cell of the largest size.
 
-    Args:
-        panels: (H, W, 3) uint8 RGB images of any sizes.
-        columns: Images per row.
-        captions: One short text per image (ASCII; other characters become "?").
+    Under each image is its caption, in which characters outside ASCII become "?".
 
     Raises:
         ValueError: Without images or columns, or if the number of captions is not the number of images.

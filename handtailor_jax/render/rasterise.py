@@ -60,12 +60,7 @@ def rasterise(
     Depth and barycentrics have gradients in vertices and camera at fixed visibility. An outline that moves across a
     pixel has no gradient; see `soft.soft_rasterise`.
 
-    Args:
-        vertices: Camera-frame points.
-        faces: Vertex indices.
-        camera: One camera in the pixels of the image, without batch axes (use vmap).
-        height: Image height in pixels, static.
-        width: Image width in pixels, static.
+    Vertices are camera-frame points. There are no batch axes (use vmap); `height` and `width` are static.
 
     Raises:
         ValueError: If the image is empty, or if faces times tiles exceed 32 bits (3200 faces: 6500 x 6500 pixels).
@@ -219,16 +214,10 @@ def nearest_item(
 ) -> Int[Array, "images height width"]:
     """Find the item with the lowest score at every pixel, -1 without one. Of tied items the first one is taken.
 
-    Args:
-        low: Upper left corners (items, 2) of the items' boxes, pixels (u, v); equally many items per image.
-        high: Lower right corners (items, 2) of the boxes.
-        listed: Whether an item takes part, (items,).
-        score: Maps item, image, tile row, tile column and tile number of a chunk of pairs to scores (pairs, pixels of a
-            tile; inf: no candidate) and to the tolerance within which scores tie.
-        images: Number of images, whose items follow each other; indices count from 0 in each.
-        height: Image height in pixels.
-        width: Image width in pixels.
-        chunk: Pairs per step, whose pixels should fit into the processor's cache.
+    Items have boxes with corners `low` and `high` (items, 2) in pixels (u, v), and take part where `listed`. All images
+    have as many, which follow each other; indices count from 0 in each. `score` maps item, image, tile row, tile column
+    and tile number of a chunk of pairs to scores (pairs, pixels of a tile; inf: no candidate) and to the tolerance
+    within which scores tie. The pixels of a chunk should fit into the processor's cache.
     """
     side, rows, columns = tile_grid(height, width)
     shape = (images * rows * columns, side * side)

@@ -66,11 +66,8 @@ def vertex_normals(
 ) -> Float[Array, "vertices 3"]:
     """Return smooth unit normals in the frame of the vertices; 0 for vertices without a face with area.
 
-    Args:
-        vertices: Vertex positions.
-        faces: Vertex indices.
-        by_area: Average the face normals by area. By default they are averaged by the angle of each face at the vertex,
-            which does not depend on how a surface is cut into triangles.
+    Face normals are averaged by area, or else by the angle of each face at the vertex, which does not depend on how a
+    surface is cut into triangles.
     """
     corners = vertices[faces]
     if by_area:
@@ -103,15 +100,7 @@ def shade(
     camera: Camera,
     colors: Float[Array, "vertices 3"],
 ) -> Float[Array, "height width 3"]:
-    """Compute linear RGB of every pixel, 0 without a face.
-
-    Args:
-        fragments: Result of `rasterise` for these vertices and this camera.
-        vertices: Camera-frame points.
-        faces: Vertex indices; normals point outward by the right-hand rule.
-        camera: Perspective or weak-perspective camera.
-        colors: Linear RGB of the vertices.
-    """
+    """Compute linear RGB of every pixel of `rasterise`, 0 without a face, from linear RGB of the vertices."""
     dtype = vertices.dtype
     attributes = jnp.concatenate([vertices, vertex_normals(vertices, faces), colors.astype(dtype)], axis=-1)
     points, normals, albedo = jnp.split(interpolate(fragments, faces, attributes), 3, axis=-1)
@@ -154,12 +143,7 @@ def ambient_openness(
     """Estimate how much ambient light reaches each pixel, from about 0.5 (a deep fold) to 1 (open).
 
     Darkens gaps between fingers and contacts. A pixel is shadowed by neighbours in the depth map that are closer to the
-    camera than the slope of a smooth surface explains.
-
-    Args:
-        fragments: Result of `rasterise`.
-        camera: Camera of the fragments.
-        reach: Distance of the neighbours as a share of the shorter image side.
+    camera than the slope of a smooth surface explains; their distance is a share `reach` of the shorter image side.
     """
     height, width = fragments.depth.shape
     # Depth in pixels is comparable to the distance of neighbours in every unit of the camera frame.
@@ -237,10 +221,10 @@ def render_mesh(
     Args:
         vertices: (V, 3) camera-frame points.
         faces: (F, 3) vertex indices; normals point outward by the right-hand rule.
-        camera: Perspective or weak-perspective camera in the pixels of the image.
+        camera: Camera in the pixels of the image.
         height: Image height in pixels.
         width: Image width in pixels.
-        background: A (height, width, 3) uint8 image, or one RGB colour from 0 to 255.
+        background: (height, width, 3) uint8 image, or one RGB colour from 0 to 255.
         colors: (V, 3) linear RGB from 0 to 1 of the vertices, or one colour.
         opacity: Opacity of the mesh over the background, 0 to 1.
 

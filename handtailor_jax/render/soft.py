@@ -66,13 +66,7 @@ def soft_rasterise(
     surface and the nearest piece of outline at fixed visibility: a depth step between two parts of the mesh (a finger
     in front of the palm) moves without a gradient.
 
-    Args:
-        vertices: Camera-frame points.
-        faces: Vertex indices; either side of a face may be the outer one.
-        camera: One camera in the pixels of the maps, without batch axes (use vmap).
-        height: Height of the maps in pixels, static.
-        width: Width of the maps in pixels, static.
-        sigma: Softness of the outline in pixels, positive; the time grows with it.
+    Arguments are those of `rasterise`, and the softness `sigma` of the outline in pixels, with which the time grows.
 
     Raises:
         ValueError: If the maps are empty or too large (as in `rasterise`, at a third of the size).
@@ -159,12 +153,8 @@ def _contour(points: Array, faces: Array, in_front: Array) -> tuple[Int[Array, "
 def _nearest_edges(edges: Any, inside: Any, finer: Any, *, height: int, width: int) -> Any:
     """Find the nearest edge on the outline within reach of every pixel; a walk of `rasterise.join_images`.
 
-    Args:
-        edges: Start (u, v), stop (u, v), outer side (see `_contour`) and reach in pixels, (images, edges, 6).
-        inside: Whether the mesh covers the pixel, (images, height, width).
-        finer: The same in pixels `_FINER` times as small.
-        height: Image height in pixels.
-        width: Image width in pixels.
+    Edges (images, edges, 6) are start (u, v), stop (u, v), outer side (see `_contour`) and reach in pixels. `inside`
+    (images, height, width) tells whether the mesh covers a pixel, `finer` the same in pixels `_FINER` times as small.
     """
     images, dtype = len(edges), edges.dtype
     side, rows, columns = tile_grid(height, width)

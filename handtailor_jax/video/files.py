@@ -41,10 +41,7 @@ class Video:
     """Frames of a video file or webcam in order: ``with Video(source) as video: for frame in video: ...``."""
 
     def __init__(self, source: Path | int) -> None:
-        """Open a video.
-
-        Args:
-            source: Video file, or the number of a webcam from 0.
+        """Open a video file, or a webcam by its number from 0.
 
         Raises:
             InputError: If there is no such file or webcam, or the file is not a video.
@@ -114,11 +111,8 @@ def _opencv() -> Any:
 def video_writer(path: Path, rate: float) -> Iterator[Callable[[Image], None]]:
     """Yield a function that appends uint8 RGB images of one size to an MP4 file (MPEG-4 part 2, in every OpenCV).
 
-    An odd last row or column is left out, because the format cannot hold it. Without images no file is written.
-
-    Args:
-        path: Path of the video, ending in .mp4.
-        rate: Frames per second.
+    The rate is in frames per second. An odd last row or column is left out, because the format cannot hold it. Without
+    images no file is written.
 
     Raises:
         InputError: If the file cannot be written.
@@ -183,13 +177,9 @@ def write_animation(
     """Write a moving mesh as an animated GLB file (glTF 2.0).
 
     Each frame is a mesh of its own, which a step animation of its scale shows and hides: every viewer can play that.
-    Morph targets would have to be as many as the frames, and viewers support only a few.
-
-    Args:
-        path: Path of the file, ending in .glb.
-        frames: Vertices (V, 3) in the camera frame (y down, z forward), metres, and triangles (F, 3) with outward
-            normals of each frame; None without a hand. The file has the axes of glTF (y up, z toward the viewer).
-        times: Times in seconds at which the frames begin.
+    Morph targets would have to be as many as the frames, and viewers support only a few. A frame is vertices (V, 3) in
+    the camera frame, metres, and triangles (F, 3) with outward normals; None without a hand. Times are in seconds. The
+    file has the axes of glTF (y up, z toward the viewer).
 
     Raises:
         InputError: If no frame has a hand, or the file cannot be written.

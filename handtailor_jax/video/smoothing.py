@@ -44,13 +44,7 @@ class OneEuroFilter:
         difference: Callable[[FloatArray, FloatArray], FloatArray] = lambda start, end: end - start,
         advance: Callable[[FloatArray, FloatArray], FloatArray] = lambda start, step: start + step,
     ) -> None:
-        """Create a filter that has not seen a value.
-
-        Args:
-            config: Amount of smoothing.
-            difference: Function that returns the tangent vectors (..., m) from the first points to the second.
-            advance: Function that moves points along tangent vectors. The defaults are those of Euclidean space.
-        """
+        """Create a filter; `difference` and `advance` are minus and plus of the space, with vectors (..., m)."""
         self._config = config
         self._difference, self._advance = difference, advance
         self._time: float | None = None
@@ -61,10 +55,7 @@ class OneEuroFilter:
     def __call__(self, value: FloatArray, time: float, unit: float = 1.0) -> FloatArray:
         """Return the smoothed value (..., n); the first value is returned unchanged.
 
-        Args:
-            value: New value, of the same shape in every call.
-            time: Time in seconds, later than in the previous call.
-            unit: Unit of the speed in units of `value`, so that `beta` does not depend on the unit of `value`.
+        The time is in seconds. The speed is in units of `unit`, so that `beta` does not depend on the unit of `value`.
 
         Raises:
             ValueError: If the time is not later than in the previous call.
@@ -142,13 +133,9 @@ class HandSmoother:
         self._scale = OneEuroFilter(config.distance)
 
     def __call__(self, parameters: HandParameters, time: float) -> HandParameters:
-        """Return the smoothed parameters of a hand. The shape is kept, because a track has one shape.
+        """Return the smoothed parameters of one hand at a time in seconds; its shape is kept.
 
         Parameters that are not finite are returned unchanged and do not change the smoother.
-
-        Args:
-            parameters: Parameters of one hand, without batch axes.
-            time: Time in seconds, later than in the previous call.
         """
         scale = float(parameters.scale)
         x, y, z = (float(value) for value in parameters.translation)
