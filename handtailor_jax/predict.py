@@ -105,6 +105,43 @@ def _paths(given: str) -> list[Path | int]:
     return list(files)
 
 
+class HandFiles:
+    """Files of images in one folder: <id>.json, <id>_overlay.png, meshes, and sheet.png of all overlays."""
+
+    def __init__(self, folder: Path, mesh: Literal["obj", "ply", "glb"] | None, overlay: bool) -> None:
+        """Check that meshes of a format and overlays can be written, where they are wanted."""
+        self.folder, self.mesh, self.overlay = folder, mesh, overlay
+        self._overlays: list[Image] = []
+        self._captions: list[str] = []
+        if mesh is not None:
+            mesh_library()
+        if overlay:
+            opencv()
+
+    def prepare(self, ids: Iterable[str], others: Iterable[str] = ()) -> None:
+        """Create the folder for hands of the given ids, and for other files; see `prepare_folder`."""
+        endings = [".json", *([f".{self.mesh}"] if self.mesh else []), *(["_overlay.png"] if self.overlay else [])]
+        names = [f"{id}{ending}" for id in ids for ending in endings]
+        prepare_folder(self.folder, [*names, *others, *(["sheet.png"] if self.overlay else [])])
+
+    def write(self, id: str, content: Any, hands: Sequence[Hand], image: Image | None, caption: str) -> None:
+        """Write the JSON content, the meshes (one file, none without hands) and the captioned overlay of an image."""
+        write_json(self.folder / f"{id}.json", content)
+        if self.mesh is not None and hands:
+            write_mesh(self.folder / f"{id}.{self.mesh}", hands)
+        if self.overlay:
+            drawn = overlay(hands, image)
+            write_image(self.folder / f"{id}_overlay.png", drawn)
+            if len(self._overlays) < _MOST_ON_SHEET:
+                self._overlays.append(drawn)
+                self._captions.append(caption)
+
+    def write_sheet(self) -> None:
+        """Write the sheet if there are several overlays."""
+        if len(self._overlays) > 1:
+            write_image(self.folder / "sheet.png", sheet(self._overlays, self._captions))
+
+
 def predict(
     sources: Sequence[Source],
     tailor: HandTailor,
@@ -227,43 +264,6 @@ def _draw(image: Image, hands: Sequence[Hand]) -> Image:
         drawn = render_mesh(hand.vertices, hand.faces, camera, height, width, background=drawn, opacity=0.75)
         drawn = draw_skeleton(drawn, hand.detected_keypoints_2d, confidence=hand.confidence, hollow=True)
     return drawn
-
-
-class HandFiles:
-    """Files of images in one folder: <id>.json, <id>_overlay.png, meshes, and sheet.png of all overlays."""
-
-    def __init__(self, folder: Path, mesh: Literal["obj", "ply", "glb"] | None, overlay: bool) -> None:
-        """Check that meshes of a format and overlays can be written, where they are wanted."""
-        self.folder, self.mesh, self.overlay = folder, mesh, overlay
-        self._overlays: list[Image] = []
-        self._captions: list[str] = []
-        if mesh is not None:
-            mesh_library()
-        if overlay:
-            opencv()
-
-    def prepare(self, ids: Iterable[str], others: Iterable[str] = ()) -> None:
-        """Create the folder for hands of the given ids, and for other files; see `prepare_folder`."""
-        endings = [".json", *([f".{self.mesh}"] if self.mesh else []), *(["_overlay.png"] if self.overlay else [])]
-        names = [f"{id}{ending}" for id in ids for ending in endings]
-        prepare_folder(self.folder, [*names, *others, *(["sheet.png"] if self.overlay else [])])
-
-    def write(self, id: str, content: Any, hands: Sequence[Hand], image: Image | None, caption: str) -> None:
-        """Write the JSON content, the meshes (one file, none without hands) and the captioned overlay of an image."""
-        write_json(self.folder / f"{id}.json", content)
-        if self.mesh is not None and hands:
-            write_mesh(self.folder / f"{id}.{self.mesh}", hands)
-        if self.overlay:
-            drawn = overlay(hands, image)
-            write_image(self.folder / f"{id}_overlay.png", drawn)
-            if len(self._overlays) < _MOST_ON_SHEET:
-                self._overlays.append(drawn)
-                self._captions.append(caption)
-
-    def write_sheet(self) -> None:
-        """Write the sheet if there are several overlays."""
-        if len(self._overlays) > 1:
-            write_image(self.folder / "sheet.png", sheet(self._overlays, self._captions))
 
 
 def overlay(hands: Sequence[Hand], image: Image | None) -> Image:
