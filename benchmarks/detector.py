@@ -112,14 +112,14 @@ def calls(config: DetectorBenchmark) -> dict[str, Call]:
     if config.tflite is not None:
         for (name, file), size in zip(NETWORKS.items(), (192, 224), strict=True):
             named[f"{name}, {LITE}"] = lite_call(config.tflite / f"{file}.tflite", size)
-    detector, image = HandDetector.load(), scene()
+    detector, image = HandDetector(), scene()
     hands = detector(image)
     assert len(hands) == 2
     region = hands[0].next_region
     named["image with two hands"] = lambda: detector(image)
     named["image with two hands, thorough"] = lambda: detector(image, thorough=True)
     named["hand in a box"] = lambda: detector.in_box(image, (0, 80, 320, 320))
-    named["hand followed"] = lambda: detector.follow(image, region)
+    named["hand followed"] = lambda: detector.recognise(image, [region])
     return named
 
 

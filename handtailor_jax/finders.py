@@ -5,19 +5,15 @@ and which hands to believe.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
-import jax
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Array
 
-from handtailor_jax.detector.crops import cut
+from handtailor_jax.detector import squares
 from handtailor_jax.detector.detector import HandDetector
-from handtailor_jax.detector.regions import to_image
-from handtailor_jax.detector.scan import ScanConfig, closer_box, first_square, search_grid
+from handtailor_jax.detector.regions import cut, square_region, to_image
 from handtailor_jax.geometry.boxes import Box
 from handtailor_jax.images import Image, crop_square
 from handtailor_jax.types import Camera, Hand, Region, View
@@ -74,7 +70,7 @@ class LandmarkFinder:
 
     def view(self, image: Image, camera: Camera, region: Region, right: float) -> View:
         """Cut out the rotated region; the border of the image is repeated outside of it."""
-        affine = np.asarray(_to_image(region, self._size))
+        affine = np.asarray(to_image(region, self._size))
         crop = cut(image, affine, self._size, extend=True)
         linear = np.linalg.inv(affine[:, :2])
         to_crop = np.concatenate([linear, -linear @ affine[:, 2:]], axis=1)
@@ -106,7 +102,7 @@ class HourglassFinder:
 
     def __init__(self, size: int) -> None:
         """Prepare a finder for an hourglass whose crops have the side `size`."""
-        self._size, self._config = size, ScanConfig()
+        self._size = size
 
     def view(self, image: Image, camera: Camera, region: Region, right: float) -> View:
         """Cut out the square, moved to whole pixels; it is grey outside of the image."""
@@ -118,11 +114,11 @@ class HourglassFinder:
     def all(self, image: Image, look: Look, thorough: bool | None, known: Sequence[Region] = ()) -> list[Found]:
         """Look into the whole image, then into the squares of a grid, then closer at what was found."""
         height, width = image.shape[:2]
-        grid = search_grid(width, height, self._config.levels)
-        for squares in () if known else ([first_square(width, height)], grid):
-            looks = [look([square_region(square)])[0] for square in squares]
+        rounds = [squares.first_square(width, height)], squares.scan_squares(width, height)
+        for boxes in () if known else rounds:
+            looks = [look([square_region(box)])[0] for box in boxes]
             best = max(looks, key=lambda found: self._score(found, image))
-            if self._score(best, image) >= self._config.acquire:
+            if self._score(best, image) >= squares.ACQUIRE:
                 return look([_closer(best)])
         return []
 
@@ -135,22 +131,16 @@ class HourglassFinder:
 
     def shows(self, found: Found, image: Image) -> bool:
         """Return whether the keypoints are confident and plausible."""
-        return self._score(found, image) >= self._config.keep
+        return self._score(found, image) >= squares.KEEP
 
     def next_region(self, found: Found) -> Region:
         """Return the square around the keypoints, between this one and the last."""
-        return square_region(self._config.next_square(found.keypoints_2d, _box(found)))
+        return square_region(squares.next_square(_box(found), found.keypoints_2d))
 
     def _score(self, found: Found, image: Image) -> float:
         height, width = image.shape[:2]
         side = _box(found)[2]
-        return self._config.score(found.keypoints_2d, found.hand.confidence, side, width, height)
-
-
-def square_region(box: Box) -> Region:
-    """Return the square around the centre of a box (x, y, w, h) as a region of NumPy arrays."""
-    x, y, w, h = box
-    return Region(np.asarray([x + 0.5 * w, y + 0.5 * h], np.float32), np.float32(max(w, h)), np.float32(0.0))
+        return squares.hand_score(found.keypoints_2d, found.hand.confidence, side, width, height)
 
 
 def _box(found: Found) -> Box:
@@ -161,9 +151,4 @@ def _box(found: Found) -> Box:
 
 
 def _closer(found: Found) -> Region:
-    return square_region(closer_box(_box(found), found.keypoints_2d, found.hand.confidence))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _to_image(region: Region, size: int) -> Array:
-    return to_image(region, size)
+    return square_region(squares.closer_square(_box(found), found.keypoints_2d, found.hand.confidence))

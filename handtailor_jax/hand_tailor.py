@@ -55,7 +55,7 @@ class HandTailor:
         self.finder: Finder
         if isinstance(module, LandmarkHandModule):
             preset = TailorConfig.plug_in()
-            self.finder = LandmarkFinder(HandDetector.beside(module.network), module.image_size)
+            self.finder = LandmarkFinder(HandDetector(landmark_network=module.network), module.image_size)
         else:
             preset = TailorConfig.network()
             self.finder = HourglassFinder(module.image_size)

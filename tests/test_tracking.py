@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from handtailor_jax.detector.scan import ScanConfig, first_square, search_grid
-from handtailor_jax.finders import Found, HourglassFinder, square_region
+from handtailor_jax.detector import squares
+from handtailor_jax.detector.regions import square_region
+from handtailor_jax.finders import Found, HourglassFinder
 from handtailor_jax.geometry.boxes import square_around
 from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.geometry.rotations import (
@@ -279,8 +280,7 @@ def test_the_square_is_around_the_keypoints():
 
 
 def test_a_moving_and_growing_hand_is_followed():
-    box = first_square(640, 480)
-    config = ScanConfig()
+    box = squares.first_square(640, 480)
     for frame in range(120):
         center = np.asarray([320.0 + 200.0 * np.sin(frame / 15.0), 240.0 + 100.0 * np.cos(frame / 10.0)])
         zoom = 1.0 + 0.5 * np.sin(frame / 25.0)
@@ -289,14 +289,14 @@ def test_a_moving_and_growing_hand_is_followed():
         low, high = (HAND * zoom + center).min(axis=0), (HAND * zoom + center).max(axis=0)
         assert (low > [x, y]).all()
         assert (high < [x + w, y + h]).all()
-        box = config.next_square(HAND * zoom + center, box)
+        box = squares.next_square(box, HAND * zoom + center)
 
 
 def test_the_box_trembles_less_than_the_keypoints(rng):
-    boxes, config = [first_square(640, 480)], ScanConfig()
+    boxes = [squares.first_square(640, 480)]
     for _ in range(100):
         points = HAND + MIDDLE + rng.normal(0.0, 3.0, HAND.shape)
-        boxes.append(config.next_square(points, boxes[-1]))
+        boxes.append(squares.next_square(boxes[-1], points))
     raw = 2.0 * 3.0  # a margin of two doubles the noise of the outermost keypoints
     assert np.std(np.asarray(boxes)[20:, 2]) < raw
     np.testing.assert_allclose(np.mean(boxes[20:], axis=0), square_around(HAND + MIDDLE, 2.0), atol=15.0)
@@ -315,14 +315,13 @@ def test_the_box_trembles_less_than_the_keypoints(rng):
     ids=["unsure", "left of the image", "below the image", "collapsed", "no numbers", "no confidence"],
 )
 def test_a_hand_is_lost(points, sure):
-    config = ScanConfig()
-    assert config.score(HAND + MIDDLE, SURE, 250.0, 640, 480) == pytest.approx(0.9)
-    assert config.score(points, sure, 250.0, 640, 480) < config.keep
+    assert squares.hand_score(HAND + MIDDLE, SURE, 250.0, 640, 480) == pytest.approx(0.9)
+    assert squares.hand_score(points, sure, 250.0, 640, 480) < squares.KEEP
 
 
 def test_a_search_looks_at_the_whole_then_at_a_grid_then_closer():
-    """It takes more confidence than following: `acquire` is above `keep`."""
-    assert ScanConfig().keep < 0.4 < ScanConfig().acquire
+    """It takes more confidence than following: `ACQUIRE` is above `KEEP`."""
+    assert squares.KEEP < 0.4 < squares.ACQUIRE
     assert find(perfect(MIDDLE, sure=np.full(21, 0.4))) == []
     looked = []
 
@@ -337,12 +336,12 @@ def test_a_search_looks_at_the_whole_then_at_a_grid_then_closer():
     assert looked == [640.0, pytest.approx(1.45 * np.ptp(HAND, axis=0).max(), abs=0.1)]
     assert found.hand.box[2] == pytest.approx(looked[-1])
     assert find(counted(np.asarray([5000.0, 0.0]), 1.0)) == []
-    assert len(looked) == 2 + 1 + len(search_grid(640, 480, ScanConfig().levels))
-    assert find(perfect(MIDDLE), known=[square_region(first_square(640, 480))]) == []
+    assert len(looked) == 2 + 1 + len(squares.scan_squares(640, 480))
+    assert find(perfect(MIDDLE), known=[square_region(squares.first_square(640, 480))]) == []
 
 
 def test_the_most_confident_square_is_taken():
-    grid = search_grid(640, 480, ScanConfig().levels)
+    grid = squares.scan_squares(640, 480)
     chosen = square_region(grid[7])
 
     def look(regions):
@@ -363,7 +362,7 @@ def test_the_most_confident_square_is_taken():
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (1920, 1080), (480, 640), (100, 100), (1, 1), (1000, 30)])
 def test_the_grid_covers_the_image_with_overlap(width, height):
-    boxes = np.asarray(search_grid(width, height, (1.0, 0.5)))
+    boxes = np.asarray(squares.scan_squares(width, height))
     assert (boxes[:, 2] == boxes[:, 3]).all()
     assert (boxes[:, :2] >= -1e-9).all()
     assert (boxes[:, :2] + boxes[:, 2:] <= np.asarray([width, height]) + 1e-9).all()

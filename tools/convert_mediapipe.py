@@ -11,16 +11,18 @@ The layers of the file, in its order, fill the rows of the tables below. Every l
 
 import dataclasses
 import hashlib
+import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import safetensors.numpy
 
 from handtailor_jax.detector.landmark_network import HandLandmarkConfig
 from handtailor_jax.detector.palm_detector import PalmDetectorConfig
-from handtailor_jax.detector.weights import save_weights, tensor_shapes
+from handtailor_jax.detector.weights import CONFIGS, FORMAT, VERSION, structure
 from handtailor_jax.errors import InputError
 
 SHA256 = {
@@ -87,7 +89,7 @@ def landmark_table(config: HandLandmarkConfig) -> Iterator[Row]:
     yield Row("convolution", "stem.layer")
     yield Row("depthwise", "stem_mix.layer")
     yield Row("linear", "stem_project")
-    for i in range(len(config.rows)):
+    for i in range(sum(blocks for _, _, blocks in config.stages)):
         yield Row("linear", f"blocks.{i}.expand.layer")
         yield Row("depthwise", f"blocks.{i}.mix.layer")
         yield Row("linear", f"blocks.{i}.project")
@@ -98,11 +100,20 @@ def landmark_table(config: HandLandmarkConfig) -> Iterator[Row]:
 
 
 TABLES = {
-    "palm_detection_full": tuple(palm_table(PalmDetectorConfig.full())),
-    "palm_detection_lite": tuple(palm_table(PalmDetectorConfig.lite())),
-    "hand_landmark_full": tuple(landmark_table(HandLandmarkConfig.full())),
-    "hand_landmark_lite": tuple(landmark_table(HandLandmarkConfig.lite())),
+    name: tuple(palm_table(config) if isinstance(config, PalmDetectorConfig) else landmark_table(config))
+    for name, config in CONFIGS.items()
 }
+
+
+def tensor_shapes(network: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors of a network."""
+    return {".".join(map(str, place)): variable.shape for place, variable in structure(network)[1]}
+
+
+def save_weights(path: Path, network: str, tensors: Mapping[str, np.ndarray], provenance: Mapping[str, str]) -> None:
+    """Write the weights of a network as float16."""
+    metadata = {"format": FORMAT, "version": VERSION, "network": network, "provenance": json.dumps(dict(provenance))}
+    path.write_bytes(safetensors.numpy.save({n: t.astype(np.float16) for n, t in tensors.items()}, metadata))
 
 
 def read_layers(data: bytes) -> Iterator[Layer]:

@@ -1,68 +1,62 @@
-"""`HandDetector` finds all hands in an image of any size; `graph.py` has the functions of arrays behind it."""
+"""`HandDetector` finds all hands in an image of any size: palms, regions around whole hands, landmarks in each region.
+
+`find_palms`, `from_palm` and `recognise` are these three stages as functions of arrays.
+"""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array
 
-from handtailor_jax.detector.crops import cut
-from handtailor_jax.detector.graph import Hands, find_palms, recognise
-from handtailor_jax.detector.landmark_network import HandLandmarkNetwork
-from handtailor_jax.detector.merging import Candidate, merge_candidates, merge_hands, tiles
-from handtailor_jax.detector.palm_detector import PalmDetector
-from handtailor_jax.detector.regions import from_box, from_palm, to_image
+from handtailor_jax.detector.landmark_network import DetectedHand, HandLandmarkNetwork, recognise
+from handtailor_jax.detector.palm_detector import PalmDetector, find_palms
+from handtailor_jax.detector.regions import cut, from_box, from_palm, square_region, to_image
+from handtailor_jax.detector.squares import tiles
 from handtailor_jax.detector.weights import load_landmark_network, load_palm_detector
-from handtailor_jax.geometry.boxes import Box
+from handtailor_jax.geometry.boxes import Box, hand_size
 from handtailor_jax.images import Image, as_rgb, check_box, whole
-from handtailor_jax.types import Region, Side
+from handtailor_jax.types import Region
 
 Tree = TypeVar("Tree")
+Keypoints = npt.NDArray[np.float32]
+
+_SAME_REGION = 0.5
+"""Regions that overlap more (intersection over union, as if not rotated) show the same hand."""
+
+_SAME_HAND = 0.3
+"""Hands whose mean keypoint distance is smaller, in sizes of the larger hand, are the same."""
+
+_INSIDE_SIZE, _INSIDE_DISTANCE = 0.5, 0.2
+"""A hand inside another hand's box is wrong if it is smaller than the first number and its centre is closer to a
+keypoint of the other hand than the second; both are in sizes of the other hand."""
 
 
 @runtime_checkable
-class Recognised(Protocol):
-    """A hand that was estimated in a region."""
+class _Recognised(Protocol):
+    """A hand that was estimated in a region: a `DetectedHand`, or the result of a whole hand module."""
 
     @property
-    def keypoints_2d(self) -> npt.NDArray[np.float32]:
-        """(21, 2) keypoints (u, v), pixels of the image."""
-
+    def keypoints_2d(self) -> Keypoints: ...
     @property
-    def presence(self) -> float:
-        """Probability that there is a hand, 0 to 1."""
+    def presence(self) -> float: ...
 
 
-Seen = TypeVar("Seen", bound=Recognised)
+Seen = TypeVar("Seen", bound=_Recognised)
+Look = Callable[[list[Region]], Sequence[Seen]]
 
 
-@dataclasses.dataclass(frozen=True)
-class DetectedHand:
-    """One hand in an image. Pixels are those of the image."""
+class _Candidate(NamedTuple):
+    """A region that may show a hand: score of the palm, region, and least presence that confirms the hand."""
 
-    keypoints_2d: npt.NDArray[np.float32]
-    """(21, 2) keypoints (u, v), pixels, canonical order, MediaPipe's convention."""
-    joints_3d: npt.NDArray[np.float32]
-    """(21, 3) world landmarks in camera axes (x right, y down, z forward), metres; the origin is near the mean of the
-    finger MCPs and the hand's size is a guess."""
-    side: Side
-    """Which hand it is, in an image that is not mirrored."""
-    side_probability: float
-    """Probability of that side, 0.5 to 1."""
-    presence: float
-    """Probability that there is a hand, 0 to 1."""
+    score: float
     region: Region
-    """The region that the network saw, as NumPy arrays."""
-    next_region: Region
-    """The region around the keypoints, for `HandDetector.follow` in the next frame, as NumPy arrays."""
+    presence: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,20 +84,15 @@ class HandDetector:
 
     def __init__(
         self,
-        palm_detector: PalmDetector,
-        landmark_network: HandLandmarkNetwork,
+        palm_detector: PalmDetector | None = None,
+        landmark_network: HandLandmarkNetwork | None = None,
         config: DetectorConfig = DetectorConfig(),
     ) -> None:
-        """Prepare detection; programs are compiled at the first call.
-
-        Args:
-            palm_detector: finds palms.
-            landmark_network: finds keypoints.
-            config: thresholds.
-        """
+        """Prepare detection with these networks or the embedded ones; programs are compiled at the first call."""
+        palm_detector = palm_detector or load_palm_detector()
+        landmark_network = landmark_network or load_landmark_network()
         self.config = config
-        self._palm_size = palm_detector.config.image_size
-        self._crop_size = landmark_network.config.image_size
+        self._palm_size, self._crop_size = palm_detector.config.image_size, landmark_network.config.image_size
         palm_graph, self._palm_state = nnx.split(palm_detector)
         landmark_graph, self._landmark_state = nnx.split(landmark_network)
         # A CPU computes one image after the other faster than a batch, whose maps leave its cache.
@@ -111,79 +100,50 @@ class HandDetector:
 
         @jax.jit
         def find(state: Any, images: Array, regions: Region, threshold: Array) -> tuple[Array, Region]:
-            palms = find_palms(nnx.merge(palm_graph, state), _unit(images), regions, threshold)
+            palms = find_palms(nnx.merge(palm_graph, state), images, regions, threshold)
             return palms.score, from_palm(palms)
 
         @jax.jit
-        def estimate(state: Any, crops: Array, regions: Region) -> Hands:
-            return recognise(nnx.merge(landmark_graph, state), _unit(crops), regions)
+        def estimate(state: Any, crops: Array, regions: Region) -> DetectedHand:
+            return recognise(nnx.merge(landmark_graph, state), crops, regions)
 
         self._find, self._estimate = find, estimate
-
-    @classmethod
-    def load(
-        cls,
-        palm: str | Path | None = None,
-        landmarks: str | Path | None = None,
-        config: DetectorConfig = DetectorConfig(),
-    ) -> "HandDetector":
-        """Load the networks.
-
-        Args:
-            palm: weight file of the palm detector; the embedded one if None.
-            landmarks: weight file of the landmark network; the embedded one if None.
-            config: thresholds.
-
-        Raises:
-            InputError: if a file is missing, damaged or of another network.
-        """
-        return cls(load_palm_detector(palm), load_landmark_network(landmarks), config)
-
-    @classmethod
-    def beside(cls, landmark_network: HandLandmarkNetwork) -> "HandDetector":
-        """Combine the embedded palm detector with a landmark network."""
-        return cls(load_palm_detector(), landmark_network)
 
     def __call__(self, image: Any, *, thorough: bool | None = None) -> list[DetectedHand]:
         """Find all hands in an image, by falling presence.
 
         Args:
             image: (H, W, 3) RGB; every format of `images.as_rgb`.
-            thorough: whether to search overlapping tiles as well, which finds smaller and fainter hands in four to ten
+            thorough: Whether to search overlapping tiles as well, which finds smaller and fainter hands in four to ten
                 times the time; None searches tiles where the whole image shows no hand.
 
         Raises:
-            InputError: if the image is not one.
+            InputError: If the image is not one.
         """
         image = as_rgb(image)
-        return self.search(image, lambda regions: self._recognise(image, regions), thorough=thorough)
+        return self.search(image, lambda regions: self.recognise(image, regions), thorough=thorough)
 
     def search(
-        self,
-        image: Image,
-        recognise: Callable[[list[Region]], Sequence[Seen]],
-        *,
-        thorough: bool | None = None,
-        known: Sequence[Region] = (),
+        self, image: Image, look: Look[Seen], *, thorough: bool | None = None, known: Sequence[Region] = ()
     ) -> list[Seen]:
         """Find all hands in an image with another function in the landmark network's place.
 
         Args:
             image: (H, W, 3) RGB, uint8.
-            recognise: estimates the hand in each region.
-            thorough: see `__call__`.
-            known: regions of known hands, which are not searched again.
+            look: Function that estimates the hand in each region.
+            thorough: See `__call__`.
+            known: Regions of known hands, which are not searched again.
 
         Returns:
             The hands that are present, by falling presence, without doubles.
         """
         limits = self.config
         candidates = self._find_palms(image, [whole(image)], limits.palm, limits.presence)
-        hands = [] if thorough else self._confirm(candidates, recognise, known)
+        hands = [] if thorough else self._confirm(candidates, look, known)
         if thorough or (thorough is None and not hands):
             squares = tiles(image.shape[1], image.shape[0])
             candidates += self._find_palms(image, squares, limits.tile_palm, limits.tile_presence)
-            hands = self._confirm(candidates, recognise, known)
+            hands = self._confirm(candidates, look, known)
         return hands
 
     def in_box(self, image: Any, box: Any, *, passes: int = 2) -> DetectedHand | None:
@@ -192,34 +152,29 @@ class HandDetector:
         Args:
             image: (H, W, 3) RGB.
             box: (x, y, w, h) around one hand, pixels.
-            passes: further forward passes, each in the region around the last pass's keypoints.
+            passes: Further forward passes, each in the region around the last pass's keypoints.
 
         Raises:
-            InputError: if the image is not one or the box does not fit it.
+            InputError: If the image is not one or the box does not fit it.
         """
         image = as_rgb(image)
-        turns = jax.device_get(from_box(jnp.asarray(check_box(box, image), jnp.float32)))
-        hand = max(self._recognise(image, _unstack(turns)), key=lambda hand: hand.presence)
+        turns = self.recognise(image, from_box(check_box(box, image)))
+        hand = max(turns, key=lambda hand: hand.presence)
         for _ in range(passes):
-            (hand,) = self._recognise(image, [hand.next_region])
+            (hand,) = self.recognise(image, [hand.next_region])
         return hand if hand.presence > self.config.presence else None
 
-    def follow(self, frame: Any, region: Region) -> DetectedHand | None:
-        """Find a hand of the last frame in the next one, with the landmark network alone; None if it is lost.
+    def recognise(self, image: Image, regions: list[Region]) -> list[DetectedHand]:
+        """Run the landmark network once in each region, whether it shows a hand or not."""
+        found = [
+            self._estimate(self._landmark_state, crops, batch)
+            for crops, batch in self._batches(image, regions, self._crop_size, extend=True)
+        ]
+        return [hand for batch in jax.device_get(found) for hand in _unstack(batch)][: len(regions)]
 
-        Args:
-            frame: (H, W, 3) RGB.
-            region: `next_region` of the hand in the last frame.
-
-        Raises:
-            InputError: if the frame is not an image.
-        """
-        (hand,) = self._recognise(as_rgb(frame), [region])
-        return hand if hand.presence > self.config.presence else None
-
-    def _find_palms(self, image: Image, squares: list[Box], threshold: float, presence: float) -> list[Candidate]:
-        """Regions of the palms in squares of the image, with the presence that each must reach."""
-        regions = [_square(box) for box in squares]
+    def _find_palms(self, image: Image, squares: list[Box], threshold: float, presence: float) -> list[_Candidate]:
+        """Return the regions of the palms in squares of the image, with the presence that each must reach."""
+        regions = [square_region(square) for square in squares]
         found = [
             self._find(self._palm_state, images, batch, np.float32(threshold))
             for images, batch in self._batches(image, regions, self._palm_size, extend=False)
@@ -227,74 +182,76 @@ class HandDetector:
         candidates = []
         for batch in jax.device_get(found):
             for scores, palms in _unstack(batch):
-                count = int((scores > 0.0).sum())  # palms are sorted by falling score, empty ones last
-                filled = _unstack(jax.tree.map(lambda leaf, count=count: leaf[:count], palms))
-                candidates += [Candidate(float(s), r, presence) for s, r in zip(scores[:count], filled, strict=True)]
+                pairs = zip(map(float, scores), _unstack(palms), strict=True)
+                candidates += [_Candidate(score, region, presence) for score, region in pairs if score > 0.0]
         return candidates
 
-    def _confirm(
-        self,
-        candidates: list[Candidate],
-        recognise: Callable[[list[Region]], Sequence[Seen]],
-        known: Sequence[Region],
-    ) -> list[Seen]:
-        """The hands in the candidates' regions."""
-        candidates = merge_candidates(candidates, known)[: self.config.most_hands]
-        found = recognise([candidate.region for candidate in candidates]) if candidates else []
-        hands = [h for h, candidate in zip(found, candidates, strict=True) if h.presence > candidate.presence]
-        chosen = merge_hands([hand.keypoints_2d for hand in hands], [hand.presence for hand in hands])
-        return [hands[index] for index in chosen]
-
-    def _recognise(self, image: Image, regions: list[Region]) -> list[DetectedHand]:
-        """One forward pass of the landmark network in each region."""
-        found = [
-            self._estimate(self._landmark_state, crops, batch)
-            for crops, batch in self._batches(image, regions, self._crop_size, extend=True)
-        ]
-        return [_detected(hand) for batch in jax.device_get(found) for hand in _unstack(batch)][: len(regions)]
+    def _confirm(self, candidates: list[_Candidate], look: Look[Seen], known: Sequence[Region]) -> list[Seen]:
+        """Return the hands in the candidates' regions: the best of those that overlap, none that is known."""
+        kept: list[_Candidate] = []
+        for candidate in sorted(candidates, key=lambda candidate: candidate.score, reverse=True):
+            others = [*known, *(other.region for other in kept)]
+            if all(_overlap(candidate.region, other) <= _SAME_REGION for other in others):
+                kept.append(candidate)
+        kept = kept[: self.config.most_hands]
+        found = look([candidate.region for candidate in kept]) if kept else []
+        hands = [hand for hand, candidate in zip(found, kept, strict=True) if hand.presence > candidate.presence]
+        return [hands[i] for i in merge_hands([h.keypoints_2d for h in hands], [float(h.presence) for h in hands])]
 
     def _batches(
         self, image: Image, regions: list[Region], size: int, *, extend: bool
     ) -> Iterator[tuple[Image, Region]]:
-        """Crops of regions in batches of 1, 2, 4 or 8, of which the last one is padded with its last region."""
+        """Yield crops of regions in batches of 1, 2, 4 or 8; the last one is padded with its last region."""
         batches = []
         for first in range(0, len(regions), self._most_at_once):
             part = regions[first : first + self._most_at_once]
             padded = part + part[-1:] * (2 ** math.ceil(math.log2(len(part))) - len(part))
             batches.append(jax.tree.map(lambda *leaves: np.stack(leaves), *padded))
         # All maps first: once a network runs, they would wait for it.
-        maps = [np.asarray(_to_image(batch, size)) for batch in batches]
+        maps = [np.asarray(to_image(batch, size)) for batch in batches]
         for batch, affines in zip(batches, maps, strict=True):
             yield np.stack([cut(image, affine, size, extend=extend) for affine in affines]), batch
 
 
-def _square(box: Box) -> Region:
-    x, y, w, h = box
-    return Region(np.asarray([x + w / 2.0, y + h / 2.0], np.float32), np.float32(max(w, h)), np.float32(0.0))
+def merge_hands(keypoints_2d: Sequence[Keypoints], presence: Sequence[float]) -> list[int]:
+    """Choose hands: no doubles, and none that is a part of a larger one.
+
+    Args:
+        keypoints_2d: (21, 2) pixels for each hand.
+        presence: Presence of each hand.
+
+    Returns:
+        Indices of the chosen hands, by falling presence.
+    """
+    order = sorted(range(len(presence)), key=lambda index: presence[index], reverse=True)
+    kept: list[int] = []
+    for i in order:
+        a_part = any(_inside(keypoints_2d[i], keypoints_2d[other]) for other in order)
+        if not a_part and not any(_same(keypoints_2d[i], keypoints_2d[other]) for other in kept):
+            kept.append(i)
+    return kept
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _to_image(regions: Region, size: int) -> Array:
-    return to_image(regions, size)
+def _same(a: Keypoints, b: Keypoints) -> bool:
+    return float(np.linalg.norm(a - b, axis=-1).mean()) < _SAME_HAND * max(float(hand_size(a)), float(hand_size(b)))
 
 
-def _unit(images: UInt8[Array, "batch size size 3"]) -> Float[Array, "batch size size 3"]:
-    return images.astype(jnp.float32) / 255.0
+def _inside(part: Keypoints, hand: Keypoints) -> bool:
+    """Return whether a hand is a part of another one: knuckles or a finger taken for a small hand."""
+    size = float(hand_size(hand))
+    center = (part.min(axis=0) + part.max(axis=0)) / 2.0
+    if hand_size(part) >= _INSIDE_SIZE * size or (center < hand.min(axis=0)).any() or (center > hand.max(axis=0)).any():
+        return False
+    return float(np.linalg.norm(hand - center, axis=-1).min()) < _INSIDE_DISTANCE * size
+
+
+def _overlap(a: Region, b: Region) -> float:
+    """Return the intersection over union of two regions as if they were not rotated."""
+    gap = np.abs(np.asarray(a.center) - np.asarray(b.center))
+    shared = np.clip((a.side + b.side) / 2.0 - gap, 0.0, min(a.side, b.side)).prod()
+    return float(shared / (a.side**2 + b.side**2 - shared))
 
 
 def _unstack(batch: Tree) -> list[Tree]:
-    """The entries of a pytree of NumPy arrays with one batch axis."""
+    """Return the entries of a pytree of NumPy arrays with one batch axis."""
     return [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(len(jax.tree.leaves(batch)[0]))]
-
-
-def _detected(hand: Hands) -> DetectedHand:
-    right = float(hand.right)
-    return DetectedHand(
-        keypoints_2d=np.asarray(hand.keypoints_2d),
-        joints_3d=np.asarray(hand.joints_3d),
-        side="right" if right > 0.5 else "left",
-        side_probability=max(right, 1.0 - right),
-        presence=float(hand.presence),
-        region=hand.region,
-        next_region=hand.next_region,
-    )

@@ -1,89 +1,35 @@
 """The hand landmark network: a 224 x 224 crop in, 21 keypoints in 2D and 3D, presence and side of the hand out.
 
 This is MediaPipe's hand landmark network (Zhang et al., "MediaPipe Hands", 2020): a stem, fourteen inverted residual
-blocks, the mean over the map, and four linear heads.
+blocks, the mean over the map, and four linear heads. `recognise` takes its output back to the image.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from handtailor_jax.detector.layers import Convolution, Depthwise, max_pool_2
+from handtailor_jax.detector.regions import from_landmarks, to_image
+from handtailor_jax.geometry.cameras import in_plane_rotation, transform_pixels
 from handtailor_jax.skeleton import NUM_KEYPOINTS
-from handtailor_jax.types import Numbers, pytree
-
-
-class Row(NamedTuple):
-    """One inverted residual block."""
-
-    expand: int
-    """Channels between the two 1 x 1 convolutions."""
-    kernel: int
-    """Side of the depthwise kernel, pixels."""
-    stride: int
-    """Stride of the depthwise convolution."""
-    outputs: int
-    """Output channels."""
+from handtailor_jax.types import Numbers, Region, Side, pytree
 
 
 @dataclasses.dataclass(frozen=True)
 class HandLandmarkConfig:
-    """The shape of a hand landmark network."""
+    """Shape of a hand landmark network; the defaults are those of hand_landmark_full.tflite."""
 
-    rows: tuple[Row, ...]
-    """The inverted residual blocks."""
-    features: int
-    """Channels of the last map, whose mean the heads read."""
     image_size: int = 224
     """Side of the crop, pixels."""
     stem: tuple[int, int] = (24, 16)
     """Channels of the stem's convolution and of its projection."""
-
-    @classmethod
-    def full(cls) -> "HandLandmarkConfig":
-        """The network of hand_landmark_full.tflite."""
-        rows = (
-            Row(64, 3, 2, 24),
-            Row(144, 3, 1, 24),
-            Row(144, 5, 2, 40),
-            Row(240, 5, 1, 40),
-            Row(240, 3, 2, 80),
-            Row(480, 3, 1, 80),
-            Row(480, 3, 1, 80),
-            Row(480, 5, 1, 112),
-            Row(672, 5, 1, 112),
-            Row(672, 5, 1, 112),
-            Row(672, 5, 2, 192),
-            Row(1152, 5, 1, 192),
-            Row(1152, 5, 1, 192),
-            Row(1152, 5, 1, 192),
-        )
-        return cls(rows, features=1152)
-
-    @classmethod
-    def lite(cls) -> "HandLandmarkConfig":
-        """The network of hand_landmark_lite.tflite."""
-        rows = (
-            Row(64, 3, 2, 16),
-            Row(96, 3, 1, 16),
-            Row(96, 5, 2, 24),
-            Row(144, 5, 1, 24),
-            Row(144, 3, 2, 48),
-            Row(288, 3, 1, 48),
-            Row(288, 3, 1, 48),
-            Row(288, 5, 1, 64),
-            Row(384, 5, 1, 64),
-            Row(384, 5, 1, 64),
-            Row(384, 5, 2, 112),
-            Row(672, 5, 1, 112),
-            Row(672, 5, 1, 112),
-            Row(672, 5, 1, 112),
-        )
-        return cls(rows, features=672)
+    widths: tuple[int, ...] = (24, 40, 80, 112, 192)
+    """Output channels of the blocks of each stage."""
+    stages: tuple[tuple[int, int, int], ...] = ((3, 2, 2), (5, 2, 2), (3, 2, 3), (5, 1, 3), (5, 2, 4))
+    """Side of the depthwise kernels, stride of the first block, and number of blocks of each stage."""
 
 
 @pytree
@@ -119,11 +65,11 @@ class InvertedResidual(nnx.Module):
     A shortcut is added where it fits: the input at stride 1, its 2 x 2 maximum at stride 2.
     """
 
-    def __init__(self, inputs: int, row: Row, *, rngs: nnx.Rngs):
-        self.expand = ConvReLU6(nnx.Linear(inputs, row.expand, rngs=rngs))
-        self.mix = ConvReLU6(Depthwise(row.expand, row.kernel, row.stride, bias=True, rngs=rngs))
-        self.project = nnx.Linear(row.expand, row.outputs, rngs=rngs)
-        self.stride, self.residual = row.stride, inputs == row.outputs
+    def __init__(self, inputs: int, expanded: int, kernel: int, stride: int, outputs: int, *, rngs: nnx.Rngs):
+        self.expand = ConvReLU6(nnx.Linear(inputs, expanded, rngs=rngs))
+        self.mix = ConvReLU6(Depthwise(expanded, kernel, stride, bias=True, rngs=rngs))
+        self.project = nnx.Linear(expanded, outputs, rngs=rngs)
+        self.stride, self.residual = stride, inputs == outputs
 
     def __call__(self, x: Float[Array, "batch h w inputs"]) -> Float[Array, "batch h_out w_out outputs"]:
         """Compute the block's map."""
@@ -137,21 +83,22 @@ class HandLandmarkNetwork(nnx.Module):
     """The hand landmark network."""
 
     def __init__(self, config: HandLandmarkConfig, *, rngs: nnx.Rngs):
-        wide, narrow = config.stem
+        wide, inputs = config.stem
         self.config = config
         self.stem = ConvReLU6(Convolution(3, wide, 3, 2, rngs=rngs))
         self.stem_mix = ConvReLU6(Depthwise(wide, 3, bias=True, rngs=rngs))
-        self.stem_project = nnx.Linear(wide, narrow, rngs=rngs)
-        inputs = (narrow, *(row.outputs for row in config.rows))
-        self.blocks = nnx.List(
-            [InvertedResidual(width, row, rngs=rngs) for width, row in zip(inputs[:-1], config.rows, strict=True)]
-        )
-        self.expand = ConvReLU6(nnx.Linear(inputs[-1], config.features, rngs=rngs))
-        self.mix = ConvReLU6(Depthwise(config.features, 3, bias=True, rngs=rngs))
-        self.right = nnx.Linear(config.features, 1, rngs=rngs)
-        self.presence = nnx.Linear(config.features, 1, rngs=rngs)
-        self.landmarks = nnx.Linear(config.features, 3 * NUM_KEYPOINTS, rngs=rngs)
-        self.world = nnx.Linear(config.features, 3 * NUM_KEYPOINTS, rngs=rngs)
+        self.stem_project = nnx.Linear(wide, inputs, rngs=rngs)
+        blocks: list[InvertedResidual] = []
+        for (kernel, stride, count), outputs in zip(config.stages, config.widths, strict=True):
+            for i in range(count):
+                expanded = (6 if blocks else 4) * inputs
+                blocks.append(InvertedResidual(inputs, expanded, kernel, 1 if i else stride, outputs, rngs=rngs))
+                inputs = outputs
+        self.blocks = nnx.List(blocks)
+        self.expand = ConvReLU6(nnx.Linear(inputs, 6 * inputs, rngs=rngs))
+        self.mix = ConvReLU6(Depthwise(6 * inputs, 3, bias=True, rngs=rngs))
+        heads = (nnx.Linear(6 * inputs, outputs, rngs=rngs) for outputs in (1, 1, 3 * NUM_KEYPOINTS, 3 * NUM_KEYPOINTS))
+        self.right, self.presence, self.landmarks, self.world = heads
 
     def __call__(self, crops: Float[Array, "batch size size 3"]) -> Landmarks:
         """Estimate the keypoints of the hand in each crop.
@@ -170,3 +117,47 @@ class HandLandmarkNetwork(nnx.Module):
             presence=jax.nn.sigmoid(self.presence(features)[:, 0]),
             right=jax.nn.sigmoid(self.right(features)[:, 0]),
         )
+
+
+@pytree
+class DetectedHand:
+    """A hand in an image, or a batch of hands. Pixels are those of the image."""
+
+    keypoints_2d: Float[Numbers, "*batch 21 2"]
+    """Keypoints (u, v), pixels, canonical order, MediaPipe's convention."""
+    joints_3d: Float[Numbers, "*batch 21 3"]
+    """World landmarks in camera axes (x right, y down, z forward), metres; the origin is near the mean of the finger
+    MCPs and the hand's size is a guess."""
+    presence: Float[Numbers, "*batch"]
+    """Probability that there is a hand, 0 to 1."""
+    right: Float[Numbers, "*batch"]
+    """Probability that it is a right hand, in an image that is not mirrored."""
+    region: Region
+    """The region that the network saw."""
+    next_region: Region
+    """The region around the keypoints, for a further pass or the next frame of a video."""
+
+    @property
+    def side(self) -> Side:
+        """Side of the hand, on the host."""
+        return "right" if self.right > 0.5 else "left"
+
+    @property
+    def side_probability(self) -> float:
+        """Probability of that side, 0.5 to 1, on the host."""
+        return max(float(self.right), 1.0 - float(self.right))
+
+
+def recognise(network: HandLandmarkNetwork, crops: UInt8[Array, "batch size size 3"], regions: Region) -> DetectedHand:
+    """Estimate the hand in each region from its crop, RGB from 0 to 255."""
+    landmarks = network(crops.astype(jnp.float32) / 255.0)
+    keypoints = transform_pixels(to_image(regions, network.config.image_size), landmarks.crop[..., :2])
+    xy = jnp.einsum("bij,bnj->bni", in_plane_rotation(regions.rotation), landmarks.world[..., :2])
+    return DetectedHand(
+        keypoints_2d=keypoints,
+        joints_3d=jnp.concatenate([xy, landmarks.world[..., 2:]], axis=-1),
+        presence=landmarks.presence,
+        right=landmarks.right,
+        region=regions,
+        next_region=from_landmarks(keypoints),
+    )

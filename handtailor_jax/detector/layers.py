@@ -1,4 +1,4 @@
-"""The layers that the palm detector and the landmark network are built from; maps are NHWC.
+"""Layers of the palm detector and the landmark network; maps are NHWC.
 
 Padding is TensorFlow's "SAME", which is also XLA's: with a stride of 2 the surplus pixel of padding is at the end (a
 5 x 5 kernel pads 1 and 2 pixels, a 3 x 3 kernel 0 and 1). The paper's hourglass pads both ends equally.
@@ -7,7 +7,6 @@ A 1 x 1 convolution is a matrix product over the channels (`nnx.Linear`), which 
 """
 
 import functools
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,58 +15,48 @@ from jaxtyping import Array, Float
 
 
 class Convolution(nnx.Module):
-    """A dense convolution of few channels with bias, padded as "SAME": the first layer of a network."""
+    """A dense convolution of few channels with bias: the first layer of a network."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int, *, rngs: nnx.Rngs):
-        init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
-        self.kernel = nnx.Param(init(rngs.params(), (size, size, inputs, outputs)))
+        self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), (size, size, inputs, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs))
         self.stride = stride
 
     def __call__(self, x: Float[Array, "batch h w inputs"]) -> Float[Array, "batch h_out w_out outputs"]:
         """Convolve a map; its height and width are divided by the stride."""
-        y = jax.lax.platform_dependent(
-            x,
-            self.kernel[...],
-            cpu=functools.partial(_dense_as_shifts, stride=self.stride),
-            default=functools.partial(_as_convolution, stride=self.stride),
-        )
+        y = convolve(x, self.kernel[...], self.stride)
         return y + jnp.broadcast_to(self.bias[...], y.shape)
 
 
 class Depthwise(nnx.Module):
-    """A convolution of each channel with its own k x k kernel, padded as "SAME"."""
+    """A convolution of each channel with its own k x k kernel."""
 
     def __init__(self, channels: int, size: int, stride: int = 1, *, bias: bool = False, rngs: nnx.Rngs):
-        init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
+        init = nnx.initializers.he_normal(in_axis=(0, 1), out_axis=2)
         self.kernel = nnx.Param(init(rngs.params(), (size, size, channels)))
         self.bias = nnx.data(nnx.Param(jnp.zeros(channels)) if bias else None)
         self.stride = stride
 
     def __call__(self, x: Float[Array, "batch h w channels"]) -> Float[Array, "batch h_out w_out channels"]:
         """Convolve a map; its height and width are divided by the stride."""
-        y = depthwise(x, self.kernel[...], self.stride)
+        y = convolve(x, self.kernel[:, :, None], self.stride)
         return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
 
 
-def depthwise(
-    x: Float[Array, "batch h w channels"], kernel: Float[Array, "k k channels"], stride: int
-) -> Float[Array, "batch h_out w_out channels"]:
-    """Convolve each channel with its own kernel.
+def convolve(
+    x: Float[Array, "batch h w inputs"], kernel: Float[Array, "k k inputs_per_group outputs"], stride: int
+) -> Float[Array, "batch h_out w_out outputs"]:
+    """Convolve a map, all channels together or each channel with its own kernel (one input per group).
 
-    XLA's grouped convolution is 15 to 50 times slower on a CPU than a sum of k * k shifted maps, so the sum is used
-    there. On accelerators XLA's convolution is used.
+    On a CPU it is a sum of k * k shifted maps per input of a group: XLA's grouped convolution is 15 to 50 times slower,
+    and its convolution of three channels eight times. On accelerators XLA's convolution is used.
     """
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        cpu=functools.partial(_depthwise_as_shifts, stride=stride),
-        default=lambda x, kernel: _as_convolution(x, kernel[:, :, None, :], stride=stride),
-    )
+    shifts = functools.partial(_as_shifts, stride=stride)
+    convolution = functools.partial(_as_convolution, stride=stride)
+    return jax.lax.platform_dependent(x, kernel, cpu=shifts, default=convolution)
 
 
 def _as_convolution(x: Array, kernel: Array, *, stride: int) -> Array:
-    """XLA's convolution; each group of channels reads as many inputs as the kernel has."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -78,40 +67,28 @@ def _as_convolution(x: Array, kernel: Array, *, stride: int) -> Array:
     )
 
 
-def _depthwise_as_shifts(x: Array, kernel: Array, *, stride: int) -> Array:
-    terms = (part * jnp.broadcast_to(kernel[i, j], part.shape) for i, j, part in _shifts(x, kernel.shape[0], stride))
-    return functools.reduce(jnp.add, terms)
-
-
-def _dense_as_shifts(x: Array, kernel: Array, *, stride: int) -> Array:
-    # Three channels are too few for a fast matrix product; XLA 0.10 takes eight times as long for its convolution.
-    outputs = kernel.shape[-1]
-    terms = (
-        jnp.broadcast_to(part[..., c : c + 1], (*part.shape[:-1], outputs))
-        * jnp.broadcast_to(kernel[i, j, c], (*part.shape[:-1], outputs))
-        for i, j, part in _shifts(x, kernel.shape[0], stride)
-        for c in range(x.shape[-1])
-    )
-    return functools.reduce(jnp.add, terms)
-
-
-def _shifts(x: Array, size: int, stride: int) -> Iterator[tuple[int, int, Array]]:
-    """For each element (row, column) of a kernel, the part of the padded map that it is multiplied with."""
+def _as_shifts(x: Array, kernel: Array, *, stride: int) -> Array:
     height, width = x.shape[1:3]
+    size, _, inputs, outputs = kernel.shape
     pads = jax.lax.padtype_to_pads((height, width), (size, size), (stride, stride), "SAME")
     # Without the barrier XLA may merge the padding into the sum and check bounds in each of its terms.
     padded = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
     rows, columns = -(-height // stride) * stride, -(-width // stride) * stride
+    terms = []
     for i in range(size):
         for j in range(size):
-            yield i, j, padded[:, i : i + rows : stride, j : j + columns : stride]
+            part = padded[:, i : i + rows : stride, j : j + columns : stride]
+            shape = (*part.shape[:-1], outputs)
+            for c in range(inputs):
+                read = part if inputs == 1 else jnp.broadcast_to(part[..., c : c + 1], shape)
+                terms.append(read * jnp.broadcast_to(kernel[i, j, c], shape))
+    return functools.reduce(jnp.add, terms)
 
 
 class PReLU(nnx.Module):
-    """x where it is positive, a learnt slope times x elsewhere; one slope a channel."""
+    """x where it is positive, a learnt slope times x elsewhere; one slope per channel."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        del rngs  # the slopes start at a constant
+    def __init__(self, channels: int):
         self.slope = nnx.Param(jnp.full(channels, 0.25))
 
     def __call__(self, x: Float[Array, "*axes channels"]) -> Float[Array, "*axes channels"]:
@@ -120,7 +97,7 @@ class PReLU(nnx.Module):
 
 
 def max_pool_2(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h_half w_half c"]:
-    """Maximum over 2 x 2 cells, stride 2."""
+    """Return the maximum over 2 x 2 cells, stride 2."""
     rows = jnp.maximum(x[:, ::2], x[:, 1::2])
     return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
 

@@ -5,16 +5,24 @@ There is no half pixel in this map, because the networks were trained without: w
 0.7 % of the hand's size (the sum of u in a crop and in the mirrored crop is the crop's size, not one less).
 """
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 from jaxtyping import Array, Float
 
-from handtailor_jax.detector.landmark_network import Landmarks
-from handtailor_jax.detector.palms import PALM_MIDDLE_MCP, PALM_WRIST, Palms
-from handtailor_jax.geometry.cameras import in_plane_rotation, transform_pixels
+from handtailor_jax.detector.palm_detector import Palms
+from handtailor_jax.geometry.boxes import Box
+from handtailor_jax.geometry.cameras import in_plane_rotation
+from handtailor_jax.images import Image, opencv
 from handtailor_jax.skeleton import KEYPOINTS, ROOT, WRIST
 from handtailor_jax.types import Region
+
+_PALM_WRIST, _PALM_MIDDLE_MCP = 0, 2
+"""The palm's keypoints from which its rotation is computed (`Palms.keypoints` lists all seven)."""
 
 _PALM_SIDE, _PALM_SHIFT = 2.6, 0.5
 """Side of a palm's region in longer sides of the palm's box, and its shift toward the fingers in box heights."""
@@ -30,7 +38,11 @@ _STABLE = tuple(i for i, name in enumerate(KEYPOINTS) if not name.endswith(("_di
 
 _INDEX_MCP, _RING_MCP = KEYPOINTS.index("index_mcp"), KEYPOINTS.index("ring_mcp")
 
+_OPENCV_LIMIT = 16_000
+"""OpenCV warps images whose sides fit into 16 bits; larger ones are thinned out first."""
 
+
+@functools.partial(jax.jit, static_argnames="size")
 def to_image(region: Region, size: int) -> Float[Array, "*batch 2 3"]:
     """Return the affine map from the pixels of a `size` x `size` crop of the region to the image's pixels."""
     linear = (region.side / size)[..., None, None] * in_plane_rotation(region.rotation)
@@ -39,39 +51,21 @@ def to_image(region: Region, size: int) -> Float[Array, "*batch 2 3"]:
     return jnp.concatenate([linear, offset[..., None]], axis=-1)
 
 
-def to_crop(region: Region, size: int) -> Float[Array, "*batch 2 3"]:
-    """Return the affine map from the image's pixels to those of a `size` x `size` crop of the region.
-
-    `geometry.cameras.transform_camera` makes the crop's camera from it.
-    """
-    linear = (size / region.side)[..., None, None] * in_plane_rotation(-region.rotation)
-    offset = size / 2.0 - jnp.einsum("...ij,...j->...i", linear, region.center)
-    return jnp.concatenate([linear, offset[..., None]], axis=-1)
+def square_region(box: Box, zoom: float = 1.0, rotation: float = 0.0) -> Region:
+    """Return the square around a box, `zoom` times its longer side, as a region of NumPy arrays."""
+    x, y, w, h = box
+    side = np.float32(zoom * max(w, h))
+    return Region(np.asarray([x + 0.5 * w, y + 0.5 * h], np.float32), side, np.float32(rotation))
 
 
-def upright(box: Float[Array, "*batch 4"]) -> Region:
-    """Return the unrotated square around the centre of boxes (x, y, w, h), left, top, width and height in pixels."""
-    side = jnp.maximum(box[..., 2], box[..., 3])
-    return Region(box[..., :2] + box[..., 2:] / 2.0, side, jnp.zeros_like(side))
-
-
-def palms_to_image(palms: Palms, region: Region) -> Palms:
-    """Express palms, in fractions of the crop of an unrotated region, in pixels of the image."""
-    corner = (region.center - region.side[..., None] / 2.0)[..., None, :]
-    side = region.side[..., None, None]
-    box = palms.box * side
-    corners = jnp.broadcast_to(corner, box[..., :2].shape)
-    points = palms.keypoints * side[..., None]
-    return Palms(
-        palms.score,
-        jnp.concatenate([box[..., :2] + corners, box[..., 2:]], axis=-1),
-        points + jnp.broadcast_to(corners[..., None, :], points.shape),
-    )
+def from_box(box: Box) -> list[Region]:
+    """Return the regions of a box around a hand in four turns, because the hand's rotation is unknown."""
+    return [square_region(box, _BOX_SIDE, turn * math.pi / 2.0) for turn in range(4)]
 
 
 def from_palm(palms: Palms) -> Region:
     """Return the region that shows the whole hand of each palm; boxes and keypoints are in pixels of the image."""
-    wrist, middle = palms.keypoints[..., PALM_WRIST, :], palms.keypoints[..., PALM_MIDDLE_MCP, :]
+    wrist, middle = palms.keypoints[..., _PALM_WRIST, :], palms.keypoints[..., _PALM_MIDDLE_MCP, :]
     return _around(palms.box[..., :2], palms.box[..., 2:], _up(middle - wrist), _PALM_SHIFT, _PALM_SIDE)
 
 
@@ -90,56 +84,43 @@ def from_landmarks(keypoints: Float[Array, "*batch 21 2"]) -> Region:
     return _around(center, upper - lower, rotation, _LANDMARKS_SHIFT, _LANDMARKS_SIDE)
 
 
-def from_box(box: Float[Array, "*batch 4"]) -> Region:
-    """Return four regions of a box around a hand, because the hand's rotation in a box is unknown.
-
-    Args:
-        box: (x, y, w, h): left, top, width and height in pixels of the image.
-
-    Returns:
-        Regions with a new last batch axis of length 4: turns by 0, 90, 180 and 270 degrees.
-    """
-    square = upright(box)
-    turns = jnp.arange(4, dtype=box.dtype) * (math.pi / 2.0)
-    shape = (*square.side.shape, 4)
-    return Region(
-        jnp.broadcast_to(square.center[..., None, :], (*shape, 2)),
-        jnp.broadcast_to(_BOX_SIDE * square.side[..., None], shape),
-        jnp.broadcast_to(turns, shape),
-    )
-
-
-def keypoints_to_image(landmarks: Landmarks, region: Region, size: int) -> Float[Array, "batch 21 2"]:
-    """Return the keypoints (u, v) in pixels of the image.
-
-    Args:
-        landmarks: output of the network.
-        region: of the crops.
-        size: side of the crops, pixels.
-    """
-    return transform_pixels(to_image(region, size), landmarks.crop[..., :2])
-
-
-def world_to_camera(landmarks: Landmarks, region: Region) -> Float[Array, "batch 21 3"]:
-    """Return the world landmarks in the axes of the camera (x right, y down, z forward), metres, same origin."""
-    xy = jnp.einsum("...ij,...nj->...ni", in_plane_rotation(region.rotation), landmarks.world[..., :2])
-    return jnp.concatenate([xy, landmarks.world[..., 2:]], axis=-1)
-
-
 def _around(
-    center: Float[Array, "*batch 2"],
-    extent: Float[Array, "*batch 2"],
-    rotation: Float[Array, "*batch"],
-    shift: float,
-    side: float,
+    center: Float[Array, "*batch 2"], extent: Float[Array, "*batch 2"], rotation: Array, shift: float, side: float
 ) -> Region:
-    """The region around a box of the given extent, moved up in its own frame by `shift` heights."""
+    """Return the region around a box of the given extent, moved up in its own frame by `shift` heights."""
     up = jnp.stack([jnp.zeros_like(rotation), -shift * extent[..., 1]], axis=-1)
     moved = center + jnp.einsum("...ij,...j->...i", in_plane_rotation(rotation), up)
     return Region(moved, side * jnp.max(extent, axis=-1), rotation)
 
 
 def _up(direction: Float[Array, "*batch 2"]) -> Float[Array, "*batch"]:
-    """The rotation of a region in which the direction (u, v) points up, within [-pi, pi)."""
+    """Return the rotation of a region in which the direction (u, v) points up, within [-pi, pi)."""
     angle = math.pi / 2.0 - jnp.arctan2(-direction[..., 1], direction[..., 0])
     return angle - 2.0 * math.pi * jnp.floor((angle + math.pi) / (2.0 * math.pi))
+
+
+def cut(image: Image, to_image: npt.NDArray[np.float32], size: int, *, extend: bool) -> Image:
+    """Cut a region out of an image, by bilinear interpolation without antialiasing (as the networks were trained).
+
+    Args:
+        image: (H, W, 3) RGB.
+        to_image: (2, 3) affine map from the crop's pixels to the image's.
+        size: Side of the crop, pixels.
+        extend: Whether pixels outside of the image repeat its edge; they are black otherwise.
+
+    Returns:
+        The crop, (size, size, 3).
+    """
+    cv2 = opencv()
+    affine = np.asarray(to_image, np.float64)
+    corners = affine[:, :2] @ np.asarray([[0, size, 0, size], [0, 0, size, size]]) + affine[:, 2:]
+    # Only the part of the image that the crop shows is warped.
+    shape = np.asarray([image.shape[1], image.shape[0]])
+    first = np.clip(np.floor(corners.min(axis=1)) - 1, 0, shape - 1).astype(int)
+    (left, top), (right, bottom) = first, np.clip(np.ceil(corners.max(axis=1)) + 2, first + 1, shape).astype(int)
+    step = math.ceil(max(right - left, bottom - top) / _OPENCV_LIMIT)
+    part = np.ascontiguousarray(image[top:bottom:step, left:right:step])
+    affine[:, 2] -= first
+    border = cv2.BORDER_REPLICATE if extend else cv2.BORDER_CONSTANT
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(part, affine / step, (size, size), flags=flags, borderMode=border)

@@ -1,22 +1,18 @@
 """Weight files of the detector's networks: safetensors with tensors named by their dotted path in the module.
 
-The file's metadata holds ``format``, ``version``, ``network`` (a name of `NETWORKS`) and ``provenance`` (JSON). Numbers
+The file's metadata holds ``format``, ``version``, ``network`` (a name of `CONFIGS`) and ``provenance`` (JSON). Numbers
 are stored as float16, as Google publishes them, and become float32 when they are loaded. `tools/convert_mediapipe.py`
 writes the files.
 """
 
-import functools
 import importlib.resources
-import json
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax import nnx
 
 from handtailor_jax.detector.landmark_network import HandLandmarkConfig, HandLandmarkNetwork
@@ -25,13 +21,13 @@ from handtailor_jax.errors import InputError
 
 FORMAT = "handtailor detector"
 VERSION = "1"
-NETWORKS: dict[str, Callable[..., PalmDetector | HandLandmarkNetwork]] = {
-    "palm_detection_full": functools.partial(PalmDetector, PalmDetectorConfig.full()),
-    "palm_detection_lite": functools.partial(PalmDetector, PalmDetectorConfig.lite()),
-    "hand_landmark_full": functools.partial(HandLandmarkNetwork, HandLandmarkConfig.full()),
-    "hand_landmark_lite": functools.partial(HandLandmarkNetwork, HandLandmarkConfig.lite()),
+CONFIGS = {
+    "palm_detection_full": PalmDetectorConfig(),
+    "palm_detection_lite": PalmDetectorConfig(depth=3),
+    "hand_landmark_full": HandLandmarkConfig(),
+    "hand_landmark_lite": HandLandmarkConfig(widths=(16, 24, 48, 64, 112)),
 }
-"""Constructors of the networks, by the names of Google's .tflite files; each takes `rngs`."""
+"""Shapes of the networks, by the names of Google's .tflite files."""
 
 PALM, LANDMARKS = "palm.safetensors", "landmarks.safetensors"
 """Names of the embedded weight files among the package's assets."""
@@ -41,86 +37,66 @@ _REMEDY = "give a file written by tools/convert_mediapipe.py"
 Network = TypeVar("Network", PalmDetector, HandLandmarkNetwork)
 
 
-def tensor_shapes(network: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of a network, a name of `NETWORKS`."""
-    state = nnx.state(nnx.eval_shape(lambda: NETWORKS[network](rngs=nnx.Rngs(0))))
-    return {_name(place): variable.shape for place, variable in nnx.to_flat_state(state)}
-
-
-def save_weights(
-    path: str | os.PathLike[str], network: str, tensors: Mapping[str, np.ndarray], provenance: Mapping[str, str]
-) -> None:
-    """Write the weights of a network as float16.
-
-    Args:
-        path: file to write.
-        network: a name of `NETWORKS`.
-        tensors: every tensor of the network, named by its dotted path.
-        provenance: source of the weights, such as file name, sha256 and licence.
-
-    Raises:
-        InputError: if the tensors are not those of the network.
-    """
-    path = Path(path)
-    _compare(path, tensor_shapes(network), tensors)
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "network": network,
-        "provenance": json.dumps(dict(provenance)),
-    }
-    path.write_bytes(safetensors.numpy.save({n: t.astype(np.float16) for n, t in tensors.items()}, metadata))
-
-
 def load_palm_detector(path: str | os.PathLike[str] | None = None) -> PalmDetector:
-    """Load a palm detector.
-
-    Args:
-        path: weight file; the embedded weights if None.
+    """Load a palm detector from a weight file, or the embedded one.
 
     Raises:
-        InputError: if the file is missing, damaged, or holds another network.
+        InputError: If the file is missing, damaged, or holds another network.
     """
-    return _load(_embedded(PALM) if path is None else Path(path), PalmDetector)
+    return _load(PALM, path, PalmDetector)
 
 
 def load_landmark_network(path: str | os.PathLike[str] | None = None) -> HandLandmarkNetwork:
-    """Load a hand landmark network.
-
-    Args:
-        path: weight file; the embedded weights if None.
+    """Load a hand landmark network from a weight file, or the embedded one.
 
     Raises:
-        InputError: if the file is missing, damaged, or holds another network.
+        InputError: If the file is missing, damaged, or holds another network.
     """
-    return _load(_embedded(LANDMARKS) if path is None else Path(path), HandLandmarkNetwork)
+    return _load(LANDMARKS, path, HandLandmarkNetwork)
 
 
-def _embedded(name: str) -> Path:
-    """An asset of the package, which is always installed as plain files."""
-    return Path(str(importlib.resources.files("handtailor_jax") / "assets" / name))
+def structure(network: str) -> tuple[Any, list[tuple[tuple[Any, ...], Any]]]:
+    """Return the graph definition and the variables (path, shape only) of a network, a name of `CONFIGS`."""
+    config = CONFIGS[network]
+    kind: Any = PalmDetector if isinstance(config, PalmDetectorConfig) else HandLandmarkNetwork
+    graph, state = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))))
+    return graph, list(nnx.to_flat_state(state))
 
 
-def _load(path: Path, kind: type[Network]) -> Network:
+def _load(embedded: str, given: str | os.PathLike[str] | None, kind: type[Network]) -> Network:
+    # Assets are always installed as plain files.
+    path = (
+        Path(str(importlib.resources.files("handtailor_jax") / "assets" / embedded)) if given is None else Path(given)
+    )
     network, tensors = _read(path)
-    module = nnx.eval_shape(lambda: NETWORKS[network](rngs=nnx.Rngs(0)))
+    graph, variables = structure(network)
+    for problem, names in (
+        ("lacks", {_name(place) for place, _ in variables} - tensors.keys()),
+        ("has unknown", tensors.keys() - {_name(place) for place, _ in variables}),
+    ):
+        if names:
+            raise InputError(f"{path}: {problem} tensors ({len(names)}: {min(names)[:80]}, ...); {_REMEDY}")
+    numbers = []
+    for place, variable in variables:
+        tensor = tensors[name := _name(place)]
+        if tensor.shape != variable.shape:
+            raise InputError(f"{path}: {name} has shape {tensor.shape} instead of {variable.shape}; {_REMEDY}")
+        if tensor.dtype not in (np.float16, np.float32) or not np.isfinite(tensor).all():
+            raise InputError(f"{path}: {name} does not hold finite float16 or float32 numbers; {_REMEDY}")
+        numbers.append((place, variable.replace(jnp.asarray(tensor, jnp.float32))))
+    module = nnx.merge(graph, nnx.from_flat_state(numbers))
     if not isinstance(module, kind):
         raise InputError(f"{path}: holds the network {network}, not a {kind.__name__}; {_REMEDY}")
-    graphdef, state = nnx.split(module)
-    variables = dict(nnx.to_flat_state(state))
-    _compare(path, {_name(place): variable.shape for place, variable in variables.items()}, tensors)
-    for place, variable in variables.items():
-        variables[place] = variable.replace(jnp.asarray(tensors[_name(place)], jnp.float32))
-    return nnx.merge(graphdef, nnx.from_flat_state(variables))
+    return module
 
 
 def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
-    """The checked name of the network, and its tensors."""
+    """Read the checked name of the network, and its tensors."""
     try:
         path.open("rb").close()
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata: dict[str, Any] = file.metadata() or {}
-            if metadata.get("format") != FORMAT or metadata.get("network") not in NETWORKS:
+            if metadata.get("format") != FORMAT or metadata.get("network") not in CONFIGS:
                 raise InputError(f"{path}: holds no weights of a detector; {_REMEDY}")
             if metadata.get("version") != VERSION:
                 version = str(metadata.get("version"))[:20]
@@ -133,18 +109,5 @@ def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
         raise InputError(f"{path}: is no safetensors file or cut short ({reason}); {_REMEDY}") from None
 
 
-def _compare(path: Path, expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray]) -> None:
-    """Raise unless the tensors are exactly the expected ones and finite."""
-    for problem, names in (("lacks", expected.keys() - tensors.keys()), ("has", tensors.keys() - expected.keys())):
-        if names:
-            word = "" if problem == "lacks" else "unknown "
-            raise InputError(f"{path}: {problem} {len(names)} {word}tensors ({min(names)[:80]}, ...); {_REMEDY}")
-    for name, shape in expected.items():
-        if tensors[name].shape != shape:
-            raise InputError(f"{path}: {name} has shape {tensors[name].shape} instead of {shape}; {_REMEDY}")
-        if tensors[name].dtype not in (np.float16, np.float32) or not np.isfinite(tensors[name]).all():
-            raise InputError(f"{path}: {name} does not hold finite float16 or float32 numbers; {_REMEDY}")
-
-
-def _name(place: tuple[object, ...]) -> str:
+def _name(place: tuple[Any, ...]) -> str:
     return ".".join(map(str, place))

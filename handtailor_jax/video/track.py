@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from scipy.special import expit, logit
 
-from handtailor_jax.detector.merging import merge_hands
+from handtailor_jax.detector.detector import merge_hands
 from handtailor_jax.errors import InputError
 from handtailor_jax.finders import Found
 from handtailor_jax.geometry.cameras import as_camera

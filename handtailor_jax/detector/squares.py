@@ -1,0 +1,108 @@
+"""Upright squares of an image: tiles to search for palms, and where the paper's hourglass looks for a hand.
+
+The hourglass always outputs a hand. A square counts as showing one if its keypoints are confident and plausible. A hand
+that is followed through a video is looked for in one square.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from handtailor_jax.geometry.boxes import Box, centered_square, hand_size, square_around
+
+_TILE_SIDES = (1.0, 2.0 / 3.0)
+"""Sides of the tiles of a thorough pass, in shorter sides of the image."""
+
+_MOST_TILES = 16
+"""Tiles along the longer side of an image, at most; tiles of narrower images are larger."""
+
+_SCAN_SIDES = (1.0, 0.5)
+"""Sides of the hourglass's squares, in shorter sides of the image."""
+
+_CLOSER = 1.45
+"""Side of the square of a further forward pass, in hand sizes. It is the best, by a little, of 1.3, 1.45 and 1.6 on the
+photographs of the embedded weights' training split."""
+
+ACQUIRE = 0.5
+"""Mean confidence at which a hand that was searched for counts as found."""
+
+KEEP = 0.3
+"""Mean confidence below which a hand that is followed counts as lost."""
+
+_FOLLOW_SIDE, _SMOOTHING = 2.0, 0.3
+"""Side of the square around a hand that is followed, in hand sizes, and weight of the previous square in it, so that
+crops tremble less."""
+
+_MIN_SIZE, _MIN_SHARE, _MIN_INSIDE = 12.0, 0.1, 0.5
+"""Smallest hand size in pixels, hand size as a share of the square's side, and share of keypoints inside of the image,
+at which keypoints count as a hand."""
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+def tiles(width: int, height: int) -> list[Box]:
+    """List the squares of a thorough pass; none equals the whole image."""
+    longer, shorter = max(width, height), min(width, height)
+    sides = [max(share * shorter, 2.0 * longer / _MOST_TILES) for share in _TILE_SIDES]
+    return [box for side in sides if side < longer for box in _cover(width, height, side)]
+
+
+def scan_squares(width: int, height: int) -> list[Box]:
+    """List the squares in which the hourglass looks after the whole image, largest first."""
+    return [box for share in _SCAN_SIDES for box in _cover(width, height, share * min(width, height))]
+
+
+def _cover(width: int, height: int, side: float) -> list[Box]:
+    """List squares that cover the image row by row and overlap by half or more; centred where they are larger."""
+
+    def starts(length: int) -> list[float]:
+        if side >= length:
+            return [(length - side) / 2.0]
+        count = math.ceil((length - side) / (side / 2.0)) + 1
+        return [float(start) for start in np.linspace(0.0, length - side, count)]
+
+    return [(x, y, side, side) for y in starts(height) for x in starts(width)]
+
+
+def first_square(width: int, height: int) -> Box:
+    """Return the square around the whole image, in which the hourglass looks first."""
+    return centered_square(np.asarray([0.5 * (width - 1), 0.5 * (height - 1)]), float(max(width, height)))
+
+
+def closer_square(square: Box, keypoints_2d: FloatArray, confidence: FloatArray) -> Box:
+    """Return the square for a further forward pass: around the keypoints, or the same one where they are no hand."""
+    points = np.asarray(keypoints_2d, np.float64)
+    if not confidence.mean() >= KEEP or not hand_size(points) >= _MIN_SHARE * square[2]:
+        return square
+    return square_around(points, _CLOSER)
+
+
+def next_square(square: Box, keypoints_2d: FloatArray) -> Box:
+    """Return the square in which a hand that this one shows is expected in the next frame of a video."""
+    new = square_around(np.asarray(keypoints_2d, np.float64), _FOLLOW_SIDE)
+    side = math.exp((1.0 - _SMOOTHING) * math.log(new[2]) + _SMOOTHING * math.log(square[2]))
+    x, y = (
+        (1.0 - _SMOOTHING) * (n + 0.5 * new[2]) + _SMOOTHING * (o + 0.5 * square[2]) - 0.5 * side
+        for n, o in zip(new[:2], square[:2], strict=True)
+    )
+    return (x, y, side, side)
+
+
+def hand_score(keypoints_2d: FloatArray, confidence: FloatArray, side: float, width: int, height: int) -> float:
+    """Return the mean confidence of keypoints, or -1 if they are no plausible hand.
+
+    Args:
+        keypoints_2d: (21, 2) Keypoints, pixels of the image.
+        confidence: (21,) Confidence of each keypoint, 0 to 1.
+        side: Side of the square in which they were detected, pixels.
+        width: Width of the image, pixels.
+        height: Height of the image, pixels.
+    """
+    if not (np.isfinite(keypoints_2d).all() and np.isfinite(confidence).all()):
+        return -1.0
+    limits = np.asarray([width, height]) - 0.5
+    inside = (keypoints_2d > -0.5).all(axis=1) & (keypoints_2d < limits).all(axis=1)
+    large = float(hand_size(keypoints_2d)) >= max(_MIN_SIZE, _MIN_SHARE * side)
+    return float(confidence.mean()) if large and float(inside.mean()) >= _MIN_INSIDE else -1.0
