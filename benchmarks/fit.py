@@ -19,8 +19,8 @@ from handtailor_jax.geometry.cameras import project
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.tailor.placement import camera_keypoints
-from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.tailor.search import SearchConfig, search
+from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Observation
 
 VIEWS: tuple[View, ...] = ("weak_perspective", "perspective")

@@ -8,15 +8,16 @@ import numpy as np
 from jaxtyping import Array, Float
 from simulation import TailorProblems
 
+from handtailor_jax.geometry.cameras import unproject
 from handtailor_jax.geometry.lifting import reference_bone_length
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.skeleton import JOINT_PARENTS, KEYPOINTS_FROM_MANO, ROOT
-from handtailor_jax.tailor import energy as terms
-from handtailor_jax.tailor.initialize import closed_form_scale_with_depths, root_position
+from handtailor_jax.tailor import paper as terms
 from handtailor_jax.tailor.paper import PaperEnergy
-from handtailor_jax.tailor.presets import TailorConfig
+from handtailor_jax.tailor.placement import closed_form_scale_with_depths
 from handtailor_jax.tailor.solve import Adam
+from handtailor_jax.tailor.tailor import TailorConfig
 
 
 class OriginalWay:
@@ -50,6 +51,10 @@ class OriginalWay:
                 + weights.identity_betas * terms.squared(params["beta"] - problem.betas)
             )
 
+        def root(problem: TailorProblems) -> Array:
+            seen = problem.observation
+            return unproject(seen.camera, seen.keypoints_2d[ROOT][None], problem.root_depth[None])[0]
+
         def scale(joints: Array, problem: TailorProblems, root: Array) -> Array:
             factor = closed_form_scale_with_depths(problem.observation, joints, root, problem.bone)
             return problem.bone * jnp.maximum(factor, 0.9)
@@ -69,7 +74,7 @@ class OriginalWay:
             vertices, keypoints = _textbook_layer(hand, params)
             return _in_bones(keypoints, vertices) * bone + root[None]
 
-        self._root = jax.jit(lambda problem: root_position(problem.observation, problem.root_depth))
+        self._root = jax.jit(root)
         self._joints = jax.jit(lambda params: _in_bones(_textbook_layer(hand, params)[1]))
         self._scale = jax.jit(scale)
         self._init = jax.jit(lambda params: (params, *2 * (jax.tree.map(jnp.zeros_like, params),)))

@@ -33,8 +33,7 @@ from handtailor_jax.images import Box, Image, crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.tailor.placement import camera_mesh
-from handtailor_jax.tailor.presets import TailorConfig
-from handtailor_jax.tailor.tailor import tailor
+from handtailor_jax.tailor.tailor import TailorConfig, tailor
 from handtailor_jax.types import Camera, HandParameters
 
 Network = Literal["small", "official"]

@@ -22,9 +22,8 @@ from handtailor_jax.geometry.lifting import reference_bone_length
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, axis_angle_from_quaternion, matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.skeleton import FINGERS, KEYPOINTS, MANO_JOINTS, ROOT_JOINT
-from handtailor_jax.tailor.initialize import initialize
-from handtailor_jax.tailor.placement import camera_keypoints
-from handtailor_jax.tailor.presets import TailorConfig
+from handtailor_jax.tailor.placement import camera_keypoints, initialize
+from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Camera, HandParameters, Observation, pytree
 
 Noise = Literal["gaussian", "heavy_tailed"]

@@ -27,9 +27,8 @@ from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.skeleton import ROOT
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
-from handtailor_jax.tailor.presets import TailorConfig
 from handtailor_jax.tailor.solve import Adam, LevenbergMarquardt
-from handtailor_jax.tailor.tailor import tailor
+from handtailor_jax.tailor.tailor import TailorConfig, tailor
 from handtailor_jax.types import HandParameters
 
 ORIGINAL = "original's way"

@@ -9,8 +9,7 @@ from handtailor_jax.mano import HandModel, embedded_hand, load_hand, load_mano
 from handtailor_jax.mano.landmarks import CONVENTIONS, LandmarkConvention, load_convention
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, MANO_JOINTS
 from handtailor_jax.tailor import PRESETS, TailorConfig, initialize, tailor, tailor_batch
-from handtailor_jax.tailor.initialize import place_proposal
-from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
+from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh, place_proposal
 from handtailor_jax.tailor.search import SearchConfig, search
 from handtailor_jax.types import Camera, Hand, HandEstimate, HandMesh, HandParameters, Observation, Side
 

@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from handtailor_jax.errors import InputError, command
-from handtailor_jax.tailor.presets import PresetName
+from handtailor_jax.tailor.tailor import PresetName
 from handtailor_jax.types import NetworkName, Side
 
 Out = Annotated[Path, arg(aliases=["-o"])]
@@ -76,7 +76,7 @@ class Predict:
         from handtailor_jax.hand_tailor import HandTailor
         from handtailor_jax.mano.loading import load_hand
         from handtailor_jax.predict import HandFiles, find_sources, predict
-        from handtailor_jax.tailor.presets import PRESETS, TailorConfig
+        from handtailor_jax.tailor.tailor import PRESETS, TailorConfig
 
         for name, value in (("--hands", self.hands), ("--passes", self.passes)):
             if value is not None and value < 1:
@@ -248,7 +248,7 @@ class Export:
         from handtailor_jax.hand_module.weights import load_module
         from handtailor_jax.mano.loading import load_hand
         from handtailor_jax.results import prepare_folder
-        from handtailor_jax.tailor.presets import PRESETS
+        from handtailor_jax.tailor.tailor import PRESETS
 
         idle = {
             "--weights": self.weights is not None and self.part == "tailor",

@@ -33,10 +33,8 @@ from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import recover
 from handtailor_jax.results import write_atomically, write_json
 from handtailor_jax.skeleton import KEYPOINTS, MANO_JOINTS
-from handtailor_jax.tailor.initialize import initialize
-from handtailor_jax.tailor.placement import camera_mesh
-from handtailor_jax.tailor.presets import TailorConfig
-from handtailor_jax.tailor.tailor import tailor
+from handtailor_jax.tailor.placement import camera_mesh, initialize
+from handtailor_jax.tailor.tailor import TailorConfig, tailor
 from handtailor_jax.types import Camera, HandParameters, Observation
 
 PLATFORMS = ("cpu", "cuda", "tpu")

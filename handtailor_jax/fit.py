@@ -15,11 +15,9 @@ from handtailor_jax.geometry.mirror import choose, mirror_hand, mirror_observati
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
 from handtailor_jax.mano.loading import embedded_hand
-from handtailor_jax.tailor.initialize import place_proposal, relative_depth
-from handtailor_jax.tailor.placement import describe
-from handtailor_jax.tailor.presets import TailorConfig
+from handtailor_jax.tailor.placement import describe, place_proposal, relative_depth
 from handtailor_jax.tailor.search import SearchConfig, search
-from handtailor_jax.tailor.tailor import tailor
+from handtailor_jax.tailor.tailor import TailorConfig, tailor
 from handtailor_jax.types import Camera, Hand, Numbers, Observation, pytree
 
 DEFAULT_SEARCH = SearchConfig()

@@ -22,7 +22,7 @@ from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import recover_views
 from handtailor_jax.tailor.paper import PaperEnergy
-from handtailor_jax.tailor.presets import TailorConfig
+from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Camera, Hand, Memory, NetworkName, Region, Side, View
 
 Tree = TypeVar("Tree")

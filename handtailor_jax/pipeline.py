@@ -38,11 +38,16 @@ from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.landmark_module import LandmarkHandModule
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
-from handtailor_jax.tailor.initialize import initialize, place_proposal, relative_depth
 from handtailor_jax.tailor.paper import PaperEnergy
-from handtailor_jax.tailor.placement import camera_keypoints, describe, reprojection_error
-from handtailor_jax.tailor.presets import TailorConfig
-from handtailor_jax.tailor.tailor import tailor
+from handtailor_jax.tailor.placement import (
+    camera_keypoints,
+    describe,
+    initialize,
+    place_proposal,
+    relative_depth,
+    reprojection_error,
+)
+from handtailor_jax.tailor.tailor import TailorConfig, tailor
 from handtailor_jax.types import Camera, Hand, HandEstimate, HandParameters, Memory, Observation, View
 
 _PAPER_CROP = 256

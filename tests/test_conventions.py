@@ -22,8 +22,7 @@ from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.mano.loading import MANO_TIP_VERTICES, embedded_hand
 from handtailor_jax.results import to_json
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, MANO_JOINTS, ROOT, permutation
-from handtailor_jax.tailor.initialize import relative_depth
-from handtailor_jax.tailor.placement import camera_keypoints
+from handtailor_jax.tailor.placement import camera_keypoints, relative_depth
 from handtailor_jax.types import Camera, HandParameters
 
 TESTS = Path(__file__).parent

@@ -13,12 +13,10 @@ from handtailor_jax.geometry.heatmaps import expected_index, expected_value
 from handtailor_jax.geometry.lifting import lift, lift_scale
 from handtailor_jax.hand_module import losses
 from handtailor_jax.skeleton import FINGER_KEYPOINTS, JOINT_PARENTS, KEYPOINTS, ROOT, WRIST
-from handtailor_jax.tailor import energy
-from handtailor_jax.tailor.initialize import closed_form_scale
+from handtailor_jax.tailor import paper
 from handtailor_jax.tailor.paper import PaperEnergy
-from handtailor_jax.tailor.placement import camera_keypoints, place
-from handtailor_jax.tailor.presets import TailorConfig
-from handtailor_jax.tailor.tailor import pose_problem
+from handtailor_jax.tailor.placement import camera_keypoints, closed_form_scale, place
+from handtailor_jax.tailor.tailor import TailorConfig, pose_problem
 from handtailor_jax.training.config import LossWeights
 from handtailor_jax.types import Camera, HandParameters, Observation
 
@@ -115,7 +113,7 @@ def test_eq_8_and_9_reprojection():
     close(placed[THUMB], [0.2, 0.4, 4.0])
     observed = np.tile(np.asarray([50.0, 60.0], np.float32), (21, 1))
     observed[THUMB] = (50 + 100 * 0.05 + 3, 60 + 200 * 0.1 + 4)
-    close(energy.squared(energy.reprojection(CAMERA, placed, jnp.asarray(observed))), 25.0)
+    close(paper.squared(paper.reprojection(CAMERA, placed, jnp.asarray(observed))), 25.0)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +126,7 @@ def test_eq_8_and_9_reprojection():
 )
 def test_eq_10_twist(tip, twist, bend):
     finger = points(3, index_mcp=(0.0, 0.0, 0.0), index_pip=(1.0, 0.0, 0.0), index_dip=(2.0, 1.0, 0.0), index_tip=tip)
-    non_planarity, backward = energy.twist(finger)
+    non_planarity, backward = paper.twist(finger)
     close(non_planarity, [0.0, twist, 0.0, 0.0, 0.0])
     close(backward, [0.0, bend, 0.0, 0.0, 0.0])
 

@@ -32,7 +32,7 @@ from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.skeleton import FINGER_KEYPOINTS, KEYPOINT_ORDERS, KEYPOINTS, permutation
 from handtailor_jax.synthetic.dataset import SyntheticDataset
-from handtailor_jax.tailor.presets import TailorConfig
+from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Camera
 from tests.fixtures import write_freihand_fixture, write_rhd, write_stb
 

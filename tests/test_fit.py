@@ -19,7 +19,7 @@ from handtailor_jax.geometry.cameras import project
 from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.results import to_json
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, ROOT, ROOT_JOINT, permutation
-from handtailor_jax.tailor.placement import camera_keypoints, place, posed_hand
+from handtailor_jax.tailor.placement import camera_keypoints, place
 from handtailor_jax.types import Camera, HandParameters
 
 COUNT = 12
@@ -252,7 +252,7 @@ def test_mediapipe_convention(weak, hand):
     """Labels of MediaPipe's kind of a known hand give that hand's joints, and are reprojected as such labels."""
     convention = load_convention("mediapipe")
     truth = pick(weak.truth, 0)
-    posed = posed_hand(hand, truth)
+    posed = hand.shape(truth.betas).pose(truth.pose)
     labels = np.asarray(place(truth, convention.landmarks(posed), posed.joints[ROOT_JOINT]))[:, :2]
     found = fit(labels, hand=hand, convention="mediapipe")
     size = np.ptp(labels, axis=0).max()

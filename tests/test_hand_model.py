@@ -19,7 +19,7 @@ from handtailor_jax.skeleton import (
     ROOT,
     permutation,
 )
-from handtailor_jax.tailor.energy import limit_excess
+from handtailor_jax.tailor.calibrated import limit_excess
 from tests import goldens
 
 AXIAL = np.array([1.0, -1.0, -1.0])  # what x' = -x makes of an axis-angle vector

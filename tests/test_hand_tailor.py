@@ -19,7 +19,7 @@ from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import recover_views
 from handtailor_jax.tailor.placement import camera_keypoints
-from handtailor_jax.tailor.presets import TailorConfig
+from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import View
 from handtailor_jax.video.track import HandVideo, VideoConfig
 

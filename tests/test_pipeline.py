@@ -22,7 +22,7 @@ from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import recover
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
-from handtailor_jax.tailor.presets import TailorConfig
+from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Camera, HandParameters, Memory
 from handtailor_jax.video.track import HandVideo, VideoConfig
 

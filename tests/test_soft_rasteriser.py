@@ -16,7 +16,7 @@ from handtailor_jax.render.rasterise import rasterise
 from handtailor_jax.render.soft import SIGMA, soft_rasterise
 from handtailor_jax.skeleton import ROOT_JOINT
 from handtailor_jax.tailor import TailorConfig
-from handtailor_jax.tailor import energy as terms
+from handtailor_jax.tailor import paper as terms
 from handtailor_jax.tailor.placement import camera_mesh
 from handtailor_jax.tailor.solve import Adam
 from handtailor_jax.tailor.tailor import pose_problem

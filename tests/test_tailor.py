@@ -20,11 +20,10 @@ from handtailor_jax.geometry.lifting import reference_bone_length
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.skeleton import ROOT
 from handtailor_jax.tailor import PRESETS, TailorConfig, initialize, tailor_batch
-from handtailor_jax.tailor import energy as terms
-from handtailor_jax.tailor.energy import limit_excess
-from handtailor_jax.tailor.initialize import closed_form_scale, closed_form_scale_with_depths
+from handtailor_jax.tailor import paper as terms
+from handtailor_jax.tailor.calibrated import limit_excess
 from handtailor_jax.tailor.paper import PaperEnergy
-from handtailor_jax.tailor.placement import camera_keypoints
+from handtailor_jax.tailor.placement import camera_keypoints, closed_form_scale, closed_form_scale_with_depths
 from handtailor_jax.tailor.solve import Adam, LevenbergMarquardt
 from handtailor_jax.tailor.tailor import pose_problem, tailor
 from handtailor_jax.types import Camera, Observation, pytree

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from handtailor_jax.tailor import TailorConfig, initialize
-from handtailor_jax.tailor import energy as terms
+from handtailor_jax.tailor import paper as terms
 from handtailor_jax.tailor.placement import camera_mesh
 from handtailor_jax.tailor.tailor import pose_problem, tailor
 from handtailor_jax.types import Camera, HandParameters, Observation

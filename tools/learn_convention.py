@@ -22,10 +22,9 @@ from handtailor_jax.mano.landmarks import KEYPOINT_JOINT, LandmarkConvention
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.results import write_json
 from handtailor_jax.skeleton import JOINT_PARENTS, REFERENCE_BONE, ROOT_JOINT
-from handtailor_jax.tailor.initialize import relative_depth
-from handtailor_jax.tailor.placement import place, posed_hand
-from handtailor_jax.tailor.presets import TailorConfig
+from handtailor_jax.tailor.placement import place, relative_depth
 from handtailor_jax.tailor.search import SearchConfig, search
+from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Camera, Observation
 
 BELOW = np.asarray(KEYPOINT_JOINT)
@@ -66,7 +65,7 @@ def learn(keypoints: np.ndarray, depths: np.ndarray, rounds: int, ridge: float) 
         seen = Observation(uv, jnp.ones(21), Camera.weak_perspective(), depth)
         found = search(hand, seen, config, SearchConfig(screening=6, survivors=3), convention=convention)
         best = found.parameters
-        posed = posed_hand(hand, best)
+        posed = hand.shape(best.betas).pose(best.pose)
         root = posed.joints[ROOT_JOINT]
         bone = posed.joints[KEYPOINT_JOINT[REFERENCE_BONE[0]]] - posed.joints[KEYPOINT_JOINT[REFERENCE_BONE[1]]]
         model = place(best, posed.keypoints, root)[:, :2]

@@ -28,7 +28,7 @@ from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.mano.loading import embedded_arrays, embedded_hand
 from handtailor_jax.render.shading import render_mesh
 from handtailor_jax.skeleton import KEYPOINTS, ROOT
-from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh, posed_hand
+from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
 from handtailor_jax.types import Camera, HandParameters, Side
 
 SIZE = 320
@@ -287,7 +287,8 @@ def draw(placed: Sequence[tuple[Scene, Camera, HandParameters]], width: int, rng
         vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces)
         regions = jnp.asarray(embedded_arrays()["face_regions"].astype(np.int32))
         skin = np.asarray(region_colors(len(vertices), mesh.faces, regions, SKINS[scene.skin]))
-        forearm = np.asarray(posed_hand(hand, truth).joint_rotations[0])[:, 0] * (1.0 if scene.side == "right" else -1)
+        wrist = hand.shape(truth.betas).pose(truth.pose).joint_rotations[0]
+        forearm = np.asarray(wrist)[:, 0] * (1.0 if scene.side == "right" else -1)
         cloth, cloth_faces = sleeve(vertices[embedded_arrays()["wrist_loop"]], forearm)
         colors = np.concatenate([skin, np.broadcast_to(np.asarray(scene.sleeve, np.float32), cloth.shape)])
         everything = np.concatenate([vertices, cloth]), np.concatenate([faces, cloth_faces + len(vertices)])

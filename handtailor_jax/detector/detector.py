@@ -26,15 +26,13 @@ from handtailor_jax.types import Region
 Tree = TypeVar("Tree")
 Keypoints = npt.NDArray[np.float32]
 
+# Regions that overlap more (intersection over union, as if not rotated) show the same hand.
 _SAME_REGION = 0.5
-"""Regions that overlap more (intersection over union, as if not rotated) show the same hand."""
-
+# Hands whose mean keypoint distance is smaller, in sizes of the larger hand, are the same.
 _SAME_HAND = 0.3
-"""Hands whose mean keypoint distance is smaller, in sizes of the larger hand, are the same."""
-
+# A hand inside another hand's box is wrong if it is smaller than the first number and its centre is closer to a
+# keypoint of the other hand than the second; both are in sizes of the other hand.
 _INSIDE_SIZE, _INSIDE_DISTANCE = 0.5, 0.2
-"""A hand inside another hand's box is wrong if it is smaller than the first number and its centre is closer to a
-keypoint of the other hand than the second; both are in sizes of the other hand."""
 
 
 @runtime_checkable
@@ -214,26 +212,20 @@ class HandDetector:
 
 
 def merge_hands(keypoints_2d: Sequence[Keypoints], presence: Sequence[float]) -> list[int]:
-    """Choose hands: no doubles, and none that is a part of a larger one.
-
-    Args:
-        keypoints_2d: (21, 2) pixels for each hand.
-        presence: Presence of each hand.
-
-    Returns:
-        Indices of the chosen hands, by falling presence.
-    """
+    """Choose hands: no doubles, and none that is a part of a larger one; return their indices by falling presence."""
     order = sorted(range(len(presence)), key=lambda index: presence[index], reverse=True)
+    sizes = [float(hand_size(keypoints)) for keypoints in keypoints_2d]
+
+    def same(i: int, j: int) -> bool:
+        distance = float(np.linalg.norm(keypoints_2d[i] - keypoints_2d[j], axis=-1).mean())
+        return distance < _SAME_HAND * max(sizes[i], sizes[j])
+
     kept: list[int] = []
     for i in order:
-        a_part = any(_inside(keypoints_2d[i], keypoints_2d[other]) for other in order)
-        if not a_part and not any(_same(keypoints_2d[i], keypoints_2d[other]) for other in kept):
+        part = any(_inside(keypoints_2d[i], keypoints_2d[other]) for other in order)
+        if not part and not any(same(i, other) for other in kept):
             kept.append(i)
     return kept
-
-
-def _same(a: Keypoints, b: Keypoints) -> bool:
-    return float(np.linalg.norm(a - b, axis=-1).mean()) < _SAME_HAND * max(float(hand_size(a)), float(hand_size(b)))
 
 
 def _inside(part: Keypoints, hand: Keypoints) -> bool:

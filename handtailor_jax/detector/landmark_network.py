@@ -101,11 +101,7 @@ class HandLandmarkNetwork(nnx.Module):
         self.right, self.presence, self.landmarks, self.world = heads
 
     def __call__(self, crops: Float[Array, "batch size size 3"]) -> Landmarks:
-        """Estimate the keypoints of the hand in each crop.
-
-        Args:
-            crops: RGB from 0 to 1; the hand points up and fills about half of the crop (`regions.from_palm`).
-        """
+        """Estimate the hand in each crop: RGB from 0 to 1, in which it points up and fills about half (`from_palm`)."""
         x = self.stem_project(self.stem_mix(self.stem(crops)))
         for block in self.blocks:
             x = block(x)

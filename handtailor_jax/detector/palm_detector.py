@@ -17,20 +17,15 @@ from jaxtyping import Array, Float, UInt8
 from handtailor_jax.detector.layers import Convolution, Depthwise, PReLU, max_pool_2, upsample_2
 from handtailor_jax.types import Numbers, Region, pytree
 
+# Numbers that describe a palm: centre, width and height of its box, and seven keypoints (x, y).
 _PALM_VALUES = 18
-"""Numbers that describe a palm: centre, width and height of its box, and seven keypoints (x, y)."""
-
+# Anchors that suppression considers. A single palm raises about three above the threshold.
 _MAX_CANDIDATES = 192
-"""Anchors that suppression considers. A single palm raises about three above the threshold."""
+# Boxes that overlap more (intersection over union) belong to one palm.
+_SAME_PALM = 0.3
 
 MAX_PALMS = 48
 """Palms that one image can have."""
-
-_SAME_PALM = 0.3
-"""Boxes that overlap more (intersection over union) belong to one palm."""
-
-_EMPTY = np.asarray([[0.5, 0.5, 1.0, 1.0, 0.5, 1.0, *[0.5, 0.0] * 6]])
-"""Values of an entry without a palm: box, wrist at the bottom, other keypoints at the top."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,28 +159,16 @@ class Palms:
 def find_palms(
     network: PalmDetector, images: UInt8[Array, "batch size size 3"], regions: Region, threshold: Float[Array, ""]
 ) -> Palms:
-    """Find palms in crops of unrotated regions.
-
-    Args:
-        network: Palm detector.
-        images: RGB crops, 0 to 255.
-        regions: Region of each crop.
-        threshold: Score from which a candidate counts.
+    """Find palms with a score from a threshold in RGB crops (0 to 255) of unrotated regions.
 
     Returns:
-        `MAX_PALMS` palms of each crop, in pixels of the image; entries with score 0 are empty.
+        `MAX_PALMS` palms of each crop, in pixels of the whole image; entries with score 0 are empty.
     """
     logits, boxes = network(images.astype(jnp.float32) / 255.0)
     palms = jax.vmap(lambda candidates: suppress(candidates, threshold))(decode(logits, boxes, network.config))
-    side = regions.side[:, None, None]
-    box, corner = palms.box * side, (regions.center - regions.side[:, None] / 2.0)[:, None, :]
-    corner = jnp.broadcast_to(corner, box[..., :2].shape)
-    points = palms.keypoints * side[..., None]
-    return Palms(
-        palms.score,
-        jnp.concatenate([box[..., :2] + corner, box[..., 2:]], axis=-1),
-        points + jnp.broadcast_to(corner[..., None, :], points.shape),
-    )
+    side, corner = regions.side[:, None, None], (regions.center - regions.side[:, None] / 2.0)[:, None]
+    box = jnp.concatenate([palms.box[..., :2] * side + corner, palms.box[..., 2:] * side], axis=-1)
+    return Palms(palms.score, box, palms.keypoints * side[..., None] + corner[:, None])
 
 
 def anchor_centers(config: PalmDetectorConfig) -> Float[np.ndarray, "anchors 2"]:
@@ -203,10 +186,7 @@ def decode(
 ) -> Palms:
     """Convert the detector's output to one candidate per anchor, in fractions of the input image.
 
-    Args:
-        logits: Logits of the scores.
-        boxes: Box (x, y, w, h) and seven keypoints (x, y), pixels of the input; positions are relative to the anchor.
-        config: Shape of the detector.
+    `boxes` are a box (x, y, w, h) and seven keypoints (x, y) in pixels of the input, relative to the anchor.
     """
     points = boxes.reshape(*boxes.shape[:-1], 9, 2) / config.image_size  # centre, size, keypoints
     size = points[..., 1, :]
@@ -216,18 +196,13 @@ def decode(
 
 
 def suppress(candidates: Palms, threshold: Float[Array, ""] | float) -> Palms:
-    """Join candidates that overlap: the weighted suppression of BlazeFace (Bazarevsky et al., 2019).
+    """Join candidates of one image that overlap: the weighted suppression of BlazeFace (Bazarevsky et al., 2019).
 
     The best candidate and all that overlap it become one palm: the mean, weighted with the scores. That repeats until
-    none is left. The numbers of candidates and palms are limited, so that the shapes are fixed.
-
-    Args:
-        candidates: Candidates of one image, without batch axes.
-        threshold: Score from which a candidate counts.
+    no score reaches the threshold. The numbers of candidates and palms are limited, so that the shapes are fixed.
 
     Returns:
-        `MAX_PALMS` palms by falling score, each with its best candidate's score. Empty entries have score 0 and are an
-        upright palm that fills the image, so that their regions are valid.
+        `MAX_PALMS` palms by falling score, each with its best candidate's score; empty entries are 0.
     """
     best, order = jax.lax.top_k(candidates.score, min(_MAX_CANDIDATES, candidates.score.shape[0]))
     box, keypoints = candidates.box[order], candidates.keypoints[order]
@@ -239,7 +214,6 @@ def suppress(candidates: Palms, threshold: Float[Array, ""] | float) -> Palms:
         top = jnp.argmax(weights)
         score = weights[top]
         members = jnp.where(same[top], weights, 0.0)
-        # Double where: the division has a finite gradient for a row without candidates.
         total = jnp.where(score > 0.0, jnp.sum(members), 1.0)
         left = jnp.where(same[top], 0.0, weights).at[top].set(0.0)
         return left, scores.at[i].set(score), palms.at[i].set(members @ values / total)
@@ -247,7 +221,6 @@ def suppress(candidates: Palms, threshold: Float[Array, ""] | float) -> Palms:
     empty = jnp.zeros(MAX_PALMS, box.dtype), jnp.zeros((MAX_PALMS, _PALM_VALUES), box.dtype)
     start = (jnp.where(best >= threshold, best, 0.0), *empty)
     _, scores, palms = jax.lax.fori_loop(0, MAX_PALMS, take_best, start)
-    palms = jnp.where((scores > 0.0)[:, None], palms, jnp.asarray(_EMPTY, palms.dtype))
     return Palms(scores, palms[:, :4], palms[:, 4:].reshape(-1, 7, 2))
 
 

@@ -21,25 +21,19 @@ from handtailor_jax.images import Image, opencv
 from handtailor_jax.skeleton import KEYPOINTS, ROOT, WRIST
 from handtailor_jax.types import Region
 
+# The palm's keypoints from which its rotation is computed (`Palms.keypoints` lists all seven).
 _PALM_WRIST, _PALM_MIDDLE_MCP = 0, 2
-"""The palm's keypoints from which its rotation is computed (`Palms.keypoints` lists all seven)."""
-
+# Side of a palm's region in longer sides of the palm's box, and its shift toward the fingers in box heights.
 _PALM_SIDE, _PALM_SHIFT = 2.6, 0.5
-"""Side of a palm's region in longer sides of the palm's box, and its shift toward the fingers in box heights."""
-
+# The same for a region from landmarks.
 _LANDMARKS_SIDE, _LANDMARKS_SHIFT = 2.0, 0.1
-"""The same for a region from landmarks."""
-
+# Side of the region of a box around the whole hand, in longer sides of the box.
 _BOX_SIDE = 1.6
-"""Side of the region of a box around the whole hand, in longer sides of the box."""
-
-_STABLE = tuple(i for i, name in enumerate(KEYPOINTS) if not name.endswith(("_dip", "_tip")))
-"""Keypoints whose box makes the next region: without the finger ends, which move most."""
-
+# Keypoints whose box makes the next region: without the finger ends, which move most.
+_STABLE = np.asarray([i for i, name in enumerate(KEYPOINTS) if not name.endswith(("_dip", "_tip"))], np.int32)
 _INDEX_MCP, _RING_MCP = KEYPOINTS.index("index_mcp"), KEYPOINTS.index("ring_mcp")
-
+# OpenCV warps images whose sides fit into 16 bits; larger ones are thinned out first.
 _OPENCV_LIMIT = 16_000
-"""OpenCV warps images whose sides fit into 16 bits; larger ones are thinned out first."""
 
 
 @functools.partial(jax.jit, static_argnames="size")
@@ -70,15 +64,11 @@ def from_palm(palms: Palms) -> Region:
 
 
 def from_landmarks(keypoints: Float[Array, "*batch 21 2"]) -> Region:
-    """Return the region for a further pass on a hand, in the same image or in the next frame of a video.
-
-    Args:
-        keypoints: (u, v) in pixels of the image, canonical order.
-    """
+    """Return the region around keypoints (u, v; pixels), for a further pass or for the next frame of a video."""
     mcp = (keypoints[..., _INDEX_MCP, :] + keypoints[..., _RING_MCP, :]) / 2.0
     rotation = _up((mcp + keypoints[..., ROOT, :]) / 2.0 - keypoints[..., WRIST, :])
     turn = in_plane_rotation(rotation)
-    turned = jnp.einsum("...ji,...nj->...ni", turn, keypoints[..., jnp.asarray(_STABLE), :])
+    turned = jnp.einsum("...ji,...nj->...ni", turn, keypoints[..., _STABLE, :])
     lower, upper = jnp.min(turned, axis=-2), jnp.max(turned, axis=-2)
     center = jnp.einsum("...ij,...j->...i", turn, (lower + upper) / 2.0)
     return _around(center, upper - lower, rotation, _LANDMARKS_SHIFT, _LANDMARKS_SIDE)
@@ -102,14 +92,8 @@ def _up(direction: Float[Array, "*batch 2"]) -> Float[Array, "*batch"]:
 def cut(image: Image, to_image: npt.NDArray[np.float32], size: int, *, extend: bool) -> Image:
     """Cut a region out of an image, by bilinear interpolation without antialiasing (as the networks were trained).
 
-    Args:
-        image: (H, W, 3) RGB.
-        to_image: (2, 3) affine map from the crop's pixels to the image's.
-        size: Side of the crop, pixels.
-        extend: Whether pixels outside of the image repeat its edge; they are black otherwise.
-
-    Returns:
-        The crop, (size, size, 3).
+    `to_image` is the affine map from the crop's pixels to the image's. Pixels outside of the image repeat its edge if
+    `extend`, and are black otherwise.
     """
     cv2 = opencv()
     affine = np.asarray(to_image, np.float64)

@@ -12,34 +12,26 @@ import numpy.typing as npt
 
 from handtailor_jax.geometry.boxes import Box, centered_square, hand_size, square_around
 
-_TILE_SIDES = (1.0, 2.0 / 3.0)
-"""Sides of the tiles of a thorough pass, in shorter sides of the image."""
-
-_MOST_TILES = 16
-"""Tiles along the longer side of an image, at most; tiles of narrower images are larger."""
-
-_SCAN_SIDES = (1.0, 0.5)
-"""Sides of the hourglass's squares, in shorter sides of the image."""
-
-_CLOSER = 1.45
-"""Side of the square of a further forward pass, in hand sizes. It is the best, by a little, of 1.3, 1.45 and 1.6 on the
-photographs of the embedded weights' training split."""
-
-ACQUIRE = 0.5
-"""Mean confidence at which a hand that was searched for counts as found."""
-
-KEEP = 0.3
-"""Mean confidence below which a hand that is followed counts as lost."""
-
-_FOLLOW_SIDE, _SMOOTHING = 2.0, 0.3
-"""Side of the square around a hand that is followed, in hand sizes, and weight of the previous square in it, so that
-crops tremble less."""
-
-_MIN_SIZE, _MIN_SHARE, _MIN_INSIDE = 12.0, 0.1, 0.5
-"""Smallest hand size in pixels, hand size as a share of the square's side, and share of keypoints inside of the image,
-at which keypoints count as a hand."""
-
 FloatArray = npt.NDArray[np.floating[Any]]
+
+# Sides of the tiles of a thorough pass, in shorter sides of the image.
+_TILE_SIDES = (1.0, 2.0 / 3.0)
+# Tiles along the longer side of an image, at most; tiles of narrower images are larger.
+_MOST_TILES = 16
+# Sides of the hourglass's squares, in shorter sides of the image.
+_SCAN_SIDES = (1.0, 0.5)
+# Side of the square of a further forward pass, in hand sizes. It is the best, by a little, of 1.3, 1.45 and 1.6 on the
+# photographs of the embedded weights' training split.
+_CLOSER = 1.45
+# Side of the square around a hand that is followed, in hand sizes, and weight of the previous square in it, so that
+# crops tremble less.
+_FOLLOW_SIDE, _SMOOTHING = 2.0, 0.3
+# Smallest hand size in pixels, hand size as a share of the square's side, and share of keypoints inside of the image,
+# at which keypoints count as a hand.
+_MIN_SIZE, _MIN_SHARE, _MIN_INSIDE = 12.0, 0.1, 0.5
+
+ACQUIRE, KEEP = 0.5, 0.3
+"""Mean confidence from which a hand that is searched for is found, and below which one that is followed is lost."""
 
 
 def tiles(width: int, height: int) -> list[Box]:
@@ -91,14 +83,9 @@ def next_square(square: Box, keypoints_2d: FloatArray) -> Box:
 
 
 def hand_score(keypoints_2d: FloatArray, confidence: FloatArray, side: float, width: int, height: int) -> float:
-    """Return the mean confidence of keypoints, or -1 if they are no plausible hand.
+    """Return the mean confidence of keypoints (21, 2), or -1 if they are no plausible hand.
 
-    Args:
-        keypoints_2d: (21, 2) Keypoints, pixels of the image.
-        confidence: (21,) Confidence of each keypoint, 0 to 1.
-        side: Side of the square in which they were detected, pixels.
-        width: Width of the image, pixels.
-        height: Height of the image, pixels.
+    `side` is that of the square in which they were detected; all lengths are in pixels of the image.
     """
     if not (np.isfinite(keypoints_2d).all() and np.isfinite(confidence).all()):
         return -1.0

@@ -1,8 +1,4 @@
-"""Projection through a camera, and the cameras of cropped, resized and rotated images.
-
-The camera of a changed image is exact: projecting a point with it equals projecting the point with the old camera and
-moving the pixel with the image.
-"""
+"""Projection through a camera, and the exact cameras of cropped, resized and rotated images."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -66,11 +62,9 @@ def transform_camera(camera: Camera, affine: Float[Array, "*batch 2 3"]) -> Came
 
     If `affine` rotates the image, the linear part is no longer diagonal. Every function of this module accepts that.
     """
-    return dataclasses.replace(
-        camera,
-        linear=jnp.einsum("...ij,...jk->...ik", affine[..., :2], camera.linear),
-        center=transform_pixels(affine, camera.center[..., None, :])[..., 0, :],
-    )
+    linear = jnp.einsum("...ij,...jk->...ik", affine[..., :2], camera.linear)
+    center = transform_pixels(affine, camera.center[..., None, :])[..., 0, :]
+    return Camera(linear, center, camera.perspectivity)
 
 
 def rotate_frame(camera: Camera, angle: Float[Array, "*batch"]) -> Camera:
@@ -101,11 +95,10 @@ def crop_affine(
         center: Centre of the square, pixels (u, v); it is mapped to ((size - 1) / 2, (size - 1) / 2).
         side: Side of the square, pixels of the image.
         size: Side of the crop, pixels.
-        angle: In-plane rotation of the image content, radians.
+        angle: In-plane rotation of the image content, radians; 0 if None.
     """
-    zoom = size / side
     rotation = in_plane_rotation(jnp.zeros_like(side) if angle is None else angle)
-    linear = zoom[..., None, None] * rotation
+    linear = (size / side)[..., None, None] * rotation
     offset = 0.5 * (size - 1) - jnp.einsum("...ij,...j->...i", linear, center)
     return jnp.concatenate([linear, offset[..., None]], axis=-1)
 

@@ -21,9 +21,7 @@ def sigmoid_heatmaps(logits: Float[Array, "*batch rows columns k"]) -> Float[Arr
     A background of 1e-3 in a 64 x 64 map moves the decoded keypoint by a seventh of its distance to the map's centre.
     """
     # If all logits of a map are below -88, a float32 sigmoid and the sum would be 0, so the maximum is divided out.
-    log_weights = jax.nn.log_sigmoid(logits)
-    weights = jnp.exp(log_weights - jax.lax.stop_gradient(jnp.max(log_weights, axis=(-3, -2), keepdims=True)))
-    return weights / jnp.sum(weights, axis=(-3, -2), keepdims=True)
+    return softmax_heatmaps(jax.nn.log_sigmoid(logits))
 
 
 def expected_index(heatmaps: Float[Array, "*batch rows columns k"]) -> Float[Array, "*batch k 2"]:
@@ -56,8 +54,7 @@ def mass_near(
     The share is close to 1 for one narrow peak, and low for a flat map or for two peaks with the index between them.
     The window exp(-(r / radius)^4) has a soft edge, so the gradient exists everywhere.
     """
-    rows, columns = heatmaps.shape[-3:-1]
-    window = jnp.exp(-jnp.square(squared_distance(indices, (rows, columns)) / radius**2))
+    window = jnp.exp(-jnp.square(squared_distance(indices, heatmaps.shape[-3:-1]) / radius**2))
     return jnp.clip(jnp.sum(heatmaps * window, axis=(-3, -2)), 0.0, 1.0)
 
 
@@ -65,16 +62,14 @@ def squared_distance(
     indices: Float[Array, "*batch k 2"], shape: tuple[int, int]
 ) -> Float[Array, "*batch rows columns k"]:
     """Return the squared distance, in cells, of every cell to each index (column, row)."""
-    rows, columns = shape
-    column = _offset(columns, indices[..., 0])[..., None, :, :]
-    row = _offset(rows, indices[..., 1])[..., :, None, :]
+
+    def offset(count: int, index: Float[Array, "*batch k"]) -> Float[Array, "*batch count k"]:
+        cells = (*index.shape[:-1], count, index.shape[-1])
+        return jax.lax.broadcasted_iota(index.dtype, cells, index.ndim - 1) - index[..., None, :]
+
+    column = offset(shape[1], indices[..., 0])[..., None, :, :]
+    row = offset(shape[0], indices[..., 1])[..., :, None, :]
     return jnp.square(column) + jnp.square(row)
-
-
-def _offset(count: int, index: Float[Array, "*batch k"]) -> Float[Array, "*batch count k"]:
-    cells = jnp.arange(count, dtype=index.dtype)[:, None]
-    cells, index = jnp.broadcast_arrays(cells.reshape((1,) * (index.ndim - 1) + cells.shape), index[..., None, :])
-    return cells - index
 
 
 def pixels_from_indices(indices: Float[Array, "*batch k 2"], stride: int) -> Float[Array, "*batch k 2"]:

@@ -23,10 +23,8 @@ def reference_bone_length(keypoints: Float[Array, "*batch 21 3"]) -> Float[Array
 def lift_scale(uvd: Float[Array, "*batch 21 3"]) -> Float[Array, "*batch"]:
     """Return s of Eq. 15 of the paper: units of (u, v) per reference bone.
 
-    Args:
-        uvd: Keypoints (u, v) and relative depth. With (u, v) in pixels, s is in pixels per bone. With (u, v) on the
-            plane z = 1 of a perspective camera, s is the inverse of the hand's depth in bones. A noisy relative depth
-            can exceed the bone's length; it is clipped, so that s is finite and has a gradient.
+    With (u, v) on the plane z = 1 of a perspective camera, s is the inverse of the hand's depth in bones. A noisy
+    relative depth can exceed the bone's length; it is clipped, so that s is finite and has a gradient.
     """
     bone = uvd[..., WRIST, :] - uvd[..., ROOT, :]
     depth = jnp.clip(bone[..., 2], -_MAX_BONE_DEPTH, _MAX_BONE_DEPTH)
@@ -34,18 +32,11 @@ def lift_scale(uvd: Float[Array, "*batch 21 3"]) -> Float[Array, "*batch"]:
 
 
 def lift(
-    camera: Camera,
-    uvd: Float[Array, "*batch 21 3"],
-    bone: Float[Array, "*batch"],
-    root_depth: Float[Array, "*batch"],
+    camera: Camera, uvd: Float[Array, "*batch 21 3"], bone: Float[Array, "*batch"], root_depth: Float[Array, "*batch"]
 ) -> Float[Array, "*batch 21 3"]:
-    """Lift keypoints to the camera frame: Eq. 5 of the paper in perspective, Eq. 14 in weak perspective.
+    """Lift keypoints (u, v; pixels) with relative depth to the camera frame: Eq. 5 , Eq. 14 in weak perspective.
 
-    Args:
-        camera: Camera in whose pixels (u, v) are.
-        uvd: Keypoints (u, v) in pixels, and relative depth.
-        bone: Length of the reference bone, camera-frame units.
-        root_depth: z of the root, camera-frame units.
+    The length of the reference bone and the root's z are in camera-frame units.
     """
     return unproject(camera, uvd[..., :2], uvd[..., 2] * bone[..., None] + root_depth[..., None])
 
@@ -67,12 +58,8 @@ def root_depth_in_bones(
     """Return the z of the root, in reference bones, at which the lifted reference bone has length 1.
 
     Eq. 15 of the paper assumes that wrist and root are equally far from the camera. Known intrinsics make this
-    assumption unnecessary: with rays r = (x, y, 1), root depth z and the wrist's relative depth d, the equation
-    |(z + d) r_wrist - z r_root| = 1 is quadratic in z.
-
-    Args:
-        rays: Keypoints (x, y) on the plane z = 1 of a perspective camera.
-        relative_depth: Relative depth of the keypoints.
+    assumption unnecessary: with keypoints (x, y) on the plane z = 1, rays r = (x, y, 1), root depth z and the wrist's
+    relative depth d, the equation |(z + d) r_wrist - z r_root| = 1 is quadratic in z.
     """
     wrist, root = rays[..., WRIST, :], rays[..., ROOT, :]
     depth = relative_depth[..., WRIST] - relative_depth[..., ROOT]

@@ -32,14 +32,9 @@ def _sinc_coefficients(squared_angle: Array) -> tuple[Array, Array, Array]:
     return a, b, c
 
 
-def _identity_like(vector: Float[Array, "*batch n"]) -> Float[Array, "*batch 3 3"]:
-    """Return identity matrices with a vector's batch shape and dtype."""
-    return jnp.broadcast_to(jnp.eye(3, dtype=vector.dtype), (*vector.shape[:-1], 3, 3))
-
-
 def skew(vector: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
     """Return the matrix of the cross product: ``skew(v) @ x == cross(v, x)``."""
-    x, y, z = vector[..., 0], vector[..., 1], vector[..., 2]
+    x, y, z = (vector[..., i] for i in range(3))
     zero = jnp.zeros_like(x)
     rows = [zero, -z, y, z, zero, -x, -y, x, zero]
     return jnp.stack(rows, axis=-1).reshape(*vector.shape[:-1], 3, 3)
@@ -47,22 +42,21 @@ def skew(vector: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
 
 def matrix_from_axis_angle(axis_angle: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
     """Convert axis-angle vectors (radians) to matrices by Rodrigues' formula, R = I + a [v] + b [v]^2."""
-    a, b, _ = _sinc_coefficients(jnp.sum(axis_angle * axis_angle, axis=-1))
-    v = skew(axis_angle)
-    outer = axis_angle[..., :, None] * axis_angle[..., None, :]
     t2 = jnp.sum(axis_angle * axis_angle, axis=-1)
-    eye = _identity_like(axis_angle)
-    # [v]^2 = v v^T - |v|^2 I
-    return (1.0 - b * t2)[..., None, None] * eye + a[..., None, None] * v + b[..., None, None] * outer
+    a, b, _ = _sinc_coefficients(t2)
+    return _combine(1.0 - b * t2, a, b, axis_angle)  # [v]^2 = v v^T - |v|^2 I
 
 
 def left_jacobian(axis_angle: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
     """Return J with ``R(v + dv) = R(J dv) R(v)`` to first order; it maps axis-angle rates to angular velocity."""
-    t2 = jnp.sum(axis_angle * axis_angle, axis=-1)
-    a, b, c = _sinc_coefficients(t2)
-    outer = axis_angle[..., :, None] * axis_angle[..., None, :]
-    eye = _identity_like(axis_angle)
-    return a[..., None, None] * eye + b[..., None, None] * skew(axis_angle) + c[..., None, None] * outer
+    return _combine(*_sinc_coefficients(jnp.sum(axis_angle * axis_angle, axis=-1)), axis_angle)
+
+
+def _combine(identity: Array, cross: Array, outer: Array, vector: Array) -> Array:
+    """Return a weighted sum of the identity, the cross product's matrix and the outer product of vectors."""
+    product = vector[..., :, None] * vector[..., None, :]
+    eye = jnp.broadcast_to(jnp.eye(3, dtype=vector.dtype), product.shape)
+    return identity[..., None, None] * eye + cross[..., None, None] * skew(vector) + outer[..., None, None] * product
 
 
 def quaternion_from_axis_angle(axis_angle: Float[Array, "*batch 3"]) -> Float[Array, "*batch 4"]:
@@ -103,15 +97,13 @@ def quaternion_from_matrix(matrix: Float[Array, "*batch 3 3"]) -> Float[Array, "
     xx, yy, zz = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
     wx, wy, wz = m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]
     xy, xz, yz = m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1]
-    candidates = jnp.stack(  # row i is 4 q_i q
-        [
-            jnp.stack([1.0 + xx + yy + zz, wx, wy, wz], axis=-1),
-            jnp.stack([wx, 1.0 + xx - yy - zz, xy, xz], axis=-1),
-            jnp.stack([wy, xy, 1.0 - xx + yy - zz, yz], axis=-1),
-            jnp.stack([wz, xz, yz, 1.0 - xx - yy + zz], axis=-1),
-        ],
-        axis=-2,
+    rows = (  # row i is 4 q_i q
+        (1.0 + xx + yy + zz, wx, wy, wz),
+        (wx, 1.0 + xx - yy - zz, xy, xz),
+        (wy, xy, 1.0 - xx + yy - zz, yz),
+        (wz, xz, yz, 1.0 - xx - yy + zz),
     )
+    candidates = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
     diagonal = jnp.stack([candidates[..., i, i] for i in range(4)], axis=-1)
     best = jnp.argmax(diagonal, axis=-1)[..., None, None]
     q = jnp.take_along_axis(candidates, best, axis=-2)[..., 0, :]
@@ -125,13 +117,9 @@ def axis_angle_from_matrix(matrix: Float[Array, "*batch 3 3"]) -> Float[Array, "
 
 def matrix_from_quaternion(quaternion: Float[Array, "*batch 4"]) -> Float[Array, "*batch 3 3"]:
     """Convert quaternions (w, x, y, z) of any non-zero length to rotation matrices."""
-    n2 = jnp.sum(quaternion * quaternion, axis=-1)
-    s = (2.0 / n2)[..., None, None]
+    s = 2.0 / jnp.sum(quaternion * quaternion, axis=-1)
     w, v = quaternion[..., 0], quaternion[..., 1:]
-    outer = v[..., :, None] * v[..., None, :]
-    v2 = jnp.sum(v * v, axis=-1)[..., None, None]
-    eye = _identity_like(quaternion)
-    return eye + s * (w[..., None, None] * skew(v) + outer - v2 * eye)
+    return _combine(1.0 - s * jnp.sum(v * v, axis=-1), s * w, s, v)
 
 
 def angle_between(first: Float[Array, "*batch 3 3"], second: Float[Array, "*batch 3 3"]) -> Float[Array, "*batch"]:

@@ -11,6 +11,7 @@ changes the hand's depth with intrinsics and its scale without, so one parametri
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,11 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.geometry.cameras import depth_divisor, inverse_linear, project, unproject
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, left_jacobian, matrix_from_axis_angle
+from handtailor_jax.mano.anatomy import Anatomy
 from handtailor_jax.mano.hand_model import ANCESTRY, HandModel, PosedHand
 from handtailor_jax.mano.landmarks import KEYPOINT_JOINT, LandmarkConvention
 from handtailor_jax.skeleton import FINGER_JOINTS, JOINT_PARENTS, KEYPOINTS_FROM_MANO, ROOT, ROOT_JOINT
-from handtailor_jax.tailor import energy as terms
-from handtailor_jax.tailor.initialize import focal_length
+from handtailor_jax.tailor.placement import focal_length
 from handtailor_jax.types import HandParameters, Observation, pytree
 
 # Places of the unknowns in x.
@@ -87,6 +88,20 @@ class CalibratedEnergy:
     """Standard deviation of the excess over joint limits, radians."""
 
 
+class _State(NamedTuple):
+    """Intermediate values of an energy evaluation that the closed-form Jacobian uses."""
+
+    posed: PosedHand
+    landmarks: Float[Array, "21 3"]
+    rotation: Float[Array, "3 3"]
+    root: Float[Array, "3"]
+    scale: Float[Array, ""]
+    points: Float[Array, "21 3"]
+    relative: Float[Array, "21 3"]
+    magnification: Float[Array, ""]
+    weights: Float[Array, "residuals"]
+
+
 @pytree
 class CalibratedProblem:
     """Minimisation of our energy for one hand; the unknowns x are 45 fingers, betas, 3 rotation, 2 pixel and 1 zoom."""
@@ -96,8 +111,8 @@ class CalibratedProblem:
     convention: LandmarkConvention
     start: HandParameters
     observation: Observation
-    betas_mean: Float[Array, "betas"]
-    """Mean of the shape prior."""
+    betas_mean: Float[Array, "betas"] | None = None
+    """Mean of the shape prior; zero if None."""
 
     @property
     def initial(self) -> Float[Array, "unknowns"]:
@@ -128,21 +143,19 @@ class CalibratedProblem:
     ) -> tuple[Float[Array, ""], Float[Array, "unknowns"], Float[Array, "unknowns unknowns"]]:
         """Return E, its exact gradient and a Gauss-Newton approximation of its Hessian at x.
 
-        The Hessian treats each fingertip as rigid with its last bone, which neglects blended skinning weights and pose
-        blend shapes at the tips. The gradient is exact, so the minimum is not affected.
+        The Hessian treats each fingertip as rigid with its last bone, without skinning and pose blend shapes. The
+        gradient is exact, so the minimum is not affected.
         """
         (value, state), gradient = jax.value_and_grad(self._energy, has_aux=True)(x)
         jacobian = self._jacobian(x, state)
         weighted = jacobian * state.weights[:, None]
         curvature = weighted.T @ jacobian + self._precision()[0]
-        beyond = (terms.limit_excess(self.hand.anatomy, x[_FINGERS].reshape(15, 3)) != 0.0).reshape(45)
+        beyond = (limit_excess(self.hand.anatomy, x[_FINGERS].reshape(15, 3)) != 0.0).reshape(45)
         stiffness = jnp.concatenate([beyond.astype(x.dtype), jnp.zeros((x.shape[0] - 45,), x.dtype)])
         return value, gradient, curvature + jnp.diag(stiffness / self.config.limit_std**2)
 
-    def _placement(
-        self, x: Float[Array, "unknowns"]
-    ) -> tuple[Float[Array, "3 3"], Float[Array, "3"], Float[Array, ""]]:
-        """Return the global rotation, the camera-frame root and the scale at x."""
+    def _placement(self, x: Float[Array, "unknowns"]) -> tuple[Array, Array, Array]:
+        """Return the global rotation (3, 3), the camera-frame root (3,) and the scale at x."""
         camera, start = self.observation.camera, self.start
         rotation = matrix_from_axis_angle(x[_ROTATION]) @ matrix_from_axis_angle(start.pose[0])
         pixel = project(camera, start.translation[None])[0] + self.size * x[_PIXEL]
@@ -151,12 +164,13 @@ class CalibratedProblem:
         root = unproject(camera, pixel[None], depth[None])[0]
         return rotation, root, start.scale * jnp.exp(scale_share * x[_ZOOM])
 
-    def _shares(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    def _shares(self) -> tuple[Array, Array]:
         """Return the shares of the zoom that change the scale and the (inverse) depth."""
         depth = self.observation.camera.perspectivity * (1.0 - self.config.size_share)
         return 1.0 - depth, depth
 
-    def _energy(self, x: Float[Array, "unknowns"]) -> tuple[Float[Array, ""], "_State"]:
+    def _energy(self, x: Float[Array, "unknowns"]) -> tuple[Float[Array, ""], _State]:
+        """Return E(x), the sum of its terms, and what the Jacobian reuses."""
         c, camera, anatomy = self.config, self.observation.camera, self.hand.anatomy
         coordinates = x[_FINGERS].reshape(15, 3)
         # The hand is posed in the palm's frame; the global rotation is part of the placement.
@@ -167,7 +181,7 @@ class CalibratedProblem:
         relative = scale * ((landmarks - posed.joints[ROOT_JOINT][None]) @ rotation.T)
         points = relative + root[None]
 
-        residual = terms.reprojection(camera, points, self.observation.keypoints_2d) / (c.keypoint_std * self.size)
+        residual = (project(camera, points) - self.observation.keypoints_2d) / (c.keypoint_std * self.size)
         squares = jnp.sum(residual * residual, axis=-1)
         confidence = self.observation.confidence**c.confidence_power
         if math.isinf(c.robustness):
@@ -175,33 +189,25 @@ class CalibratedProblem:
         else:
             # Student-t: (nu + 1) log(1 + r^2 / nu), scaled so that it is r^2 near zero.
             loss, weight = c.robustness * jnp.log1p(squares / c.robustness), 1.0 / (1.0 + squares / c.robustness)
-        data = jnp.sum(confidence * loss)
+        terms = [jnp.sum(confidence * loss)]
         weights = jnp.broadcast_to((confidence * weight)[:, None], (21, 2))
 
         # Pixels per camera-frame unit at the root.
         magnification = focal_length(camera) / depth_divisor(camera, root[2:])[0]
         if self.observation.relative_depth is not None:
             deviation = magnification * relative[:, 2] - self.observation.relative_depth
-            data = data + jnp.sum(confidence * (deviation / (c.depth_std * self.size)) ** 2)
+            terms.append(jnp.sum(confidence * (deviation / (c.depth_std * self.size)) ** 2))
             weights = jnp.concatenate([weights, confidence[:, None]], axis=-1)
 
         precision, mean = self._precision()
-        departure = x - mean
-        excess = terms.limit_excess(anatomy, coordinates)
-        value = 0.5 * (data + departure @ (precision @ departure) + terms.squared(excess) / c.limit_std**2)
-        return value, _State(
-            posed=posed,
-            landmarks=landmarks,
-            rotation=rotation,
-            root=root,
-            scale=scale,
-            points=points,
-            relative=relative,
-            magnification=magnification,
-            weights=weights.reshape(-1),
+        terms.append((x - mean) @ (precision @ (x - mean)))
+        terms.append(jnp.sum(limit_excess(anatomy, coordinates) ** 2) / c.limit_std**2)
+        weights = weights.reshape(-1)
+        return 0.5 * sum(terms), _State(
+            posed, landmarks, rotation, root, scale, points, relative, magnification, weights
         )
 
-    def _precision(self) -> tuple[Float[Array, "unknowns unknowns"], Float[Array, "unknowns"]]:
+    def _precision(self) -> tuple[Array, Array]:
         """Return precision matrix and mean of the Gaussian that combines identity and prior."""
         c, camera, anatomy, dtype = self.config, self.observation.camera, self.hand.anatomy, self.hand.dtype
         betas, start = self.hand.num_betas, self.initial
@@ -216,7 +222,8 @@ class CalibratedProblem:
         zoom_mean = jnp.log(self.size / (c.extent * jnp.maximum(per_metre, 1e-12)))
         zeros = jnp.zeros((5,), dtype)
         prior = jnp.diag(jnp.concatenate([prior, zeros, zoom[None]]))
-        prior_mean = jnp.concatenate([anatomy.mean.reshape(45), self.betas_mean, zeros, zoom_mean[None]])
+        betas_mean = jnp.zeros((betas,), dtype) if self.betas_mean is None else self.betas_mean
+        prior_mean = jnp.concatenate([anatomy.mean.reshape(45), betas_mean, zeros, zoom_mean[None]])
         coupling = jnp.asarray(math.sqrt(c.prior) * _couplings(c, 51 + betas), dtype)
         precision = jnp.diag(identity) + prior + coupling.T @ coupling
         # The minimum of the sum of the three quadratics; unknowns without any precision stay at the start.
@@ -225,7 +232,7 @@ class CalibratedProblem:
         mean = jnp.linalg.solve(precision + jnp.diag(free.astype(dtype)), target)
         return precision, mean
 
-    def _jacobian(self, x: Float[Array, "unknowns"], s: "_State") -> Float[Array, "residuals unknowns"]:
+    def _jacobian(self, x: Float[Array, "unknowns"], s: _State) -> Float[Array, "residuals unknowns"]:
         """Return the derivative of the scaled residuals in closed form.
 
         A finger joint that rotates about the axis e through p moves a point q by e x (q - p). For a row g of the
@@ -276,6 +283,11 @@ class CalibratedProblem:
         return jnp.concatenate([fingers, rest.reshape(21 * count, -1)], axis=1)
 
 
+def limit_excess(anatomy: Anatomy, coordinates: Float[Array, "15 3"]) -> Float[Array, "15 3"]:
+    """Return the signed excess (radians) of finger coordinates over the joint limits, 0 within."""
+    return jnp.maximum(coordinates - anatomy.upper, 0.0) - jnp.maximum(anatomy.lower - coordinates, 0.0)
+
+
 def _couplings(c: CalibratedEnergy, unknowns: int) -> np.ndarray:
     """Return the rows of the prior that couple flexions, each divided by its standard deviation."""
     rows = np.zeros((4, 2, unknowns))
@@ -283,18 +295,3 @@ def _couplings(c: CalibratedEnergy, unknowns: int) -> np.ndarray:
         for row, joint, std in zip(rows[finger], (dip, mcp), (c.dip_std, c.mcp_std), strict=True):
             row[joint], row[pip] = 1.0 / std, -_FLEXION_RATIO / std
     return rows.reshape(8, unknowns)
-
-
-@pytree
-class _State:
-    """Intermediate values of an energy evaluation that the closed-form Jacobian uses."""
-
-    posed: PosedHand
-    landmarks: Float[Array, "21 3"]
-    rotation: Float[Array, "3 3"]
-    root: Float[Array, "3"]
-    scale: Float[Array, ""]
-    points: Float[Array, "21 3"]
-    relative: Float[Array, "21 3"]
-    magnification: Float[Array, ""]
-    weights: Float[Array, "residuals"]

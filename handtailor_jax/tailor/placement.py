@@ -1,13 +1,162 @@
-"""Placement of a posed hand model in the camera frame, scale * (p - root) + translation, and the hand as a result."""
+"""Placement of a hand in the camera frame, scale * (p - root) + translation.
+
+Scale and root in closed form, before the iterations (Eq. 12 and 17 of the paper); keypoints and mesh of a placed hand,
+and the hand as a result.
+"""
+
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from handtailor_jax.geometry.cameras import project
-from handtailor_jax.mano.hand_model import HandModel, PosedHand
+from handtailor_jax.geometry.cameras import depth_divisor, inverse_linear, project, unproject
+from handtailor_jax.geometry.lifting import reference_bone_length
+from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
-from handtailor_jax.skeleton import ROOT_JOINT
+from handtailor_jax.skeleton import ROOT, ROOT_JOINT
 from handtailor_jax.types import Camera, Hand, HandMesh, HandParameters, Observation
+
+StartScale = Literal["closed_form", "released", "proposed"]
+"""Scale of the start: Eq. 12 (with intrinsics) or 17 (without); the released program's version of Eq. 12, which scales
+the proposed bone by at least 0.9; or, with intrinsics, the proposed bone's, because the energy fits scale and depth
+together."""
+
+# A closed-form scale below this share of the scale at which the sizes agree belongs to a hand in a wrong orientation.
+_LEAST_SCALE = 0.3
+# Smallest factor on the proposed bone in the released program.
+_RELEASED_FLOOR = 0.9
+
+
+def initialize(
+    hand: HandModel,
+    pose: Float[Array, "16 3"],
+    betas: Float[Array, "betas"],
+    observation: Observation,
+    *,
+    root_depth: Float[Array, ""],
+    bone: Float[Array, ""] | None = None,
+    scale: StartScale = "closed_form",
+) -> HandParameters:
+    """Place a proposed pose and shape: the root on the ray of its keypoint, the scale in closed form.
+
+    Args:
+        hand: Hand model.
+        pose: Proposed rotations, axis-angle, radians.
+        betas: Proposed shape.
+        observation: Keypoints of the model's own convention, and camera.
+        root_depth: z of the root in the camera frame, metres; ignored in weak perspective.
+        bone: Proposed length of the reference bone, metres, for "released" and "proposed"; None for the model's own.
+        scale: Formula of the scale; see `StartScale`.
+    """
+    camera = observation.camera
+    perspective = camera.perspectivity > 0.5
+    root_depth = jnp.where(perspective, root_depth, 0.0)
+    root = unproject(camera, observation.keypoints_2d[ROOT][None], root_depth[None])[0]
+    keypoints = hand.shape(betas).pose(pose).keypoints
+    keypoints = keypoints - keypoints[ROOT][None]
+    length = reference_bone_length(keypoints)
+    bone = length if bone is None else bone
+    # For a wrong orientation the closed form is near zero or negative, from where no refinement converges.
+    start = closed_form_scale(observation, keypoints, root, least=_LEAST_SCALE if scale == "proposed" else None)
+    if scale == "proposed":
+        start = jnp.where(perspective, bone / length, start)
+    if scale == "released":
+        correction = closed_form_scale_with_depths(observation, keypoints / length, root, bone)
+        start = jnp.where(perspective, jnp.maximum(correction, _RELEASED_FLOOR) * bone / length, start)
+    return HandParameters(pose=pose, betas=betas, scale=start, translation=root)
+
+
+def closed_form_scale(
+    observation: Observation, keypoints: Float[Array, "21 3"], root: Float[Array, "3"], least: float | None = None
+) -> Float[Array, ""]:
+    """Return s*, the scale of root-relative keypoints that reprojects best with all joints at the root's depth.
+
+    This is Eq. 12 of the paper in perspective and Eq. 17 in weak perspective: the same least-squares solution with the
+    root's depth replaced by 1. It is negative if the hand points the wrong way. `least` is a lower bound, as a share of
+    the scale at which model and image have the same extent about the root.
+    """
+    camera = observation.camera
+    target = observation.keypoints_2d - observation.keypoints_2d[ROOT][None]
+    best, extent = _least_squares_scale(keypoints[:, :2] @ camera.linear.T, target, observation.confidence)
+    best = best if least is None else jnp.maximum(best, least * extent)
+    return depth_divisor(camera, root[2][None])[0] * best
+
+
+def closed_form_scale_with_depths(
+    observation: Observation, keypoints: Float[Array, "21 3"], root: Float[Array, "3"], bone: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Return the released program's version of Eq. 12, in which each joint has its own depth: a factor on `bone`.
+
+    `keypoints` are relative to the root and in reference bones, `bone` is in camera-frame units.
+    """
+    camera = observation.camera
+    points = keypoints * bone
+    divisor = depth_divisor(camera, root[2] + points[:, 2])[:, None]
+    rays = (observation.keypoints_2d - camera.center[None]) @ inverse_linear(camera).T
+    model = points[:, :2] / divisor
+    return _safe_ratio(jnp.sum(model * (rays - root[None, :2] / divisor)), jnp.sum(model * model))
+
+
+def relative_depth(
+    joints: Float[Array, "21 3"], keypoints_2d: Float[Array, "21 2"], confidence: Float[Array, "21"]
+) -> Float[Array, "21"]:
+    """Convert another method's 3D keypoints to depths relative to the root, in pixels.
+
+    The conversion factor is the weak-perspective scale that best maps `joints` to `keypoints_2d` (Eq. 17 of the paper
+    about the centroid), so `joints` may have any unit and origin. Their axes are the camera's.
+    """
+    weight = confidence / jnp.maximum(jnp.sum(confidence), 1e-6)
+    model = joints[:, :2] - (weight @ joints[:, :2])[None]
+    target = keypoints_2d - (weight @ keypoints_2d)[None]
+    return _least_squares_scale(model, target, weight)[0] * (joints[:, 2] - joints[ROOT, 2])
+
+
+def place_proposal(
+    hand: HandModel,
+    pose: Float[Array, "16 3"],
+    betas: Float[Array, "betas"],
+    observation: Observation,
+    convention: LandmarkConvention = MANO,
+) -> HandParameters:
+    """Place a proposed pose and shape of unknown position: scale and translation by weighted least squares.
+
+    This is Eq. 17 of the paper with a free translation, for landmarks of any convention. With intrinsics the scale
+    becomes a depth, at the model's own size.
+    """
+    posed = hand.shape(betas).pose(pose)
+    camera = observation.camera
+    focal = focal_length(camera)
+    weight = observation.confidence / jnp.maximum(jnp.sum(observation.confidence), 1e-6)
+    model = convention.landmarks(posed)[:, :2]
+    rays = observation.keypoints_2d @ inverse_linear(camera).T * focal
+    model_center, ray_center = weight @ model, weight @ rays
+    per_metre, spread = _least_squares_scale(model - model_center[None], rays - ray_center[None], weight)
+    # For a wrong orientation the best size may be negative; the size of the spread is used instead.
+    per_metre = jnp.where(per_metre > 0.2 * spread, per_metre, spread)
+    root_pixel = camera.linear @ (ray_center + per_metre * (posed.joints[ROOT_JOINT, :2] - model_center)) / focal
+    perspective = camera.perspectivity > 0.5
+    depth = jnp.where(perspective, focal / per_metre, 0.0)
+    translation = unproject(camera, root_pixel[None], depth[None])[0]
+    return HandParameters(pose, betas, jnp.where(perspective, 1.0, per_metre / focal), translation)
+
+
+def focal_length(camera: Camera) -> Float[Array, ""]:
+    """Return the geometric mean of the focal lengths, pixels (perspective) or pixels per unit (weak perspective)."""
+    return jnp.sqrt(jnp.abs(jnp.linalg.det(camera.linear)))
+
+
+def _least_squares_scale(
+    model: Float[Array, "n 2"], target: Float[Array, "n 2"], weight: Float[Array, "n"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return s that minimises the weighted sum of |s model - target|^2, and s at which both have the same spread."""
+    cross, square, extent = (jnp.sum(weight[:, None] * a) for a in (model * target, model * model, target * target))
+    return _safe_ratio(cross, square), jnp.sqrt(jnp.maximum(_safe_ratio(extent, square), 1e-12))
+
+
+def _safe_ratio(numerator: Float[Array, ""], denominator: Float[Array, ""]) -> Float[Array, ""]:
+    """Return numerator / denominator, or 1 if all model points coincide with the root and every scale fits equally."""
+    degenerate = denominator < 1e-20
+    return jnp.where(degenerate, 1.0, numerator / jnp.where(degenerate, 1.0, denominator))
 
 
 def place(parameters: HandParameters, points: Float[Array, "n 3"], root: Float[Array, "3"]) -> Float[Array, "n 3"]:
@@ -15,58 +164,46 @@ def place(parameters: HandParameters, points: Float[Array, "n 3"], root: Float[A
     return parameters.scale * (points - root[None]) + parameters.translation[None]
 
 
-def posed_hand(hand: HandModel, parameters: HandParameters) -> PosedHand:
-    """Shape and pose the model, without placing it."""
-    return hand.shape(parameters.betas).pose(parameters.pose)
-
-
 def camera_keypoints(
     hand: HandModel, parameters: HandParameters, convention: LandmarkConvention = MANO
 ) -> Float[Array, "21 3"]:
     """Return the 21 keypoints of a landmark convention in the camera frame."""
-    posed = posed_hand(hand, parameters)
+    posed = hand.shape(parameters.betas).pose(parameters.pose)
     return place(parameters, convention.landmarks(posed), posed.joints[ROOT_JOINT])
 
 
 def camera_mesh(hand: HandModel, parameters: HandParameters) -> HandMesh:
     """Return the mesh and the model's own keypoints in the camera frame."""
-    posed = posed_hand(hand, parameters)
-    mesh = posed.skin()
-    root = posed.joints[ROOT_JOINT]
-    return HandMesh(
-        vertices=place(parameters, mesh.vertices, root),
-        faces=mesh.faces,
-        keypoints=place(parameters, mesh.keypoints, root),
-    )
+    posed = hand.shape(parameters.betas).pose(parameters.pose)
+    mesh, root = posed.skin(), posed.joints[ROOT_JOINT]
+    return HandMesh(place(parameters, mesh.vertices, root), mesh.faces, place(parameters, mesh.keypoints, root))
 
 
 def describe(
     hand: HandModel, parameters: HandParameters, observation: Observation, convention: LandmarkConvention = MANO
 ) -> Hand:
-    """Describe a hand as a result: mesh, joints, landmarks, and how far the landmarks are from the keypoints.
+    """Describe a placed hand as a result: mesh, joints, landmarks, and their distance from the observed keypoints.
 
-    Args:
-        hand: The hand model; its side is the side of the hand.
-        parameters: Pose, shape and placement in the camera frame of `observation.camera`.
-        observation: Keypoints that the hand is compared with, pixels.
-        convention: Landmark convention of the keypoints.
-
-    Returns:
-        The hand, with the same reprojection error before and after.
+    The side is the hand model's. The reprojection errors before and after are the same.
     """
-    posed = posed_hand(hand, parameters)
+    posed, camera = hand.shape(parameters.betas).pose(parameters.pose), observation.camera
     root = posed.joints[ROOT_JOINT]
     landmarks = place(parameters, convention.landmarks(posed), root)
-    keypoints_2d = project(observation.camera, landmarks)
+
+    def in_metres(points: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
+        relative = (points - parameters.translation[None]) / parameters.scale
+        return jnp.where(camera.perspectivity > 0.5, points, relative)
+
+    keypoints_2d = project(camera, landmarks)
     error = reprojection_error(keypoints_2d, observation)
     return Hand(
         left=jnp.asarray(hand.side == "left"),
-        camera=observation.camera,
+        camera=camera,
         parameters=parameters,
         vertices=place(parameters, posed.skin().vertices, root),
         faces=hand.faces,
-        joints=_metres(place(parameters, posed.keypoints, root), parameters, observation.camera),
-        landmarks=_metres(landmarks, parameters, observation.camera),
+        joints=in_metres(place(parameters, posed.keypoints, root)),
+        landmarks=in_metres(landmarks),
         keypoints_2d=keypoints_2d,
         detected_keypoints_2d=observation.keypoints_2d,
         confidence=observation.confidence,
@@ -81,9 +218,3 @@ def reprojection_error(keypoints_2d: Float[Array, "21 2"], observation: Observat
     distance = jnp.sqrt(jnp.sum((keypoints_2d - observation.keypoints_2d) ** 2, axis=-1))
     seen = observation.confidence > 0.0
     return jnp.sum(jnp.where(seen, distance, 0.0)) / jnp.sum(seen.astype(distance.dtype))
-
-
-def _metres(points: Float[Array, "n 3"], parameters: HandParameters, camera: Camera) -> Float[Array, "n 3"]:
-    """Return camera-frame points with intrinsics; without, points relative to the root in metres of the model."""
-    relative = (points - parameters.translation[None]) / parameters.scale
-    return jnp.where(camera.perspectivity > 0.5, points, relative)

@@ -5,7 +5,7 @@ the Necker ambiguity (the palm tilted the other way). Each palm hypothesis is co
 """
 
 import dataclasses
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +18,16 @@ from handtailor_jax.geometry.rotations import axis_angle_from_matrix
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.skeleton import FINGER_JOINTS, KEYPOINTS, ROOT, ROOT_JOINT
-from handtailor_jax.tailor.initialize import focal_length
-from handtailor_jax.tailor.placement import camera_keypoints, describe, reprojection_error
-from handtailor_jax.tailor.presets import TailorConfig
-from handtailor_jax.tailor.solve import LeastSquaresProblem, LevenbergMarquardt
-from handtailor_jax.tailor.tailor import pose_problem
+from handtailor_jax.tailor.calibrated import CalibratedEnergy, CalibratedProblem
+from handtailor_jax.tailor.placement import camera_keypoints, describe, focal_length, reprojection_error
+from handtailor_jax.tailor.solve import LevenbergMarquardt
+from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Hand, HandParameters, Observation
 
 T = TypeVar("T")
 
-_PALM = np.asarray(
-    [KEYPOINTS.index(n) for n in ("wrist", "thumb_cmc", "index_mcp", "middle_mcp", "ring_mcp", "little_mcp")], np.int32
-)
+_PALM_NAMES = ("wrist", "thumb_cmc", "index_mcp", "middle_mcp", "ring_mcp", "little_mcp")
+_PALM = np.asarray([KEYPOINTS.index(name) for name in _PALM_NAMES], np.int32)
 # The thumb's base moves relative to the palm, so it has less weight.
 _PALM_WEIGHTS = np.asarray([1.0, 0.3, 1.0, 1.0, 1.0, 1.0], np.float32)
 
@@ -58,12 +56,7 @@ def palm_rotations(
     The keypoints are an affine image A of the palm plane (x, z): A = s (r_x, r_z) without the rows of depth, so s is
     A's larger singular value, and the missing entries of the unit vectors r_x and r_z are known up to sign. The
     hypotheses are the four signs of tilt and facing (an edge-on palm shows neither palm nor back), and the untilted
-    palm.
-
-    Args:
-        observation: Keypoints and camera.
-        palm: Model points of the palm's keypoints, rest frame, metres.
-        root: Root joint, rest frame, metres.
+    palm. `palm` and `root` are model points in the rest frame, metres.
     """
     dtype = palm.dtype
     weight = jnp.asarray(_PALM_WEIGHTS, dtype) * observation.confidence[_PALM] + 1e-6
@@ -85,8 +78,7 @@ def palm_rotations(
 
     def rotation(affine: Array, sign: float) -> Array:
         ax, az = affine[:, 0] / scale, affine[:, 1] / scale
-        dx = jnp.sqrt(jnp.maximum(1.0 - jnp.sum(ax * ax), 0.0))
-        dz = jnp.sqrt(jnp.maximum(1.0 - jnp.sum(az * az), 0.0))
+        dx, dz = (jnp.sqrt(jnp.maximum(1.0 - jnp.sum(column * column), 0.0)) for column in (ax, az))
         # r_x and r_z are orthogonal, so the product of their depths has the sign of minus the product in the image.
         dz = jnp.where(jnp.sum(ax * az) > 0.0, -dz, dz)
         rx = jnp.concatenate([ax, sign * dx[None]])
@@ -106,10 +98,9 @@ def starts(
     hand: HandModel, observation: Observation, convention: LandmarkConvention, betas: Float[Array, "betas"]
 ) -> HandParameters:
     """Return the starts of the search, palm hypotheses times curls, along a leading axis."""
-    dtype, camera, mean = hand.dtype, observation.camera, hand.anatomy.mean
-    curled = []
+    dtype, camera, curled = hand.dtype, observation.camera, []
     for curl in _CURLS:
-        coordinates = mean
+        coordinates = hand.anatomy.mean
         for joints in FINGER_JOINTS[1:]:
             coordinates = _curl(hand, coordinates, joints, curl)
         curled.append(hand.anatomy.finger_pose(coordinates))
@@ -121,21 +112,16 @@ def starts(
     perspective = camera.perspectivity > 0.5
     focal = focal_length(camera)
     depth = jnp.where(perspective, focal / magnification, 0.0)
-    scale = jnp.where(perspective, 1.0, magnification / focal)
     root = unproject(camera, root_pixel[None], depth[None])[0]
     # Away from the optical axis the affine approximation is valid in a frame whose z axis is the line of sight.
     sight = jnp.where(perspective, root, jnp.asarray([0.0, 0.0, 1.0], dtype))
     rotations = jnp.einsum("ba,nbc->nac", turn_to_axis(sight), rotations)
 
-    count, curls = rotations.shape[0], len(_CURLS)
-    global_rotation = jnp.repeat(axis_angle_from_matrix(rotations), curls, axis=0)[:, None]
-    n = count * curls
-    return HandParameters(
-        pose=jnp.concatenate([global_rotation, jnp.tile(fingers, (count, 1, 1))], axis=1),
-        betas=jnp.broadcast_to(betas[None], (n, betas.shape[0])),
-        scale=jnp.broadcast_to(scale, (n,)),
-        translation=jnp.broadcast_to(root[None], (n, 3)),
-    )
+    count = rotations.shape[0]
+    global_rotation = jnp.repeat(axis_angle_from_matrix(rotations), len(_CURLS), axis=0)[:, None]
+    pose = jnp.concatenate([global_rotation, jnp.tile(fingers, (count, 1, 1))], axis=1)
+    placed = betas, jnp.where(perspective, 1.0, magnification / focal), root
+    return HandParameters(pose, *_repeat(placed, pose.shape[0]))
 
 
 def search(
@@ -162,18 +148,20 @@ def search(
         infinite `energy_gap` if there is none. `reprojection_before` is the error of the best start.
 
     Raises:
-        ValueError: If the solver is not Levenberg-Marquardt.
+        ValueError: If the energy is not calibrated or the solver is not Levenberg-Marquardt.
     """
-    if not isinstance(config.solver, LevenbergMarquardt):
-        raise ValueError(f"the search has the solver {type(config.solver).__name__}: use LevenbergMarquardt")
+    energy, solver = config.energy, config.solver
+    if not (isinstance(energy, CalibratedEnergy) and isinstance(solver, LevenbergMarquardt)):
+        used = f"{type(energy).__name__} and {type(solver).__name__}"
+        raise ValueError(f"the search has {used}: use CalibratedEnergy and LevenbergMarquardt")
     mean = jnp.zeros((hand.num_betas,), hand.dtype) if betas_mean is None else betas_mean
 
     def solve(candidates: HandParameters, iterations: int) -> tuple[HandParameters, Array]:
         def solve_one(start: HandParameters) -> tuple[HandParameters, Array]:
-            problem = cast(LeastSquaresProblem, pose_problem(hand, start, observation, config, convention, mean))
-            x = dataclasses.replace(config.solver, iterations=iterations).minimise(problem)[0]
-            energy = problem.energy(x)
-            return problem.parameters(x), jnp.where(jnp.isfinite(energy), energy, jnp.inf)
+            problem = CalibratedProblem(energy, hand, convention, start, observation, mean)
+            x = dataclasses.replace(solver, iterations=iterations).minimise(problem)[0]
+            value = problem.energy(x)
+            return problem.parameters(x), jnp.where(jnp.isfinite(value), value, jnp.inf)
 
         return jax.vmap(solve_one)(candidates)
 
@@ -183,7 +171,7 @@ def search(
     swapped = solve(_finger_swaps(hand, _take(screened[0], jnp.argmin(screened[1]))), search_config.screening)
     found = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), screened, swapped)
     keep = _distinct(_model_keypoints(hand, found[0]), found[1], search_config)
-    parameters, energies = solve(_take(found[0], keep), config.solver.iterations)
+    parameters, energies = solve(_take(found[0], keep), solver.iterations)
     parameters, energies = _take((parameters, energies), jnp.argsort(energies))
     keypoints = _model_keypoints(hand, parameters)
     second = jnp.argmax(_apart(keypoints, keypoints[0]) > search_config.distinct)  # 0 if all solutions are one hand
@@ -203,6 +191,11 @@ def search(
 def _take(tree: T, index: int | Int[Array, "..."]) -> T:
     """Index the leading axis of every leaf."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _repeat(tree: T, count: int) -> T:
+    """Repeat every leaf along a new leading axis."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), tree)
 
 
 def _model_keypoints(hand: HandModel, parameters: HandParameters) -> Float[Array, "hands 21 3"]:
@@ -238,8 +231,7 @@ def _finger_swaps(hand: HandModel, parameters: HandParameters) -> HandParameters
             for curl in curls
         ]
     )
-    count = swapped.shape[0]
-    swaps = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (count, *leaf.shape)), parameters)
+    swaps = _repeat(parameters, swapped.shape[0])
     return dataclasses.replace(swaps, pose=jnp.concatenate([swaps.pose[:, :1], swapped], axis=1))
 
 

@@ -5,13 +5,11 @@ Loops are rolled, because unrolling multiplies the compile time and, on a CPU, t
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-from handtailor_jax.types import HandParameters
 
 GradientMode = Literal["unrolled", "checkpointed", "implicit"]
 """Differentiation of a solve: through every iteration ("unrolled"), the same with recomputed iterations, which saves
@@ -19,8 +17,12 @@ memory ("checkpointed"), or by the implicit function theorem ("implicit"), exact
 
 
 @runtime_checkable
-class MinimisationProblem(Protocol):
-    """An energy E(x) of a flat vector of unknowns x."""
+class Problem(Protocol):
+    """An energy of a flat vector of unknowns x.
+
+    Levenberg-Marquardt needs ``normal_equations(x)`` as well: the energy, its gradient and a positive semi-definite
+    approximation of its Hessian.
+    """
 
     @property
     def initial(self) -> Float[Array, "unknowns"]:
@@ -28,19 +30,6 @@ class MinimisationProblem(Protocol):
 
     def energy(self, x: Float[Array, "unknowns"]) -> Float[Array, ""]:
         """Return E(x)."""
-
-    def parameters(self, x: Float[Array, "unknowns"]) -> HandParameters:
-        """Return the hand at x."""
-
-
-@runtime_checkable
-class LeastSquaresProblem(MinimisationProblem, Protocol):
-    """A minimisation problem with an approximate Hessian, as Levenberg-Marquardt needs it."""
-
-    def normal_equations(
-        self, x: Float[Array, "unknowns"]
-    ) -> tuple[Float[Array, ""], Float[Array, "unknowns"], Float[Array, "unknowns unknowns"]]:
-        """Return E, its gradient and a positive semi-definite approximation of its Hessian at x."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,21 +51,19 @@ class Adam:
     first_step: int = 0
     """Number of earlier steps that the bias correction assumes; 1 in the released program."""
 
-    def minimise(
-        self, problem: MinimisationProblem, keep: Callable[[Array], Array] = lambda x: x[:0]
-    ) -> tuple[Array, Array]:
+    def minimise(self, problem: Problem, keep: Callable[[Array], Array] = lambda x: x[:0]) -> tuple[Array, Array]:
         """Return x after the last step, and ``keep(x)`` before every step, stacked (by default empty)."""
         x = problem.initial
-        gradient = jax.grad(problem.energy)
         final = self.learning_rate if self.final_learning_rate is None else self.final_learning_rate
 
         def iteration(carry, step):  # type: ignore[no-untyped-def]
             x, mean, square = carry
-            g = gradient(x)
+            g = jax.grad(problem.energy)(x)
             mean = self.b1 * mean + (1.0 - self.b1) * g
             square = self.b2 * square + (1.0 - self.b2) * g * g
             taken = step + (1.0 + self.first_step)
-            # Double where: for an unknown whose gradients were all 0, the derivative of the root would be 0 / 0.
+            # Double where: for an unknown whose gradients were all 0, the derivative of the root would be 0 / 0, as in
+            # Optax's Adam.
             moved = square > 0.0
             root = jnp.where(moved, jnp.sqrt(jnp.where(moved, square, 1.0) / (1.0 - self.b2**taken)), 0.0)
             direction = (mean / (1.0 - self.b1**taken)) / (root + self.eps)
@@ -102,9 +89,7 @@ class LevenbergMarquardt:
     rejected: float = 5.0
     """Factor on the damping after a step that did not lower the energy."""
 
-    def minimise(
-        self, problem: LeastSquaresProblem, keep: Callable[[Array], Array] = lambda x: x[:0]
-    ) -> tuple[Array, Array]:
+    def minimise(self, problem: Any, keep: Callable[[Array], Array] = lambda x: x[:0]) -> tuple[Array, Array]:
         """Return x after the last step, and ``keep(x)`` before every step, stacked (by default empty)."""
         x = problem.initial
 
@@ -132,28 +117,18 @@ class LevenbergMarquardt:
 Solver = Adam | LevenbergMarquardt
 
 
-def solve(
-    problem: MinimisationProblem, solver: Solver, gradient: GradientMode = "unrolled"
-) -> Float[Array, "unknowns"]:
+def solve(problem: Problem, solver: Solver, gradient: GradientMode = "unrolled") -> Float[Array, "unknowns"]:
     """Minimise the energy of a problem; see `GradientMode` for its derivatives."""
     if gradient == "unrolled":
-        return solver.minimise(problem)[0]  # type: ignore[arg-type]
+        return solver.minimise(problem)[0]
     if gradient == "checkpointed":
         return jax.checkpoint(lambda p: solver.minimise(p)[0])(problem)
-    if gradient == "implicit":
-        return _implicit(problem, solver)
-    raise ValueError(f"gradient is {gradient!r}: use unrolled, checkpointed or implicit")
-
-
-def _implicit(problem: MinimisationProblem, solver: Solver) -> Float[Array, "unknowns"]:
-    """Minimise, and differentiate by the implicit function theorem: dx = -(d2E/dx2)^-1 d(dE/dx)."""
+    if gradient != "implicit":
+        raise ValueError(f"gradient is {gradient!r}: use unrolled, checkpointed or implicit")
 
     def tangent_solve(linear, y):  # type: ignore[no-untyped-def]
         return jnp.linalg.solve(jax.jacobian(linear)(y), y)
 
-    return jax.lax.custom_root(
-        jax.grad(problem.energy),
-        problem.initial,
-        lambda _, __: solver.minimise(problem)[0],  # type: ignore[arg-type]
-        tangent_solve,
-    )
+    # The implicit function theorem: dx = -(d2E/dx2)^-1 d(dE/dx).
+    gradient_of = jax.grad(problem.energy)
+    return jax.lax.custom_root(gradient_of, problem.initial, lambda *_: solver.minimise(problem)[0], tangent_solve)

@@ -1,18 +1,112 @@
-"""The tailor: the hand that minimises an energy of observed keypoints, from a start."""
+"""The tailor: the hand that minimises an energy of observed keypoints, from a start; its configuration and presets."""
 
+import dataclasses
 import functools
+import math
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.tailor.calibrated import CalibratedEnergy, CalibratedProblem
-from handtailor_jax.tailor.paper import PaperProblem
-from handtailor_jax.tailor.presets import TailorConfig
-from handtailor_jax.tailor.solve import MinimisationProblem, solve
+from handtailor_jax.tailor.paper import PaperEnergy, PaperProblem
+from handtailor_jax.tailor.placement import StartScale
+from handtailor_jax.tailor.solve import Adam, GradientMode, LevenbergMarquardt, Solver, solve
 from handtailor_jax.types import HandParameters, Observation
+
+_TWO_STEPS = LevenbergMarquardt(iterations=2, damping=0.003)
+
+
+@dataclasses.dataclass(frozen=True)
+class TailorConfig:
+    """Energy, solver and differentiation of the tailor."""
+
+    energy: CalibratedEnergy | PaperEnergy
+    """The energy that is minimised."""
+    solver: Solver
+    """The solver of the minimisation."""
+    scale: StartScale = "closed_form"
+    """Scale of the start; see `StartScale`."""
+    gradient: GradientMode = "unrolled"
+    """Differentiation of the result; see `GradientMode`."""
+
+    @classmethod
+    def default(cls) -> "TailorConfig":
+        """Return the default for proposals with good keypoints: calibrated robust energy, Levenberg-Marquardt.
+
+        Its standard deviations are the noise of a good proposal and of a good detector, selected among about forty
+        settings on seed 1 of benchmarks/simulation.py; benchmarks/tailor.py reports on another seed. A more robust
+        residual treats a bad start as an outlier, so it needs a third iteration, and is no more accurate.
+        """
+        energy = CalibratedEnergy(keypoint_std=0.0125, robustness=16.0, betas_std=0.5, size_share=0.5)
+        return cls(energy, _TWO_STEPS, scale="proposed")
+
+    @classmethod
+    def network(cls) -> "TailorConfig":
+        """Return the default for a network's own keypoints, whose noise depends on their confidence.
+
+        The embedded weights' keypoints have errors of about 4 % of the hand size at confidence 0.95 and 25 % at 0.2.
+        Their hand sizes are more accurate than their depths. The preset was selected with these weights on rendered
+        images and photographs of training splits (docs/model-card.md). If almost all confidences are low, only
+        `pixel_std` and `zoom_std` keep the hand in place.
+        """
+        energy = CalibratedEnergy(
+            keypoint_std=0.03, confidence_power=4, robustness=16.0, betas_std=0.5, pixel_std=0.3, zoom_std=0.3
+        )
+        return cls(energy, _TWO_STEPS, scale="proposed")
+
+    @classmethod
+    def paper(cls) -> "TailorConfig":
+        """Return the paper's constants: Eq. 13 with weights 1, 100 and 0.1; 20 Adam steps at 0.003."""
+        return cls(PaperEnergy(), Adam())
+
+    @classmethod
+    def official(cls) -> "TailorConfig":
+        """Return the released program's constants, which differ from the paper's: means instead of sums; Adam at 0.03
+        with b1 = b2 = 0.5 and a bias correction that is one step ahead."""
+        energy = PaperEnergy(
+            joint=1.0 / 42.0,
+            non_planarity=100.0 * 1e4 / 5.0,
+            backward_bend=100.0 * 1e5,
+            identity_pose=0.01 / 48.0,
+            identity_betas=0.01 / 10.0,
+            released=True,
+        )
+        return cls(energy, Adam(learning_rate=0.03, b1=0.5, b2=0.5, first_step=1), scale="released")
+
+    @classmethod
+    def plug_in(cls) -> "TailorConfig":
+        """Return the preset for a pose of another method without placement: free placement, ten iterations."""
+        energy = CalibratedEnergy(keypoint_std=0.0125, robustness=8.0, rotation_std=0.3, finger_std=0.2)
+        return cls(energy, LevenbergMarquardt(iterations=10))
+
+    @classmethod
+    def keypoints_only(cls) -> "TailorConfig":
+        """Return the preset for 2D keypoints without a proposal: pose prior and joint limits replace the identity."""
+        energy = CalibratedEnergy(
+            keypoint_std=0.012,
+            depth_std=0.09,
+            rotation_std=math.inf,
+            finger_std=math.inf,
+            betas_std=math.inf,
+            prior=0.5,
+            betas_prior=1.0,
+            mcp_std=0.45,
+            extent_std=0.2,
+        )
+        return cls(energy, LevenbergMarquardt(iterations=20))
+
+
+PRESETS = {
+    "default": TailorConfig.default,
+    "network": TailorConfig.network,
+    "paper": TailorConfig.paper,
+    "official": TailorConfig.official,
+}
+"""Presets that refine a proposal, by their names on the command line."""
+
+PresetName = Literal["default", "network", "paper", "official"]
 
 
 def tailor(
@@ -43,6 +137,7 @@ def tailor(
     return problem.parameters(solve(problem, config.solver, config.gradient))
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def tailor_batch(
     hand: HandModel,
     starts: HandParameters,
@@ -56,17 +151,6 @@ def tailor_batch(
     The arguments are those of `tailor`; starts, observations and the result have a leading axis (batch). The batch is
     not split over threads, because that deadlocks in XLA's CPU client of jax 0.10 and gains nothing on jax 0.12.
     """
-    return _tailor_batch(hand, starts, observations, config or TailorConfig.default(), convention)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _tailor_batch(
-    hand: HandModel,
-    starts: HandParameters,
-    observations: Observation,
-    config: TailorConfig,
-    convention: LandmarkConvention,
-) -> HandParameters:
     return jax.vmap(lambda start, seen: tailor(hand, start, seen, config, convention=convention))(starts, observations)
 
 
@@ -76,16 +160,14 @@ def pose_problem(
     observation: Observation,
     config: TailorConfig,
     convention: LandmarkConvention = MANO,
-    betas_mean: Float[Array, "betas"] | None = None,
-) -> MinimisationProblem:
-    """Return the minimisation problem of a configuration; `betas_mean` is the mean of its shape prior, zero if None.
+) -> CalibratedProblem | PaperProblem:
+    """Return the minimisation problem of a configuration.
 
     Raises:
         ValueError: If the paper's energy is configured for keypoints of another convention than the model's own.
     """
     if isinstance(config.energy, CalibratedEnergy):
-        mean = jnp.zeros((hand.num_betas,), hand.dtype) if betas_mean is None else betas_mean
-        return CalibratedProblem(config.energy, hand, convention, start, observation, mean)
+        return CalibratedProblem(config.energy, hand, convention, start, observation)
     if convention.offsets is not None:
         raise ValueError(
             f"the paper's energy is defined for the model's own keypoints, not for {convention.name!r} landmarks: "

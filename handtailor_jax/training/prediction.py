@@ -20,7 +20,7 @@ from handtailor_jax.render.soft import SoftMaps, soft_rasterise
 from handtailor_jax.skeleton import ROOT
 from handtailor_jax.synthetic.poses import PoseConfig, sample_betas, sample_pose
 from handtailor_jax.tailor.placement import camera_mesh
-from handtailor_jax.tailor.presets import TailorConfig
+from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.types import Camera, HandMesh, HandParameters
 

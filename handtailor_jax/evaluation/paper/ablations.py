@@ -30,8 +30,7 @@ from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.render.rasterise import rasterise
 from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
-from handtailor_jax.tailor.presets import PRESETS, PresetName, TailorConfig
-from handtailor_jax.tailor.tailor import tailor
+from handtailor_jax.tailor.tailor import PRESETS, PresetName, TailorConfig, tailor
 from handtailor_jax.types import Camera, HandParameters
 
 CLAIM_PRESETS: tuple[PresetName, ...] = ("paper", "official")

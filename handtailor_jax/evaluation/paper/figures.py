@@ -18,9 +18,9 @@ from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, second_v
 from handtailor_jax.render.shading import render_mesh
 from handtailor_jax.results import write_atomically, write_image
 from handtailor_jax.skeleton import ROOT, WRIST
-from handtailor_jax.tailor import energy as terms
+from handtailor_jax.tailor import paper as terms
 from handtailor_jax.tailor.paper import PaperEnergy
-from handtailor_jax.tailor.presets import TailorConfig
+from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Camera
 
 FIGURE_4_ITERATIONS = 100

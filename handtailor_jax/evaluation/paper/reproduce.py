@@ -30,7 +30,7 @@ from handtailor_jax.hand_module.weights import load_weights
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import MANO_VERTICES, load_hand
 from handtailor_jax.results import prepare_folder, write_atomically, write_json
-from handtailor_jax.tailor.presets import PresetName
+from handtailor_jax.tailor.tailor import PresetName
 
 Part = Literal["table1", "table2", "table3", "table4", "figure2", "figure3", "figure4"]
 Dataset = Literal["synthetic", "rhd", "stb", "freihand"]

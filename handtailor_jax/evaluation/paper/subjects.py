@@ -20,10 +20,8 @@ from handtailor_jax.geometry.cameras import crop_affine, transform_camera, trans
 from handtailor_jax.images import Image
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.skeleton import ROOT
-from handtailor_jax.tailor.initialize import StartScale, initialize
-from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
-from handtailor_jax.tailor.presets import PRESETS, PresetName, TailorConfig
-from handtailor_jax.tailor.tailor import tailor_batch
+from handtailor_jax.tailor.placement import StartScale, camera_keypoints, camera_mesh, initialize
+from handtailor_jax.tailor.tailor import PRESETS, PresetName, TailorConfig, tailor_batch
 from handtailor_jax.types import Camera, HandParameters, Numbers, Observation, pytree, static
 
 Tree = TypeVar("Tree")
