@@ -180,8 +180,8 @@ class HandDetector:
         candidates = []
         for batch in jax.device_get(found):
             for scores, palms in _unstack(batch):
-                pairs = zip(map(float, scores), _unstack(palms), strict=True)
-                candidates += [_Candidate(score, region, presence) for score, region in pairs if score > 0.0]
+                filled = np.flatnonzero(scores > 0.0)
+                candidates += [_Candidate(float(scores[i]), _entry(palms, int(i)), presence) for i in filled]
         return candidates
 
     def _confirm(self, candidates: list[_Candidate], look: Look[Seen], known: Sequence[Region]) -> list[Seen]:
@@ -244,6 +244,10 @@ def _overlap(a: Region, b: Region) -> float:
     return float(shared / (a.side**2 + b.side**2 - shared))
 
 
+def _entry(batch: Tree, index: int) -> Tree:
+    return jax.tree.map(lambda leaf: leaf[index], batch)
+
+
 def _unstack(batch: Tree) -> list[Tree]:
     """Return the entries of a pytree of NumPy arrays with one batch axis."""
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(len(jax.tree.leaves(batch)[0]))]
+    return [_entry(batch, i) for i in range(len(jax.tree.leaves(batch)[0]))]

@@ -54,7 +54,8 @@ def mass_near(
     The share is close to 1 for one narrow peak, and low for a flat map or for two peaks with the index between them.
     The window exp(-(r / radius)^4) has a soft edge, so the gradient exists everywhere.
     """
-    window = jnp.exp(-jnp.square(squared_distance(indices, heatmaps.shape[-3:-1]) / radius**2))
+    rows, columns = heatmaps.shape[-3:-1]
+    window = jnp.exp(-jnp.square(squared_distance(indices, (rows, columns)) / radius**2))
     return jnp.clip(jnp.sum(heatmaps * window, axis=(-3, -2)), 0.0, 1.0)
 
 

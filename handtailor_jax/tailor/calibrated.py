@@ -202,10 +202,8 @@ class CalibratedProblem:
         precision, mean = self._precision()
         terms.append((x - mean) @ (precision @ (x - mean)))
         terms.append(jnp.sum(limit_excess(anatomy, coordinates) ** 2) / c.limit_std**2)
-        weights = weights.reshape(-1)
-        return 0.5 * sum(terms), _State(
-            posed, landmarks, rotation, root, scale, points, relative, magnification, weights
-        )
+        energy, weights = 0.5 * sum(terms, jnp.zeros((), x.dtype)), weights.reshape(-1)
+        return energy, _State(posed, landmarks, rotation, root, scale, points, relative, magnification, weights)
 
     def _precision(self) -> tuple[Array, Array]:
         """Return precision matrix and mean of the Gaussian that combines identity and prior."""

@@ -157,13 +157,14 @@ def search(
     mean = jnp.zeros((hand.num_betas,), hand.dtype) if betas_mean is None else betas_mean
 
     def solve(candidates: HandParameters, iterations: int) -> tuple[HandParameters, Array]:
+        @jax.vmap
         def solve_one(start: HandParameters) -> tuple[HandParameters, Array]:
             problem = CalibratedProblem(energy, hand, convention, start, observation, mean)
             x = dataclasses.replace(solver, iterations=iterations).minimise(problem)[0]
             value = problem.energy(x)
             return problem.parameters(x), jnp.where(jnp.isfinite(value), value, jnp.inf)
 
-        return jax.vmap(solve_one)(candidates)
+        return solve_one(candidates)
 
     first = starts(hand, observation, convention, mean)
     screened = solve(first, search_config.screening)
@@ -176,16 +177,14 @@ def search(
     keypoints = _model_keypoints(hand, parameters)
     second = jnp.argmax(_apart(keypoints, keypoints[0]) > search_config.distinct)  # 0 if all solutions are one hand
 
+    @jax.vmap
     def error(start: HandParameters) -> Array:
         pixels = project(observation.camera, camera_keypoints(hand, start, convention))
         return reprojection_error(pixels, observation)
 
-    return dataclasses.replace(
-        describe(hand, _take(parameters, 0), observation, convention),
-        reprojection_before=jnp.min(jax.vmap(error)(first)),
-        runner_up=describe(hand, _take(parameters, second), observation, convention),
-        energy_gap=jnp.where(second > 0, energies[second] - energies[0], jnp.inf),
-    )
+    best, other = (describe(hand, _take(parameters, i), observation, convention) for i in (0, second))
+    gap = jnp.where(second > 0, energies[second] - energies[0], jnp.inf)
+    return dataclasses.replace(best, reprojection_before=jnp.min(error(first)), runner_up=other, energy_gap=gap)
 
 
 def _take(tree: T, index: int | Int[Array, "..."]) -> T:
