@@ -38,20 +38,12 @@ Network = TypeVar("Network", PalmDetector, HandLandmarkNetwork)
 
 
 def load_palm_detector(path: str | os.PathLike[str] | None = None) -> PalmDetector:
-    """Load a palm detector from a weight file, or the embedded one.
-
-    Raises:
-        InputError: If the file is missing, damaged, or holds another network.
-    """
+    """Load a palm detector from a weight file, or the embedded one; raise an InputError if the file is not one."""
     return _load(PALM, path, PalmDetector)
 
 
 def load_landmark_network(path: str | os.PathLike[str] | None = None) -> HandLandmarkNetwork:
-    """Load a hand landmark network from a weight file, or the embedded one.
-
-    Raises:
-        InputError: If the file is missing, damaged, or holds another network.
-    """
+    """Load a hand landmark network from a weight file, or the embedded one; raise an InputError if it is not one."""
     return _load(LANDMARKS, path, HandLandmarkNetwork)
 
 
@@ -70,10 +62,8 @@ def _load(embedded: str, given: str | os.PathLike[str] | None, kind: type[Networ
     )
     network, tensors = _read(path)
     graph, variables = structure(network)
-    for problem, names in (
-        ("lacks", {_name(place) for place, _ in variables} - tensors.keys()),
-        ("has unknown", tensors.keys() - {_name(place) for place, _ in variables}),
-    ):
+    expected = {_name(place) for place, _ in variables}
+    for problem, names in (("lacks", expected - tensors.keys()), ("has unknown", tensors.keys() - expected)):
         if names:
             raise InputError(f"{path}: {problem} tensors ({len(names)}: {min(names)[:80]}, ...); {_REMEDY}")
     numbers = []

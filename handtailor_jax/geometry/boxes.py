@@ -1,7 +1,4 @@
-"""Boxes around hands: the hand size, and the square around keypoints.
-
-The hand size is the longer side of the keypoints' bounding box. Thresholds and errors in percent refer to it.
-"""
+"""Boxes around hands: the hand size, to which thresholds and errors in percent refer, and squares."""
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +16,7 @@ def hand_size(keypoints_2d: Float[Numbers, "*batch n 2"]) -> Float[Numbers, "*ba
 
 
 def square_around(keypoints_2d: Float[np.ndarray, "n 2"], factor: float) -> Box:
-    """Return the square about the centre of the keypoints' bounding box.
-
-    Args:
-        keypoints_2d: Keypoints (u, v) in pixels.
-        factor: Side of the square as a multiple of the hand size.
-    """
+    """Return the square about the centre of the keypoints' bounding box, `factor` hand sizes wide; pixels."""
     center = 0.5 * (keypoints_2d.min(axis=0) + keypoints_2d.max(axis=0))
     return centered_square(center, factor * float(hand_size(keypoints_2d)))
 

@@ -28,10 +28,7 @@ def project(camera: Camera, points: Float[Array, "*batch n 3"]) -> Float[Array, 
 def unproject(
     camera: Camera, pixels: Float[Array, "*batch n 2"], depth: Float[Array, "*batch n"]
 ) -> Float[Array, "*batch n 3"]:
-    """Return the camera-frame points at depth z that project to `pixels` (u, v).
-
-    Eq. 5 of the paper in perspective, Eq. 14 in weak perspective.
-    """
+    """Return the points at depth z that project to pixels (u, v): Eq. 5 of the paper, or 14 in weak perspective."""
     xy = jnp.einsum("...ij,...nj->...ni", inverse_linear(camera), pixels - camera.center[..., None, :])
     return jnp.concatenate([xy * depth_divisor(camera, depth)[..., None], depth[..., None]], axis=-1)
 
@@ -68,13 +65,12 @@ def transform_camera(camera: Camera, affine: Float[Array, "*batch 2 3"]) -> Came
 
 
 def rotate_frame(camera: Camera, angle: Float[Array, "*batch"]) -> Camera:
-    """Return the camera in a camera frame rotated about the optical axis: K' = K R^T for points R p.
+    """Return the camera in a frame turned about the optical axis (radians, from x toward y): K' = K R^T for points R p.
 
-    Angles are in radians, positive from x toward y. Rotating the frame by the angle by which an image was rotated makes
-    the linear part diagonal again if fx = fy.
+    Rotating the frame by the angle by which an image was rotated makes the linear part diagonal again if fx = fy.
     """
-    r = in_plane_rotation(angle)
-    return dataclasses.replace(camera, linear=jnp.einsum("...ij,...kj->...ik", camera.linear, r))
+    linear = jnp.einsum("...ij,...kj->...ik", camera.linear, in_plane_rotation(angle))
+    return dataclasses.replace(camera, linear=linear)
 
 
 def in_plane_rotation(angle: Float[Array, "*batch"]) -> Float[Array, "*batch 2 2"]:
@@ -91,11 +87,7 @@ def crop_affine(
 ) -> Float[Array, "*batch 2 3"]:
     """Return the affine pixel map from an image to a crop of a square, `size` x `size` pixels.
 
-    Args:
-        center: Centre of the square, pixels (u, v); it is mapped to ((size - 1) / 2, (size - 1) / 2).
-        side: Side of the square, pixels of the image.
-        size: Side of the crop, pixels.
-        angle: In-plane rotation of the image content, radians; 0 if None.
+    The square's centre is mapped to ((size - 1) / 2, (size - 1) / 2); the content is rotated by `angle` (radians).
     """
     rotation = in_plane_rotation(jnp.zeros_like(side) if angle is None else angle)
     linear = (size / side)[..., None, None] * rotation

@@ -1,8 +1,7 @@
 """Left and right: mirror images, cameras, points, poses and parameters about a vertical line.
 
 The networks and the compiled programs process right hands only. A left hand is mirrored before them, u' = (width - 1)
-- u and x' = -x, and its result is mirrored back with the same functions: each is its own inverse. All functions take
-NumPy and JAX arrays.
+- u and x' = -x, and its result is mirrored back: each function is its own inverse. All take NumPy and JAX arrays.
 """
 
 import dataclasses
@@ -85,10 +84,7 @@ def mirror_faces(faces: Int[Numbers, "*batch faces 3"]) -> Int[Numbers, "*batch 
 
 
 def mirror_hand(hand: Hand) -> Hand:
-    """Return the hand of the other side in the image mirrored about its first column (u' = -u).
-
-    `region` is left out: it belongs to the original image.
-    """
+    """Return the hand of the other side in the image mirrored about its first column (u' = -u), without `region`."""
     return dataclasses.replace(
         hand,
         left=~hand.left,

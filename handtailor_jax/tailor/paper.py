@@ -137,19 +137,17 @@ class PaperProblem:
     def _image_energy(self, vertices: Float[Array, "vertices 3"]) -> Float[Array, ""]:
         """Return the weighted sum of E_d and E_sil (Table 4) of camera-frame vertices."""
         w, seen = self.weights, self.observation
-        depth_map = seen.depth_map if w.depth else None
-        mask = seen.mask if w.silhouette else None
-        observed = depth_map if mask is None else mask
-        if observed is None or (w.depth and depth_map is None) or (w.silhouette and mask is None):
+        observed = seen.depth_map if w.depth else seen.mask
+        if observed is None or (w.silhouette and seen.mask is None):
             raise InputError(
                 "the observation lacks the depth_map or mask that the energy weighs: give it, or set its weight to 0"
             )
         maps = soft_rasterise(vertices, self.hand.faces, seen.camera, *observed.shape)
         energy = jnp.zeros((), vertices.dtype)
-        if depth_map is not None:
-            energy = energy + w.depth * squared(depth(maps.depth, depth_map))
-        if mask is not None:
-            energy = energy + w.silhouette * squared(silhouette(maps.silhouette, mask))
+        if w.depth and seen.depth_map is not None:
+            energy = energy + w.depth * squared(depth(maps.depth, seen.depth_map))
+        if w.silhouette and seen.mask is not None:
+            energy = energy + w.silhouette * squared(silhouette(maps.silhouette, seen.mask))
         return energy
 
     def parameters(self, x: Float[Array, "unknowns"]) -> HandParameters:

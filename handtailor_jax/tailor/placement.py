@@ -100,10 +100,9 @@ def closed_form_scale_with_depths(
 def relative_depth(
     joints: Float[Array, "21 3"], keypoints_2d: Float[Array, "21 2"], confidence: Float[Array, "21"]
 ) -> Float[Array, "21"]:
-    """Convert another method's 3D keypoints to depths relative to the root, in pixels.
+    """Convert another method's 3D keypoints, in camera axes and any unit, to depths relative to the root, in pixels.
 
-    The conversion factor is the weak-perspective scale that best maps `joints` to `keypoints_2d` (Eq. 17 of the paper
-    about the centroid), so `joints` may have any unit and origin. Their axes are the camera's.
+    The factor is the weak-perspective scale that best maps `joints` to `keypoints_2d` (Eq. 17 about the centroid).
     """
     weight = confidence / jnp.maximum(jnp.sum(confidence), 1e-6)
     model = joints[:, :2] - (weight @ joints[:, :2])[None]
