@@ -113,7 +113,7 @@ def _keypoints(keypoints_2d: Any, confidence: Any) -> tuple[FloatArray, FloatArr
         raise InputError(f"only {(~ignored).sum()} keypoints have a confidence above 0: at least 6 are needed")
     points = checked_array("keypoints_2d", keypoints_2d, (21, 2), ignored)
     _check_spread(points[~ignored])
-    points[ignored] = points[~ignored].mean(axis=0)
+    points[ignored] = points[~ignored].mean(axis=0, dtype=np.float64)  # in any order the same
     return points, weights
 
 

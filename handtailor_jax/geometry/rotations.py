@@ -117,9 +117,10 @@ def axis_angle_from_matrix(matrix: Float[Array, "*batch 3 3"]) -> Float[Array, "
 
 def matrix_from_quaternion(quaternion: Float[Array, "*batch 4"]) -> Float[Array, "*batch 3 3"]:
     """Convert quaternions (w, x, y, z) of any non-zero length to rotation matrices."""
-    s = 2.0 / jnp.sum(quaternion * quaternion, axis=-1)
+    s = (2.0 / jnp.sum(quaternion * quaternion, axis=-1))[..., None, None]
     w, v = quaternion[..., 0], quaternion[..., 1:]
-    return _combine(1.0 - s * jnp.sum(v * v, axis=-1), s * w, s, v)
+    eye = jnp.broadcast_to(jnp.eye(3, dtype=v.dtype), (*v.shape, 3))
+    return eye + s * _combine(-jnp.sum(v * v, axis=-1), w, jnp.ones_like(w), v)
 
 
 def angle_between(first: Float[Array, "*batch 3 3"], second: Float[Array, "*batch 3 3"]) -> Float[Array, "*batch"]:

@@ -152,8 +152,7 @@ def search(
     """
     energy, solver = config.energy, config.solver
     if not (isinstance(energy, CalibratedEnergy) and isinstance(solver, LevenbergMarquardt)):
-        used = f"{type(energy).__name__} and {type(solver).__name__}"
-        raise ValueError(f"the search has {used}: use CalibratedEnergy and LevenbergMarquardt")
+        raise ValueError("the search has another energy or solver: use CalibratedEnergy and LevenbergMarquardt")
     mean = jnp.zeros((hand.num_betas,), hand.dtype) if betas_mean is None else betas_mean
 
     def solve(candidates: HandParameters, iterations: int) -> tuple[HandParameters, Array]:
