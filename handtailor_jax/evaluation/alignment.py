@@ -26,8 +26,7 @@ class Similarity:
     """A map of points, ``scale * points @ rotation + shift``, for each of the leading axes."""
 
     scale: Float[Numbers, "*batch 1 1"]
-    rotation: Float[Numbers, "*batch 3 3"]
-    """Rotation, applied from the right; its determinant is -1 where it mirrors."""
+    rotation: Float[Numbers, "*batch 3 3"]  # its determinant is -1 where it mirrors
     shift: Float[Numbers, "*batch 1 3"]
 
     def apply(self, points: Float[Numbers, "*batch m 3"]) -> Float[Numbers, "*batch m 3"]:
@@ -166,14 +165,11 @@ class Protocol:
 
 
 class Aligned(NamedTuple):
-    """Aligned predictions, and the truth that they are compared with."""
+    """Aligned predictions (n, 21, 3), the truth that they are compared with, and the joints (n, 21) that take part."""
 
     predicted: FloatArray
-    """(n, 21, 3) metres."""
-    truth: FloatArray
-    """(n, 21, 3) metres; joint 0 is the palm point under "zb"."""
-    counted: Mask
-    """(n, 21) joints that take part: the visible ones under "zb", else all."""
+    truth: FloatArray  # joint 0 is the palm point under "zb"
+    counted: Mask  # the visible joints under "zb", else all
 
     @property
     def errors_mm(self) -> FloatArray:
@@ -189,15 +185,10 @@ def align(
     *,
     joint_0_is_palm: bool = False,
 ) -> Aligned:
-    """Align predicted joints to true joints.
+    """Align predicted joints (n, 21, 3) to true joints, metres, camera frame.
 
-    Args:
-        predicted: (n, 21, 3) metres, camera frame.
-        truth: (n, 21, 3) metres, camera frame.
-        alignment: Name of the alignment.
-        visible: (n, 21) visible joints, used by "zb" only; all if None.
-        joint_0_is_palm: Whether joint 0 is a palm point already (STB with the wrist recipe "palm"). Otherwise "zb"
-            replaces the wrist of both by the midpoint of wrist and middle MCP.
+    Only "zb" uses the visible joints (n, 21); None means all. It replaces the wrist of both by the midpoint of wrist
+    and middle MCP, unless joint 0 is a palm point already (STB with the wrist recipe "palm").
 
     Raises:
         ValueError: On wrong shapes or coordinates that are not finite.

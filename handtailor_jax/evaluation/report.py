@@ -22,14 +22,11 @@ Cell = str | float
 class Table(NamedTuple):
     """A table of results."""
 
-    name: str
-    """File name without suffix, such as table1."""
+    name: str  # file name without suffix, such as table1
     title: str
     header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    """Text or numbers; NaN for an empty cell."""
-    notes: tuple[str, ...]
-    """Lines below the table: data, protocol, ground truth that methods were given."""
+    rows: tuple[tuple[Cell, ...], ...]  # text or numbers; NaN for an empty cell
+    notes: tuple[str, ...]  # lines below the table: data, protocol, ground truth that methods were given
 
     def markdown(self) -> str:
         """Return title, table and notes."""
@@ -47,13 +44,12 @@ class Claim(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """Tables, checked statements and names of images."""
+    """Tables, checked statements, names of images, and the parts that the data does not allow with the reasons."""
 
     tables: tuple[Table, ...] = ()
     claims: tuple[Claim, ...] = ()
     images: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-    """Parts that the data does not allow, each with the reason."""
 
     def __add__(self, other: "Findings") -> "Findings":
         fields = (field.name for field in dataclasses.fields(self))

@@ -25,10 +25,8 @@ class Light:
     key: Float[Array, "3"]
     fill: Float[Array, "3"]
     up: Float[Array, "3"]
-    colors: Float[Array, "4 3"]
-    """RGB of key, fill, ambient from `up`, ambient from the other side."""
-    softness: Float[Array, ""]
-    """Radius of the shadow edge in texels of the shadow map."""
+    colors: Float[Array, "4 3"]  # RGB of key, fill, ambient from `up`, ambient from the other side
+    softness: Float[Array, ""]  # radius of the shadow edge in texels of the shadow map
 
 
 def _tint(draws: Draws, spread: float) -> Float[Array, "3"]:
@@ -65,22 +63,15 @@ class Materials:
 
     melanin: Float[Array, ""]
     blood: Float[Array, ""]
-    hue: Float[Array, "3"]
-    """Small factors on the skin's colour."""
+    hue: Float[Array, "3"]  # small factors on the skin's colour
     marks: Float[Array, "8"]
     """Weights of creases, knuckles, blood marks, veins, fine and coarse mottling, relief, paleness of the palm."""
-    gloss: Float[Array, "2"]
-    """Gloss and roughness of the skin."""
-    polish: Float[Array, "4"]
-    """RGB of nail polish, and 1 if the nails have polish, else 0."""
-    cloth: Float[Array, "2 3"]
-    """Two colours of the sleeve."""
-    pattern: Float[Array, "3"]
-    """Frequency along, frequency around and contrast of the sleeve's pattern."""
-    objects: Float[Array, "3 3"]
-    """Colours of band, held object and foreground object."""
-    object_gloss: Float[Array, "3"]
-    """Gloss of band, held object and foreground object."""
+    gloss: Float[Array, "2"]  # gloss and roughness of the skin
+    polish: Float[Array, "4"]  # RGB of nail polish, and 1 if the nails have polish, else 0
+    cloth: Float[Array, "2 3"]  # two colours of the sleeve
+    pattern: Float[Array, "3"]  # frequency along, frequency around and contrast of the sleeve's pattern
+    objects: Float[Array, "3 3"]  # colours of band, held object and foreground object
+    object_gloss: Float[Array, "3"]  # gloss of the same
 
 
 def sample_materials(draws: Draws) -> Materials:

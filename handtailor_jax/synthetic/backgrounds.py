@@ -140,22 +140,16 @@ class Shapes:
     """Flat shapes in an image that reaches from -1 to 1; later shapes cover earlier ones."""
 
     center: Float[Array, "n 2"]
-    turn: Float[Array, "n"]
-    """Rotation in radians."""
-    half: Float[Array, "n 2"]
-    """Half width and half height."""
-    kind: Float[Array, "n"]
-    """0 ellipse, 1 rounded, 2 box."""
-    present: Float[Array, "n"]
-    """1 if the shape exists, else 0."""
+    turn: Float[Array, "n"]  # radians
+    half: Float[Array, "n 2"]  # half width and half height
+    kind: Float[Array, "n"]  # 0 ellipse, 1 rounded, 2 box
+    present: Float[Array, "n"]  # 1 if the shape exists, else 0
     color: Float[Array, "n 3"]
-    second: Float[Array, "n 3"]
-    """Second colour of the pattern."""
+    second: Float[Array, "n 3"]  # second colour of the pattern
     pattern: Float[Array, "n"]
     """0 none, 1 stripes, 2 checks, 3 clouds, 4 columns of random shades (books), 5 a grid of random shades (tiles)."""
     frequency: Float[Array, "n"]
-    contrast: Float[Array, "n"]
-    """Contrast of the pattern, 0 to 1."""
+    contrast: Float[Array, "n"]  # of the pattern, 0 to 1
 
 
 def _sample_shapes(draws: Draws, room: Array, person: Array) -> Shapes:

@@ -172,39 +172,27 @@ def develop(light: Image, box: Float[Array, "4"], key: PRNGKeyArray, config: Ima
     """
     own, noise_key = jax.random.split(key)
     draws = Draws(own, light.dtype)
-    light = _expose(_blur(light, draws, config), draws)
-    noise = jax.random.normal(noise_key, light.shape, light.dtype)
-    srgb = _tone(_add_noise(light, noise, draws, config), draws)
-    return _pad(_compress(_sharpen(srgb, draws, config), draws, config), box, draws, config)
-
-
-def _blur(light: Image, draws: Draws, config: ImagingConfig) -> Image:
-    """Blur by defocus and motion."""
-    size = light.shape[0]
-    sigma = 0.35 + size * config.defocus * draws.uniform() ** 2.5
-    blur = gaussian(size, sigma)
+    size, dtype = light.shape[0], light.dtype
+    blur = gaussian(size, 0.35 + size * config.defocus * draws.uniform() ** 2.5)
     light = separable(light, blur, blur)
     angle = draws.between(0.0, 2.0 * math.pi)
     length = draws.chance(config.motion) * size * config.motion_length * draws.uniform() ** 1.5
-    return motion_blur(light, length * jnp.stack([jnp.cos(angle), jnp.sin(angle)]))
+    light = motion_blur(light, length * jnp.stack([jnp.cos(angle), jnp.sin(angle)]))
 
-
-def _expose(light: Image, draws: Draws) -> Image:
-    """Vary white balance and exposure, and darken the corners."""
-    size, dtype = light.shape[0], light.dtype
+    # White balance and exposure vary, and the corners are darker.
     balance = jnp.exp(0.06 * draws.normal(3) + jnp.asarray([0.10, 0.0, -0.14], dtype) * draws.normal())
     light = light * (jnp.exp(0.4 * draws.normal() - 0.3 * draws.uniform() ** 4) * balance)[None, None]
     at = (jnp.arange(size, dtype=dtype) + 0.5) * (2.0 / size) - 1.0
     vignette = 1.0 - draws.uniform() ** 2 * 0.45 * 0.5 * (at[:, None] ** 2 + at[None, :] ** 2)
-    return light * vignette[..., None]
+    light = light * vignette[..., None]
 
-
-def _add_noise(light: Image, noise: Image, draws: Draws, config: ImagingConfig) -> Image:
-    """Add shot noise, which grows with the light, and read noise, which does not."""
+    # Shot noise grows with the light, read noise does not.
+    noise = jax.random.normal(noise_key, light.shape, dtype)
     grey = jnp.mean(noise, axis=-1, keepdims=True) * 3.0**0.5
     noise = grey + draws.uniform() * (noise - grey)
     level = config.noise * draws.uniform() ** 2
-    return light + level * noise * jnp.sqrt(0.02 + 0.6 * jnp.maximum(light, 0.0))
+    light = light + level * noise * jnp.sqrt(0.02 + 0.6 * jnp.maximum(light, 0.0))
+    return _pad(_process(_tone(light, draws), draws, config), box, draws, config)
 
 
 def _tone(light: Image, draws: Draws) -> Image:
@@ -221,17 +209,12 @@ def _tone(light: Image, draws: Draws) -> Image:
     return jnp.clip(luminance + draws.between(0.65, 1.25) * (srgb - luminance), 0.0, 1.0)
 
 
-def _sharpen(srgb: Image, draws: Draws, config: ImagingConfig) -> Image:
-    """Sharpen edges by an unsharp mask."""
+def _process(srgb: Image, draws: Draws, config: ImagingConfig) -> Image:
+    """Sharpen edges by an unsharp mask, compress as JPEG, and reduce to fewer pixels and enlarge again."""
     size = srgb.shape[0]
     soft = gaussian(size, jnp.maximum(size * draws.between(0.003, 0.012), 0.5))
     strength = config.sharpening * jnp.maximum(draws.between(-1.0, 1.0), 0.0)
-    return jnp.clip(srgb + strength * (srgb - separable(srgb, soft, soft)), 0.0, 1.0)
-
-
-def _compress(srgb: Image, draws: Draws, config: ImagingConfig) -> Image:
-    """Compress as JPEG, then reduce to fewer pixels and enlarge again."""
-    size = srgb.shape[0]
+    srgb = jnp.clip(srgb + strength * (srgb - separable(srgb, soft, soft)), 0.0, 1.0)
     quality = draws.between(*config.quality)
     srgb = jnp.where(draws.chance(config.jpeg) > 0, jpeg(srgb, quality), srgb)
     fewer = draws.chance(config.low_resolution) > 0

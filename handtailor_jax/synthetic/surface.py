@@ -27,19 +27,12 @@ SLEEVE_STEPS = (-0.002, 0.0, 0.004, 0.02, 0.045, 0.075, 0.11, 0.16, 0.22, 0.3, 0
 BAND_STEPS = (0.0, 0.12, 0.88, 1.0)
 OBJECT_ROWS, OBJECT_COLUMNS = 13, 20
 
-ARM_PATCH = (0.52, 0.68, 0.98, 0.98)
-"""Patch of the arm in a free corner of the chart: u and v of its lower, then its upper corner. u goes along the arm, v
-around it."""
+# Patch of the arm in a free corner of the chart: u and v of its lower, then its upper corner. u goes along the arm, v
+# around it. The distance from the wrist's edge is the length (metres) times a power of the position in the patch.
+ARM_PATCH, ARM_LENGTH, ARM_EXPONENT = (0.52, 0.68, 0.98, 0.98), 0.52, 1.6
 
-ARM_LENGTH = 0.52
-"""Length of the arm in the patch, metres from the wrist's edge."""
-
-ARM_EXPONENT = 1.6
-"""Power of the position in the patch that the distance from the wrist is proportional to."""
-
-_SHADOW_SIZE = 128
+_SHADOW_SIZE, _SHADOW_TAPS = 128, 5
 _SHADOW_SCALE = 0.5 * _SHADOW_SIZE / 0.16  # pixels per metre: the shadow map covers 32 cm around the hand
-_SHADOW_TAPS = 5
 
 Plane = Float[Array, "height width"]
 Planes3 = tuple[Plane, Plane, Plane]
@@ -54,23 +47,17 @@ def once(values: T) -> T:
 
 @pytree
 class SceneTopology:
-    """The constant part of the scene's mesh."""
+    """The constant part of the scene's mesh. `smooth_surface` divides all faces except those of objects."""
 
-    faces: Int[Array, "faces 3"]
-    """Triangles of hand, arm, sleeve, band, held object and foreground object, in this order."""
-    is_hand: Int[Array, "faces"]
-    """1 for faces of the hand model, which the labels describe."""
-    edges: Int[Array, "edges 2"]
-    """Edges of the faces that the smooth mesh divides: all faces except those of objects."""
+    faces: Int[Array, "faces 3"]  # hand, arm, sleeve, band, held object and foreground object, in this order
+    is_hand: Int[Array, "faces"]  # 1 for faces of the hand model, which the labels describe
+    edges: Int[Array, "edges 2"]  # of the divided faces
     smooth_faces: Int[Array, "smooth_faces 3"]
-    """Triangles of the smooth mesh, see `smooth_surface`."""
-    material: Int[Array, "smooth_faces"]
-    """Material of each smooth face, `SKIN` ... `FOREGROUND`."""
+    material: Int[Array, "smooth_faces"]  # `SKIN` ... `FOREGROUND`
     uv: Float[Array, "6 smooth_faces"]
     """Chart coordinates of the corners of each smooth face: u of the three, then v of the three. On skin they refer to
     `skin.skin_chart`; elsewhere u goes around (0 to 1) and v along (metres; on objects 0 to 1)."""
-    wrist_loop: Int[Array, "loop"]
-    """Vertices of the hand's open edge, in order."""
+    wrist_loop: Int[Array, "loop"]  # vertices of the hand's open edge, in order
 
 
 def scene_topology() -> SceneTopology:
@@ -82,20 +69,14 @@ def scene_topology() -> SceneTopology:
 
 @pytree
 class Surface:
-    """The visible surface at every pixel of the supersampled image; 0 without one."""
+    """The visible surface at every pixel of the supersampled image; 0 without one. Camera frame, metres."""
 
-    face: Int[Array, "height width"]
-    """Index of the smooth face, -1 without one."""
-    material: Int[Array, "height width"]
-    """Material of the face (`scene.SKIN` ...), -1 without one."""
-    depth: Plane
-    """Camera z in metres, inf without a face."""
+    face: Int[Array, "height width"]  # index of the smooth face, -1 without one
+    material: Int[Array, "height width"]  # `SKIN` ... `FOREGROUND`, -1 without a face
+    depth: Plane  # camera z, inf without a face
     points: Planes3
-    """Visible point in metres, camera frame."""
-    normals: Planes3
-    """Smooth unit normals, turned toward the camera."""
-    chart: tuple[Plane, Plane]
-    """Chart coordinates, see `SceneTopology.uv`."""
+    normals: Planes3  # smooth unit normals, turned toward the camera
+    chart: tuple[Plane, Plane]  # see `SceneTopology.uv`
 
 
 def visible_surface(
@@ -179,18 +160,12 @@ def key_visibility(
 ) -> Plane:
     """Compute the share of the key light that reaches each pixel past the rest of the scene, with a shadow map.
 
-    Args:
-        surface: Visible surface of the supersampled image.
-        vertices: Vertices of the scene in metres, camera frame.
-        topology: Faces of the scene.
-        toward: Unit vector toward the light.
-        softness: Radius of the shadow edge in texels of the shadow map.
-        center: Middle of the hand, camera frame.
+    The light is in the direction `toward` (a unit vector) and the shadow map is centred on the middle of the hand. The
+    edges of shadows have a radius of `softness` texels.
     """
     dtype = vertices.dtype
-    helper = jnp.where(
-        jnp.abs(toward[1]) < 0.9, jnp.asarray([0.0, 1.0, 0.0], dtype), jnp.asarray([1.0, 0.0, 0.0], dtype)
-    )
+    x_axis, y_axis = jnp.asarray([1.0, 0.0, 0.0], dtype), jnp.asarray([0.0, 1.0, 0.0], dtype)
+    helper = jnp.where(jnp.abs(toward[1]) < 0.9, y_axis, x_axis)
     right = jnp.cross(helper, toward)
     right = right / jnp.sqrt(jnp.sum(right * right))
     frame = jnp.stack([right, jnp.cross(toward, right), -toward])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from handtailor_jax.data.sample import JointDefinition
 from handtailor_jax.errors import InputError
@@ -33,30 +33,20 @@ CROP = 256
 """Side in pixels of the crops in which the tailor works, as in the paper, whose weights depend on it."""
 
 _PIECE = 500  # hands in one compiled call
-_MIXED_JOINTS = (
-    "The truth has FreiHAND's joints, the hand model its own: a difference of millimetres, which only MANO's mesh "
-    "(--hand) takes out."
-)
 
 
 @pytree
 class GroundTruth:
     """Ground truth of right hands: canonical joints, metres, camera frame. Unknown labels are None."""
 
-    dataset: str = static()
-    """Dataset and split, for titles."""
+    dataset: str = static()  # dataset and split, for titles
     joint_definition: JointDefinition = static()
     joints: Float[Numbers, "n 21 3"]
-    keypoints_2d: Float[Numbers, "n 21 2"]
-    """Keypoints (u, v) in pixels of the image."""
-    visible: Numbers
-    """Whether each joint is visible, (n, 21)."""
-    intrinsics: Float[Numbers, "n 3 3"]
-    """K of the image, pixels."""
-    index: Int[Numbers, "n"]
-    """Index of each hand in its dataset."""
-    pose: Float[Numbers, "n 16 3"] | None = None
-    """Axis-angle rotations, radians."""
+    keypoints_2d: Float[Numbers, "n 21 2"]  # pixels of the image
+    visible: Bool[Numbers, "n 21"]
+    intrinsics: Float[Numbers, "n 3 3"]  # K of the image, pixels
+    index: Int[Numbers, "n"]  # index of each hand in its dataset
+    pose: Float[Numbers, "n 16 3"] | None = None  # axis-angle, radians
     betas: Float[Numbers, "n betas"] | None = None
     vertices: Float[Numbers, "n vertices 3"] | None = None
     read_image: Callable[[int], Image] | None = static(default=None)
@@ -101,19 +91,13 @@ class Predictions:
     """Predictions of a method, before the tailor. Those that a method does not make are None."""
 
     method: str = static()
-    keypoints_2d: Float[Numbers, "n 21 2"]
-    """Keypoints (u, v) in pixels of the image."""
-    confidence: Float[Numbers, "n 21"]
-    """Confidence of each keypoint, 0 to 1."""
-    pose: Float[Numbers, "n 16 3"] | None = None
-    """Axis-angle rotations, radians, relative to the flat hand."""
+    keypoints_2d: Float[Numbers, "n 21 2"]  # pixels of the image
+    confidence: Float[Numbers, "n 21"]  # 0 to 1
+    pose: Float[Numbers, "n 16 3"] | None = None  # axis-angle, radians, relative to the flat hand
     betas: Float[Numbers, "n betas"] | None = None
-    joints: Float[Numbers, "n 21 3"] | None = None
-    """Joints in any unit; None if they follow from pose and betas."""
-    root_depth: Float[Numbers, "n"] | None = None
-    """Depth of the middle MCP, metres; None places the hands without intrinsics."""
-    bone: Float[Numbers, "n"] | None = None
-    """Length of the reference bone, metres; None takes the hand model's own."""
+    joints: Float[Numbers, "n 21 3"] | None = None  # any unit; None if they follow from pose and betas
+    root_depth: Float[Numbers, "n"] | None = None  # metres; None places the hands without intrinsics
+    bone: Float[Numbers, "n"] | None = None  # reference bone, metres; None takes the hand model's own
 
 
 @pytree
@@ -123,8 +107,7 @@ class Proposals:
     observation: Observation
     pose: Float[Numbers, "*n 16 3"]
     betas: Float[Numbers, "*n betas"]
-    root_depth: Float[Numbers, "*n"]
-    """Depth of the root, metres; 0 without intrinsics."""
+    root_depth: Float[Numbers, "*n"]  # metres; 0 without intrinsics
     bone: Float[Numbers, "*n"] | None
 
     def start(self, hand: HandModel, scale: StartScale) -> HandParameters:
@@ -135,12 +118,10 @@ class Proposals:
 
 @pytree
 class Hands:
-    """Hands as a table scores them."""
+    """Hands as a table scores them: camera frame with intrinsics, joints relative to the root without."""
 
-    joints: Float[Numbers, "n 21 3"]
-    """Joints in metres: in the camera frame with intrinsics, relative to the root without."""
-    parameters: HandParameters | None = None
-    """Parameters in the camera frame; None for a method that predicts joints only."""
+    joints: Float[Numbers, "n 21 3"]  # metres
+    parameters: HandParameters | None = None  # None for a method that predicts joints only
 
 
 class BeforeAndAfter(NamedTuple):
@@ -157,8 +138,7 @@ class Subject:
 
     hand: HandModel
     truth: GroundTruth
-    predictions: Predictions
-    """Predictions with intrinsics."""
+    predictions: Predictions  # with intrinsics
     predictions_without_k: Predictions
     protocol: Protocol
     preset: PresetName
@@ -203,8 +183,12 @@ class Subject:
         truth, protocol = self.truth, self.protocol
         data = f"Data: {truth.dataset}, {len(truth)} hands. Estimates: {self.predictions.method}. "
         data += f"Tailor: preset {self.preset}. Joints: {truth.joint_definition}."
-        mixed = truth.joint_definition == "freihand" and protocol.joint_definition == "model"
-        return (data, f"Protocol: {protocol}", *([_MIXED_JOINTS] if mixed else []), *more)
+        mixed = (
+            "The truth has FreiHAND's joints, the hand model its own: a difference of millimetres, which only MANO's "
+            "mesh (--hand) takes out."
+        )
+        is_mixed = truth.joint_definition == "freihand" and protocol.joint_definition == "model"
+        return (data, f"Protocol: {protocol}", *([mixed] if is_mixed else []), *more)
 
 
 def rows(tree: Tree, indices: Any) -> Tree:
