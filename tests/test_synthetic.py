@@ -21,7 +21,6 @@ from handtailor_jax.synthetic.dataset import (
     sample_key,
 )
 from handtailor_jax.synthetic.imaging import jpeg
-from handtailor_jax.synthetic.scene import SceneConfig
 from handtailor_jax.synthetic.skin import CHANNELS, skin_chart
 from handtailor_jax.synthetic.storage import read_photographs, write_freihand
 from handtailor_jax.synthetic.surface import scene_topology
@@ -225,9 +224,6 @@ def test_bad_requests(dataset, tmp_path):
     for wrong in ({"size": 100}, {"size": 16}, {"images_at_once": 0}):
         with pytest.raises(InputError, match="SyntheticConfig"):
             SyntheticConfig(**wrong)
-    for field in ({"fill": (0.9, 0.4)}, {"distance": (0.0, 1.0)}, {"fill": (0.5, 1.5)}):
-        with pytest.raises(InputError, match="SceneConfig"):
-            SceneConfig(**field)
     with pytest.raises(InputError, match="split"):
         SyntheticDataset(CONFIG, "validation")
     with pytest.raises(InputError, match="seed"):

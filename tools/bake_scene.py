@@ -19,8 +19,7 @@ from handtailor_jax.synthetic.surface import (
     BAND_STEPS,
     FOREGROUND,
     HELD,
-    OBJECT_COLUMNS,
-    OBJECT_ROWS,
+    OBJECT_GRID,
     SKIN,
     SLEEVE,
     SLEEVE_STEPS,
@@ -52,8 +51,8 @@ def scene_arrays() -> dict[str, np.ndarray]:
         (*_tube(rows(len(steps), len(loop)), steps, forward), kind)
         for steps, kind in ((SLEEVE_STEPS, SLEEVE), (BAND_STEPS, BAND))
     ]
-    along = np.linspace(0.0, 1.0, OBJECT_ROWS).tolist()
-    parts += [(*_tube(rows(OBJECT_ROWS, OBJECT_COLUMNS), along, False), kind) for kind in (HELD, FOREGROUND)]
+    along = np.linspace(0.0, 1.0, OBJECT_GRID[0]).tolist()
+    parts += [(*_tube(rows(*OBJECT_GRID), along, False), kind) for kind in (HELD, FOREGROUND)]
     faces, uv = (np.concatenate([part[i] for part in parts]) for i in range(2))
     material = np.concatenate([np.full(len(part[0]), part[2]) for part in parts])
     return {

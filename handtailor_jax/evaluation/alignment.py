@@ -16,6 +16,8 @@ from handtailor_jax.evaluation.metrics import GRID_20_50, FloatArray, Grid, Mask
 from handtailor_jax.skeleton import KEYPOINTS, REFERENCE_BONE, ROOT, WRIST
 from handtailor_jax.types import Numbers
 
+PointSet = Float[Numbers, "*batch n 3"]
+
 # Spread (Frobenius norm about the centroid) below which a set is taken for a single point, because its direction and
 # size are rounding noise. Ten nanometres for points in metres.
 _POINT = 1e-8
@@ -34,9 +36,7 @@ class Similarity:
         return self.scale * points @ self.rotation + self.shift
 
 
-def best_similarity(
-    predicted: Float[Numbers, "*batch n 3"], truth: Float[Numbers, "*batch n 3"], *, mirror: bool = False
-) -> Similarity:
+def best_similarity(predicted: PointSet, truth: PointSet, *, mirror: bool = False) -> Similarity:
     """Return the similarity that brings `predicted` closest to `truth` in the least-squares sense (Procrustes).
 
     A prediction that is a single point goes to the centroid of the truth. With `mirror`, reflections are allowed, as in
@@ -55,16 +55,12 @@ def best_similarity(
     return Similarity(scale, rotation, center_t - scale * center_p @ rotation)
 
 
-def similarity(
-    predicted: Float[Numbers, "*batch n 3"], truth: Float[Numbers, "*batch n 3"]
-) -> Float[Numbers, "*batch n 3"]:
+def similarity(predicted: PointSet, truth: PointSet) -> PointSet:
     """Move, scale and rotate (never mirror) `predicted` so that it lies closest to `truth`."""
     return best_similarity(predicted, truth).apply(predicted)
 
 
-def scale_and_shift(
-    predicted: Float[Numbers, "*batch n 3"], truth: Float[Numbers, "*batch n 3"]
-) -> Float[Numbers, "*batch n 3"]:
+def scale_and_shift(predicted: PointSet, truth: PointSet) -> PointSet:
     """Move and scale (never rotate) `predicted` so that it lies closest to `truth`."""
     xp = predicted.__array_namespace__()
     center = xp.mean(truth, axis=-2, keepdims=True)
@@ -73,12 +69,7 @@ def scale_and_shift(
     return _ratio(total, xp.sum(xp.square(p), axis=(-1, -2), keepdims=True), _POINT**2) * p + center
 
 
-def anchor(
-    predicted: Float[Numbers, "*batch n 3"],
-    truth: Float[Numbers, "*batch n 3"],
-    point: int = ROOT,
-    bone: tuple[int, int] | None = None,
-) -> Float[Numbers, "*batch n 3"]:
+def anchor(predicted: PointSet, truth: PointSet, point: int = ROOT, bone: tuple[int, int] | None = None) -> PointSet:
     """Move `predicted` so that one point coincides with the truth's, and scale it about that point.
 
     The scale gives a bone, two indices of points, its true length; None keeps the scale. A prediction whose bone has no

@@ -25,9 +25,9 @@ from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.render.rasterise import rasterise
 from handtailor_jax.synthetic.appearance import openness_of, sample_light, sample_materials, shade
 from handtailor_jax.synthetic.backgrounds import photo_background, procedural_background
-from handtailor_jax.synthetic.imaging import ImagingConfig, behind_hand, develop, halved
+from handtailor_jax.synthetic.imaging import behind_hand, develop, halved
 from handtailor_jax.synthetic.poses import PoseConfig, sample_betas, sample_pose
-from handtailor_jax.synthetic.scene import Placement, SceneConfig, place_hand, scene_vertices, visible_keypoints
+from handtailor_jax.synthetic.scene import Placement, place_hand, scene_vertices, visible_keypoints
 from handtailor_jax.synthetic.skin import skin_chart
 from handtailor_jax.synthetic.surface import SceneTopology, key_visibility, scene_topology, visible_surface
 from handtailor_jax.types import Camera, pytree
@@ -49,8 +49,6 @@ class SyntheticConfig:
     size: int = 256
     """Side of the images in pixels, a multiple of 16."""
     pose: PoseConfig = dataclasses.field(default_factory=PoseConfig)
-    scene: SceneConfig = dataclasses.field(default_factory=SceneConfig)
-    imaging: ImagingConfig = dataclasses.field(default_factory=ImagingConfig)
     left: float = 0.0
     """Share of left hands, which are mirrored right hands with mirrored labels. The default is 0 because the networks
     of this project take right hands only."""
@@ -130,7 +128,7 @@ def sample_hand(
     keys = jax.random.split(key, 3)
     pose = sample_pose(assets.hand, keys[0], config.pose)
     betas = sample_betas(assets.hand, keys[1], config.pose)
-    return pose, betas, place_hand(assets.hand, pose, betas, keys[2], config.size, config.scene)
+    return pose, betas, place_hand(assets.hand, pose, betas, keys[2], config.size)
 
 
 def render_sample(assets: SyntheticAssets, key: PRNGKeyArray, config: SyntheticConfig) -> SyntheticSample:
@@ -139,7 +137,7 @@ def render_sample(assets: SyntheticAssets, key: PRNGKeyArray, config: SyntheticC
     pose, betas, placed = sample_hand(assets, key, config)
     keys = jax.random.split(jax.random.fold_in(key, 1), 4)
     draws = Draws(keys[0], dtype)
-    vertices = scene_vertices(placed, pose, topology, keys[1], config.scene)
+    vertices = scene_vertices(placed, pose, topology, keys[1])
 
     # Two samples per pixel along each axis, of which every second one is at a pixel centre.
     fine = Camera(2.0 * placed.camera.linear, 2.0 * placed.camera.center, placed.camera.perspectivity)
@@ -150,7 +148,7 @@ def render_sample(assets: SyntheticAssets, key: PRNGKeyArray, config: SyntheticC
     colors = shade(surface, assets.chart, materials, light, lit, openness_of(surface, fine), fine)
     coverage = (surface.face >= 0).astype(dtype)
     layer = jnp.stack([halved(plane) for plane in (*colors, coverage)], axis=-1)
-    background = behind_hand(_background(assets, keys[2], config), layer[..., 3], draws, config.imaging)
+    background = behind_hand(_background(assets, keys[2], config), layer[..., 3], draws)
 
     seen = rasterise(vertices, topology.faces, placed.camera, size, size)
     on_hand = seen.mask & (topology.is_hand[jnp.maximum(seen.face_index, 0)] > 0)
@@ -164,7 +162,7 @@ def render_sample(assets: SyntheticAssets, key: PRNGKeyArray, config: SyntheticC
     margin = 0.06 * hand_size(keypoints)
     box = jnp.concatenate([jnp.min(keypoints, axis=0) - margin, jnp.max(keypoints, axis=0) + margin])
     sample = SyntheticSample(
-        image=jnp.round(255.0 * develop(linear, box, keys[3], config.imaging)).astype(jnp.uint8),
+        image=jnp.round(255.0 * develop(linear, box, keys[3])).astype(jnp.uint8),
         keypoints_2d=keypoints,
         joints=placed.joints,
         pose=pose,

@@ -4,7 +4,6 @@ Blur, shift and resizing act on rows and columns alike. They are products with m
 while their shapes are fixed.
 """
 
-import dataclasses
 import math
 
 import jax
@@ -29,34 +28,6 @@ _QUANTA = np.asarray([
     17, 18, 24, 47, *[99] * 4, 18, 21, 26, 66, *[99] * 4, 24, 26, 56, *[99] * 5, 47, 66, *[99] * 38,
 ], np.float32).reshape(2, 8, 8)
 # fmt: on
-
-
-@dataclasses.dataclass(frozen=True)
-class ImagingConfig:
-    """Strength of the camera's effects. Shares are probabilities."""
-
-    defocus: float = 0.006
-    """Largest standard deviation of the blur of the whole image, as a share of its side."""
-    background_defocus: float = 0.02
-    """Largest standard deviation of the additional blur of the background, as a share of the side."""
-    motion: float = 0.2
-    """Share of images with motion blur."""
-    motion_length: float = 0.05
-    """Largest length of the motion blur, as a share of the side."""
-    noise: float = 0.035
-    """Largest standard deviation of sensor noise at mid grey, relative to the range from 0 to 1."""
-    jpeg: float = 0.8
-    """Share of images compressed as JPEG."""
-    quality: tuple[float, float] = (30.0, 95.0)
-    """Range of the JPEG quality, as in libjpeg."""
-    sharpening: float = 0.9
-    """Largest strength of edge sharpening; half of the images have none."""
-    low_resolution: float = 0.35
-    """Share of images enlarged from fewer pixels."""
-    smallest: float = 0.3
-    """Smallest side of these images before enlarging, as a share of the side."""
-    padding: float = 0.12
-    """Share of crops that reach beyond the photograph, where they are black."""
 
 
 def gaussian(size: int, sigma: Float[Array, ""], shift: Float[Array, ""] | float = 0.0) -> Float[Array, "size size"]:
@@ -152,10 +123,10 @@ def jpeg(image: Image, quality: Float[Array, ""]) -> Image:
     return jnp.clip(result + jnp.asarray(0.5, dtype), 0.0, 1.0)
 
 
-def behind_hand(background: Image, coverage: Float[Array, "size size"], draws: Draws, config: ImagingConfig) -> Image:
+def behind_hand(background: Image, coverage: Float[Array, "size size"], draws: Draws) -> Image:
     """Blur a linear background, and in some samples cast the shadow of what covers it, as on a wall close behind."""
     size = background.shape[0]
-    blur = gaussian(size, 0.3 + size * config.background_defocus * draws.uniform() ** 2)
+    blur = gaussian(size, 0.3 + size * 0.02 * draws.uniform() ** 2)
     background = separable(background, blur, blur)
     shift = 0.10 * size * draws.normal(2)
     sigma = size * draws.between(0.01, 0.07)
@@ -164,7 +135,7 @@ def behind_hand(background: Image, coverage: Float[Array, "size size"], draws: D
     return background * (1.0 - depth * jnp.clip(shadow, 0.0, 1.0))
 
 
-def develop(light: Image, box: Float[Array, "4"], key: PRNGKeyArray, config: ImagingConfig) -> Image:
+def develop(light: Image, box: Float[Array, "4"], key: PRNGKeyArray) -> Image:
     """Turn linear light into an image as a camera records it (sRGB, 0 to 1).
 
     The light is exposed for a middling brightness of the hand; the exposure is varied here. Padding leaves the box
@@ -173,10 +144,10 @@ def develop(light: Image, box: Float[Array, "4"], key: PRNGKeyArray, config: Ima
     own, noise_key = jax.random.split(key)
     draws = Draws(own, light.dtype)
     size, dtype = light.shape[0], light.dtype
-    blur = gaussian(size, 0.35 + size * config.defocus * draws.uniform() ** 2.5)
+    blur = gaussian(size, 0.35 + size * 0.006 * draws.uniform() ** 2.5)
     light = separable(light, blur, blur)
     angle = draws.between(0.0, 2.0 * math.pi)
-    length = draws.chance(config.motion) * size * config.motion_length * draws.uniform() ** 1.5
+    length = draws.chance(0.2) * size * 0.05 * draws.uniform() ** 1.5
     light = motion_blur(light, length * jnp.stack([jnp.cos(angle), jnp.sin(angle)]))
 
     # White balance and exposure vary, and the corners are darker.
@@ -190,9 +161,9 @@ def develop(light: Image, box: Float[Array, "4"], key: PRNGKeyArray, config: Ima
     noise = jax.random.normal(noise_key, light.shape, dtype)
     grey = jnp.mean(noise, axis=-1, keepdims=True) * 3.0**0.5
     noise = grey + draws.uniform() * (noise - grey)
-    level = config.noise * draws.uniform() ** 2
+    level = 0.035 * draws.uniform() ** 2
     light = light + level * noise * jnp.sqrt(0.02 + 0.6 * jnp.maximum(light, 0.0))
-    return _pad(_process(_tone(light, draws), draws, config), box, draws, config)
+    return _pad(_process(_tone(light, draws), draws), box, draws)
 
 
 def _tone(light: Image, draws: Draws) -> Image:
@@ -209,26 +180,26 @@ def _tone(light: Image, draws: Draws) -> Image:
     return jnp.clip(luminance + draws.between(0.65, 1.25) * (srgb - luminance), 0.0, 1.0)
 
 
-def _process(srgb: Image, draws: Draws, config: ImagingConfig) -> Image:
+def _process(srgb: Image, draws: Draws) -> Image:
     """Sharpen edges by an unsharp mask, compress as JPEG, and reduce to fewer pixels and enlarge again."""
     size = srgb.shape[0]
     soft = gaussian(size, jnp.maximum(size * draws.between(0.003, 0.012), 0.5))
-    strength = config.sharpening * jnp.maximum(draws.between(-1.0, 1.0), 0.0)
+    strength = 0.9 * jnp.maximum(draws.between(-1.0, 1.0), 0.0)
     srgb = jnp.clip(srgb + strength * (srgb - separable(srgb, soft, soft)), 0.0, 1.0)
-    quality = draws.between(*config.quality)
-    srgb = jnp.where(draws.chance(config.jpeg) > 0, jpeg(srgb, quality), srgb)
-    fewer = draws.chance(config.low_resolution) > 0
-    count = jnp.where(fewer, size * draws.between(config.smallest, 1.0), size)
+    quality = draws.between(30.0, 95.0)  # as in libjpeg
+    srgb = jnp.where(draws.chance(0.8) > 0, jpeg(srgb, quality), srgb)
+    fewer = draws.chance(0.35) > 0
+    count = jnp.where(fewer, size * draws.between(0.3, 1.0), size)
     smaller = reduction(size, jnp.round(count))
     return separable(srgb, smaller, smaller)
 
 
-def _pad(srgb: Image, box: Float[Array, "4"], draws: Draws, config: ImagingConfig) -> Image:
+def _pad(srgb: Image, box: Float[Array, "4"], draws: Draws) -> Image:
     """Blacken the part of the crop beyond the photograph, which ends between the hand and the border of the crop."""
     size = srgb.shape[0]
     room = jnp.stack([box[0], box[1], size - 1.0 - box[2], size - 1.0 - box[3]])
     bars = jnp.where(draws.uniform(4) < 0.4, draws.uniform(4) * jnp.maximum(room, 0.0), 0.0)
-    bars = bars * draws.chance(config.padding)
+    bars = bars * draws.chance(0.12)
     pixel = jnp.arange(size, dtype=srgb.dtype)
     inside = (pixel >= bars[0]) & (pixel <= size - 1.0 - bars[2])
     inside_rows = (pixel >= bars[1]) & (pixel <= size - 1.0 - bars[3])

@@ -4,7 +4,6 @@ The scene is one mesh with one list of faces, the same for every sample. Parts t
 to a point, which the rasteriser skips.
 """
 
-import dataclasses
 import math
 
 import jax
@@ -13,20 +12,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from handtailor_jax.data.draws import Draws
-from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import crop_affine, project, transform_camera
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.skeleton import KEYPOINTS, ROOT, WRIST
-from handtailor_jax.synthetic.surface import (
-    ARM_ARC,
-    BAND_STEPS,
-    OBJECT_COLUMNS,
-    OBJECT_ROWS,
-    SLEEVE_STEPS,
-    SceneTopology,
-)
+from handtailor_jax.synthetic.surface import ARM_ARC, BAND_STEPS, OBJECT_GRID, SLEEVE_STEPS, SceneTopology
 from handtailor_jax.types import Camera, pytree
 
 _RING_COUNTS = (len(ARM_ARC), len(SLEEVE_STEPS), len(BAND_STEPS))
@@ -34,33 +25,6 @@ _SLEEVE_FLARE, _BAND_FLARE = (0.2, 0.85) + 10 * (1.0,), (0.0, 1.0, 1.0, 0.0)
 _OBJECT_SHAPES = ((1.0, 1.0), (0.25, 1.0), (0.25, 0.25), (0.5, 0.9))  # exponents of superquadrics
 # Keypoints lie inside the hand: metres of flesh in front of a visible keypoint, for a reference bone of 95 mm.
 _FLESH = np.asarray([0.028] + [0.030, 0.021, 0.016, 0.008] + [0.024, 0.015, 0.012, 0.007] * 4, np.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class SceneConfig:
-    """Distributions of camera, crop and objects. Shares are probabilities."""
-
-    distance: tuple[float, float] = (0.28, 1.4)
-    """Range of the distance from the camera to the middle MCP in metres, uniform in the logarithm."""
-    fill: tuple[float, float] = (0.40, 0.95)
-    """Range of the hand size as a share of the crop."""
-    offset: float = 0.5
-    """Largest offset of the keypoints' box from the middle of the crop, as a share of the free space beside it."""
-    sleeve: float = 0.6
-    """Share of arms with a sleeve."""
-    band: float = 0.15
-    """Share of wrists with a watch or bracelet."""
-    held: float = 0.14
-    """Share of hands that hold an object."""
-    foreground: float = 0.10
-    """Share of hands with an object in front of them."""
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in (("distance", self.distance), ("fill", self.fill)):
-            if not 0.0 < low <= high:
-                raise InputError(f"SceneConfig: {name} must be an increasing positive range, got {low} ... {high}")
-        if self.fill[1] > 1.0:
-            raise InputError(f"SceneConfig: fill must be at most 1, the whole crop, got {self.fill[1]}")
 
 
 @pytree
@@ -73,19 +37,17 @@ class Placement:
     camera: Camera
 
 
-def place_hand(
-    hand: HandModel, pose: Float[Array, "16 3"], betas: Array, key: PRNGKeyArray, size: int, config: SceneConfig
-) -> Placement:
-    """Place a hand at a random position in front of a camera and crop the image around it, as a detector does.
+def place_hand(hand: HandModel, pose: Float[Array, "16 3"], betas: Array, key: PRNGKeyArray, size: int) -> Placement:
+    """Place a hand 0.28 to 1.4 m in front of a camera and crop the image around it, as a detector does.
 
-    The crop is a square of a larger image, so the principal point is rarely its middle. Pixels deviate up to 3 % from
-    square.
+    The hand fills 40 to 95 % of the crop, a square of a larger image whose principal point is rarely its middle. Pixels
+    deviate up to 3 % from square.
     """
     dtype = hand.dtype
     draws = Draws(key, dtype)
     mesh = hand.shape(betas).pose(pose).skin()
     root = mesh.keypoints[ROOT]
-    distance = jnp.exp(draws.between(math.log(config.distance[0]), math.log(config.distance[1])))
+    distance = jnp.exp(draws.between(math.log(0.28), math.log(1.4)))
     # Tangents of the angle off the optical axis, up to the field of view of common lenses.
     aside = draws.between(-0.35, 0.35, 2)
     position = distance * jnp.concatenate([aside, jnp.ones((1,), dtype)])
@@ -100,9 +62,9 @@ def place_hand(
     unit = Camera(linear=linear, center=jnp.zeros((2,), dtype), perspectivity=jnp.ones((), dtype))
     pixels = project(unit, joints)
     low, high = jnp.min(pixels, axis=0), jnp.max(pixels, axis=0)
-    side = hand_size(pixels) / draws.between(*config.fill)
+    side = hand_size(pixels) / draws.between(0.40, 0.95)
     room = 0.5 * (side - (high - low))
-    center = 0.5 * (low + high) + config.offset * room * draws.between(-1.0, 1.0, 2)
+    center = 0.5 * (low + high) + 0.5 * room * draws.between(-1.0, 1.0, 2)
     camera = transform_camera(unit, crop_affine(center, side, size))
     return Placement(vertices=vertices, joints=joints, keypoints_2d=project(camera, joints), camera=camera)
 
@@ -118,20 +80,18 @@ def visible_keypoints(placed: Placement, depth: Float[Array, "size size"]) -> Bo
 
 
 def scene_vertices(
-    placement: Placement, pose: Float[Array, "16 3"], topology: SceneTopology, key: PRNGKeyArray, config: SceneConfig
+    placement: Placement, pose: Float[Array, "16 3"], topology: SceneTopology, key: PRNGKeyArray
 ) -> Float[Array, "scene_vertices 3"]:
     """Draw arm, sleeve, band and objects around a hand, and return the vertices of the whole scene."""
     dtype = placement.vertices.dtype
     arm_key, object_key = jax.random.split(key)
     turn = matrix_from_axis_angle(pose[0])
-    arm = _arm(placement.vertices[topology.wrist_loop], turn, Draws(arm_key, dtype), config)
-    objects = _objects(placement.joints, turn, Draws(object_key, dtype), config)
+    arm = _arm(placement.vertices[topology.wrist_loop], turn, Draws(arm_key, dtype))
+    objects = _objects(placement.joints, turn, Draws(object_key, dtype))
     return jnp.concatenate([placement.vertices, arm, objects])
 
 
-def _arm(
-    loop: Float[Array, "loop 3"], turn: Float[Array, "3 3"], draws: Draws, config: SceneConfig
-) -> Float[Array, "arm 3"]:
+def _arm(loop: Float[Array, "loop 3"], turn: Float[Array, "3 3"], draws: Draws) -> Float[Array, "arm 3"]:
     """Return the rings of the arm, which continues the wrist's edge, then those of sleeve and band."""
     dtype = loop.dtype
     middle = jnp.mean(loop, axis=0)
@@ -164,7 +124,7 @@ def _arm(
     wider = 1.0 + widen * growth[:, None, None] + (flare[:, None] + wave)[..., None] / length
     rings = centers[:, None] + jnp.einsum("rab,rbc,rvc->rva", second, first, rings * wider)
 
-    present = jnp.stack([jnp.ones((), dtype), draws.chance(config.sleeve), draws.chance(config.band)])
+    present = jnp.stack([jnp.ones((), dtype), draws.chance(0.6), draws.chance(0.15)])
     present = jnp.repeat(present, np.asarray(_RING_COUNTS), total_repeat_length=len(arc))
     return jnp.where(present[:, None, None] > 0, rings, middle[None, None]).reshape(-1, 3)
 
@@ -213,8 +173,8 @@ def _interpolate(x: Float[Array, "n"], knots: tuple[float, ...], values: tuple[f
 def _superquadrics(radii: Float[Array, "n 3"], exponents: Float[Array, "n 2"]) -> Float[Array, "n points 3"]:
     """Return points on ellipsoids (exponents 1, 1), cylinders (about 0.2, 1) and boxes (about 0.2, 0.2) about z."""
     dtype = radii.dtype
-    latitude = np.linspace(-0.5 * np.pi, 0.5 * np.pi, OBJECT_ROWS)
-    longitude = np.arange(OBJECT_COLUMNS) * (2.0 * np.pi / OBJECT_COLUMNS)
+    latitude = np.linspace(-0.5 * np.pi, 0.5 * np.pi, OBJECT_GRID[0])
+    longitude = np.arange(OBJECT_GRID[1]) * (2.0 * np.pi / OBJECT_GRID[1])
 
     def power(x: np.ndarray, exponent: Float[Array, "n"]) -> Float[Array, "n k"]:
         size = jnp.asarray(np.log(np.maximum(np.abs(x), 1e-7)).astype(np.float32), dtype)
@@ -227,9 +187,7 @@ def _superquadrics(radii: Float[Array, "n 3"], exponents: Float[Array, "n 2"]) -
     return (jnp.stack([x, y, z], axis=-1) * radii[:, None, None]).reshape(radii.shape[0], -1, 3)
 
 
-def _objects(
-    joints: Float[Array, "21 3"], turn: Float[Array, "3 3"], draws: Draws, config: SceneConfig
-) -> Float[Array, "objects 3"]:
+def _objects(joints: Float[Array, "21 3"], turn: Float[Array, "3 3"], draws: Draws) -> Float[Array, "objects 3"]:
     """Draw an object in the hand, across the palm and under the fingers, and one between the hand and the camera."""
     palm, across, down = -turn[:, 1], turn[:, 2], turn[:, 0]
 
@@ -262,5 +220,5 @@ def _objects(
     exponents = jnp.asarray(_OBJECT_SHAPES, joints.dtype)[(4.0 * draws.uniform(2)).astype(jnp.int32)]
     points = _superquadrics(jnp.stack([held_radii, front_radii]), exponents)
     points = jnp.einsum("npa,nab->npb", points, jnp.stack([frame, turned]))
-    present = jnp.stack([draws.chance(config.held), draws.chance(config.foreground)])
+    present = jnp.stack([draws.chance(0.14), draws.chance(0.10)])
     return (present[:, None, None] * points + jnp.stack([center, ahead])[:, None]).reshape(-1, 3)

@@ -25,7 +25,7 @@ SKIN, SLEEVE, BAND, HELD, FOREGROUND = range(5)
 ARM_ARC = (0.008, 0.02, 0.035, 0.055, 0.08, 0.11, 0.15, 0.19, 0.23, 0.255, 0.28, 0.34, 0.42, 0.52)
 SLEEVE_STEPS = (-0.002, 0.0, 0.004, 0.02, 0.045, 0.075, 0.11, 0.16, 0.22, 0.3, 0.4, 0.5)
 BAND_STEPS = (0.0, 0.12, 0.88, 1.0)
-OBJECT_ROWS, OBJECT_COLUMNS = 13, 20
+OBJECT_GRID = (13, 20)  # rows and columns of vertices of an object
 
 # Patch of the arm in a free corner of the chart: u and v of its lower, then its upper corner. u goes along the arm, v
 # around it. The distance from the wrist's edge is the length (metres) times a power of the position in the patch.
