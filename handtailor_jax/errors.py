@@ -1,8 +1,11 @@
 """Errors in a user's input: how commands report them, and checks of arrays of numbers."""
 
+import contextlib
 import functools
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
@@ -14,6 +17,38 @@ FloatArray = npt.NDArray[np.float32]
 
 class InputError(ValueError):
     """Error in the input: one line that says what is wrong with which value, what is expected and what to do."""
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str], kind: type[InputError] = InputError) -> Iterator[None]:
+    """Put the name of a file before the message of an `InputError` that is raised inside the block."""
+    try:
+        yield
+    except InputError as error:
+        raise kind(f"{os.fspath(path)}: {error}") from None
+
+
+def read_file(path: str | os.PathLike[str], most_bytes: int, remedy: str) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        InputError: If it is missing, empty, too large or a folder; the message ends with the remedy, without the path.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"this is a folder; {remedy}")
+    try:
+        size = path.stat().st_size
+        if size > most_bytes:
+            raise InputError(f"the file has {size} bytes; at most {most_bytes} expected; {remedy}")
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"no such file; {remedy}") from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror or error}); check the path and its permissions") from None
+    if not content:
+        raise InputError(f"the file is empty; {remedy}")
+    return content
 
 
 def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:

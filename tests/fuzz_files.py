@@ -236,14 +236,9 @@ def file_number(kind, bases, number):
 
 def reader(kind):
     if kind == "mano":
-        from handtailor_jax.mano.checks import naming
-        from handtailor_jax.mano.mano_file import read_arrays
+        from handtailor_jax.mano.loading import read_arrays
 
-        def read(path):
-            with naming(path):
-                read_arrays(path)
-
-        return read
+        return read_arrays
     if kind == "rhd":
         from handtailor_jax.data.readers.rhd import _annotation
 

@@ -15,17 +15,15 @@ from hypothesis import strategies as st
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.torch_file import read_state_dict
 from handtailor_jax.mano.loading import HandModelError, load_mano
+from handtailor_jax.mano.safe_arrays import NUMPY_GLOBALS, UnreadableArray, array_of
 from handtailor_jax.mano.safe_pickle import (
-    NUMPY_GLOBALS,
     Call,
     ForeignGlobal,
     Global,
     Limits,
     PickleCutShort,
     Reference,
-    UnreadableArray,
     UnreadablePickle,
-    array_of,
     unpickle,
 )
 

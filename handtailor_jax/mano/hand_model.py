@@ -3,7 +3,6 @@
     model --shape(betas)--> ShapedHand --pose(pose)--> PosedHand --skin()--> HandMesh
 
 Each stage is a frozen pytree whose method returns the next stage, so a mesh cannot be skinned before it is posed.
-`PosedHand.keypoints` skins the five fingertips only. The number of vertices is arbitrary.
 
 Rest frame (MANO's): right hand, fingers along -x, palm toward -y, thumb toward +z, metres. A left hand is the mirror
 image (x' = -x), so its fingers point along +x.
@@ -19,14 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from handtailor_jax.geometry.mirror import mirror_faces, mirror_points, mirror_pose
 from handtailor_jax.geometry.rotations import left_jacobian, matrix_from_axis_angle, skew
-from handtailor_jax.mano.anatomy import Anatomy
-from handtailor_jax.skeleton import (
-    JOINT_PARENTS,
-    KEYPOINTS_FROM_MANO,
-    NUM_JOINTS,
-    ancestors,
-    joint_levels,
-)
+from handtailor_jax.skeleton import JOINT_PARENTS, KEYPOINTS_FROM_MANO, NUM_JOINTS, ancestors, joint_levels
 from handtailor_jax.types import HandMesh, Side, pytree, static
 
 # Row j is 1 at j and at every ancestor of j, so sums along the kinematic chain are one matrix product.
@@ -39,6 +31,34 @@ _PARENTS = np.asarray(JOINT_PARENTS[1:], np.int32)
 # Level n holds one joint of each finger, in the same order as level n - 1: three batched products instead of fifteen.
 _LEVELS = joint_levels()
 _FROM_LEVELS = np.argsort(np.concatenate([np.asarray(level, np.int32) for level in _LEVELS])).astype(np.int32)
+
+
+@pytree
+class Anatomy:
+    """Axes, limits and prior of the finger joints, in MANO's order (index, middle, little, ring, thumb).
+
+    The coordinates of a joint's axis-angle rotation v are ``axes @ v``: flexion (positive toward the palm), abduction
+    (positive toward the thumb's side) and twist (about the bone), in radians.
+    """
+
+    axes: Float[Array, "15 3 3"]
+    """Flexion, abduction and twist axis in the rest frame, as orthonormal rows."""
+    lower: Float[Array, "15 3"]
+    """Lower joint limits, radians."""
+    upper: Float[Array, "15 3"]
+    """Upper joint limits, radians."""
+    mean: Float[Array, "15 3"]
+    """Mean of the pose prior, radians."""
+    std: Float[Array, "15 3"]
+    """Standard deviation of the pose prior, radians."""
+
+    def coordinates(self, finger_pose: Float[Array, "15 3"]) -> Float[Array, "15 3"]:
+        """Convert axis-angle finger rotations (radians) to flexion, abduction and twist (radians)."""
+        return jnp.einsum("jab,jb->ja", self.axes, finger_pose)
+
+    def finger_pose(self, coordinates: Float[Array, "15 3"]) -> Float[Array, "15 3"]:
+        """Convert flexion, abduction and twist (radians) to axis-angle finger rotations (radians)."""
+        return jnp.einsum("jab,ja->jb", self.axes, coordinates)
 
 
 @pytree

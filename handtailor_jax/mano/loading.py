@@ -8,6 +8,7 @@ load_hand(path, side)                 either of them, depending on the file; Non
 import functools
 import importlib.resources
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,37 +17,41 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.mano.anatomy import Anatomy
+from handtailor_jax.errors import InputError, naming, read_file
 from handtailor_jax.mano.checks import (
-    MANO_VERTICES,
+    DOWNLOAD,
+    MANO_NAMES,
+    MANO_SHAPES,
+    OWN_SHAPES,
+    Arrays,
     HandModelError,
-    Problem,
     check_bones,
     check_mano_arrays,
     check_own_arrays,
-    naming,
+    rest_keypoints,
 )
-from handtailor_jax.mano.hand_model import HandModel, LinearBlendSkin
-from handtailor_jax.mano.mano_file import read_arrays
-from handtailor_jax.mano.safe_npz import parse_npz
-from handtailor_jax.skeleton import JOINT_KEYPOINTS, KEYPOINT_PARENTS, KEYPOINTS, KEYPOINTS_FROM_MANO, NUM_BETAS
+from handtailor_jax.mano.checks import MANO_VERTICES as MANO_VERTICES
+from handtailor_jax.mano.hand_model import Anatomy, HandModel, LinearBlendSkin
+from handtailor_jax.mano.safe_arrays import NUMPY_GLOBALS, UNDAMAGED, UnreadableArray, decode_record, read_npz
+from handtailor_jax.mano.safe_pickle import Limits, UnreadablePickle, unpickle
+from handtailor_jax.skeleton import JOINT_KEYPOINTS, KEYPOINT_PARENTS, KEYPOINTS, NUM_BETAS
 from handtailor_jax.types import Side
-
-__all__ = [
-    "MANO_TIP_VERTICES",
-    "MANO_VERTICES",
-    "HandModelError",
-    "embedded_arrays",
-    "embedded_hand",
-    "load_hand",
-    "load_mano",
-]
 
 MANO_TIP_VERTICES: Mapping[Side, tuple[int, ...]] = {
     "right": (745, 317, 444, 556, 673),
     "left": (745, 317, 445, 556, 673),
 }
 """Fingertip vertices of MANO's mesh: thumb, index, middle, ring, little (the choice of manopth and HandTailor)."""
+
+_MOST_BYTES = 64 * 2**20
+_LIMITS = Limits(opcodes=1_000_000, text=128 * 2**20)
+
+# Names of Python 2 and 3, and of numpy 1 and 2, as "module name".
+_GLOBALS = re.compile(
+    r"(__builtin__|builtins) (set|object)|(copy_reg|copyreg) _reconstructor|numpy\._?core\.multiarray scalar"
+    r"|scipy\.sparse(\.\w+)? [a-z]{3}_(matrix|array)|chumpy(\.\w+)* [^\W\d]\w*",
+    re.ASCII,
+)
 
 
 def embedded_hand(side: Side = "right", dtype: npt.DTypeLike = jnp.float32) -> HandModel:
@@ -56,18 +61,17 @@ def embedded_hand(side: Side = "right", dtype: npt.DTypeLike = jnp.float32) -> H
         side: "right" or "left"; the left hand is the mirrored right hand.
         dtype: floating-point type of its arrays; float64 needs ``jax.enable_x64``.
     """
-    return _on_side(_own_model(embedded_arrays(), "right", dtype), side)
+    return _on_side(_build(embedded_arrays(), "right", dtype), side)
 
 
 @functools.cache
-def embedded_arrays() -> Mapping[str, npt.NDArray[Any]]:
+def embedded_arrays() -> Arrays:
     """Return the stored arrays of the embedded right hand by name (numpy, read-only).
 
     Besides the hand model's own arrays: ``face_regions`` (F,) uint8 (0 palm, 1 back, 2 nails), ``uv`` (F, 3, 2),
     ``wrist_loop`` (20,) and ``attribution``.
     """
-    asset = importlib.resources.files("handtailor_jax") / "assets" / "hand.npz"
-    arrays = parse_npz(asset.read_bytes())
+    arrays = read_npz((importlib.resources.files("handtailor_jax") / "assets" / "hand.npz").read_bytes())
     for array in arrays.values():
         array.flags.writeable = False
     return arrays
@@ -91,10 +95,11 @@ def load_hand(
     if path is None:
         return embedded_hand(side or "right", dtype)
     _check_side(side)
-    with naming(path):
-        arrays = read_arrays(path)
-        if "template" in arrays:
-            return _on_side(_own_model(arrays, "right", dtype), side or "right")
+    arrays = read_arrays(path)
+    if "template" in arrays:
+        with naming(path, HandModelError):
+            check_own_arrays(arrays)
+        return _on_side(_build(arrays, "right", dtype), side or "right")
     stored = _side_from_name(path) or side
     return _on_side(load_mano(path, stored, dtype=dtype), side or stored)
 
@@ -127,36 +132,58 @@ def load_mano(
     """
     _check_side(side)
     named = _side_from_name(path)
-    with naming(path):
-        arrays = read_arrays(path)
+    stored = read_arrays(path)
+    with naming(path, HandModelError):
         if side is None and named is None:
-            raise Problem("the name does not contain a side; pass side='right' or side='left'")
+            raise InputError("the name does not contain a side; pass side='right' or side='left'")
         if side is not None and named is not None and side != named:
-            raise Problem(f"the name says {named} but side={side!r} was given; load it as {named} and mirror it")
+            raise InputError(f"the name says {named} but side={side!r} was given; load it as {named} and mirror it")
         holds = cast(Side, side or named)
-        check_mano_arrays(arrays, holds)
-        shape_directions = arrays["shapedirs"][..., :NUM_BETAS].astype(np.float64)
+        check_mano_arrays(stored, holds)
+        arrays = {own: stored[name] for own, name in MANO_NAMES.items()}
+        arrays["shape_directions"] = arrays["shape_directions"][..., :NUM_BETAS].astype(np.float64)
         if holds == "left" and correct_left_shape:
-            shape_directions[:, 0] *= -1.0
-        template = arrays["v_template"].astype(np.float64)
-        regressor = arrays["J_regressor"].astype(np.float64)
-        tips = np.asarray(MANO_TIP_VERTICES[holds])
-        rest_joints = regressor @ template
-        check_bones(rest_joints, template[tips])
-        return _assemble(
-            template=template,
-            faces=arrays["f"],
-            shape_directions=shape_directions,
-            pose_directions=arrays["posedirs"],
-            joint_regressor=regressor,
-            weights=arrays["weights"],
-            pose_mean=arrays["hands_mean"],
-            pose_components=arrays["hands_components"],
-            tip_vertices=tips,
-            anatomy=_anatomy_of(rest_joints, template[tips], holds),
-            side=holds,
-            dtype=dtype,
-        )
+            arrays["shape_directions"][:, 0] *= -1.0
+        arrays["tip_vertices"] = np.asarray(MANO_TIP_VERTICES[holds])
+        check_bones(arrays)
+        arrays |= {name: array for name, array in embedded_arrays().items() if name.startswith("anatomy_")}
+        arrays["anatomy_basis"] = _turned_axes(arrays, holds)
+        return _build(arrays, holds, dtype)
+
+
+def read_arrays(path: str | os.PathLike[str]) -> Arrays:
+    """Read the arrays of a hand model by name; the first bytes of the file tell which format it has.
+
+    Raises:
+        HandModelError: if the file is missing, damaged, unsafe or too large.
+    """
+    with naming(path, HandModelError):
+        content = read_file(path, _MOST_BYTES, DOWNLOAD)
+        if content.startswith(b"PK"):
+            return read_npz(content, {*OWN_SHAPES, *MANO_SHAPES}, most_bytes=_MOST_BYTES)
+        try:
+            model = unpickle(content, _is_allowed, _LIMITS).value
+        except UnreadablePickle as error:
+            raise InputError(f"neither a pickle nor an npz file of a hand (it {error}); {DOWNLOAD}") from None
+        if not isinstance(model, dict):
+            raise InputError(f"the pickle holds no dictionary of arrays; {DOWNLOAD}")
+        return {name: _decode(model[name], name) for name in MANO_SHAPES if name in model}
+
+
+def _is_allowed(module: str, name: str) -> bool:
+    return (module, name) in NUMPY_GLOBALS or _GLOBALS.fullmatch(f"{module} {name}") is not None
+
+
+def _decode(value: Any, name: str) -> npt.NDArray[Any]:
+    try:
+        return decode_record(value, MANO_SHAPES[name])
+    except UnreadableArray as error:
+        raise InputError(f"{name}: {error}; save it as a plain array of numbers") from None
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(f"{name} cannot be decoded ({reason}); {UNDAMAGED}") from None
 
 
 def _check_side(side: str | None) -> None:
@@ -174,100 +201,66 @@ def _on_side(model: HandModel, side: Side | None) -> HandModel:
     return model if side in (None, model.side) else model.mirrored()
 
 
-def _own_model(arrays: Mapping[str, npt.NDArray[Any]], side: Side, dtype: npt.DTypeLike) -> HandModel:
-    """Build a hand model from the arrays of an npz file in the embedded hand's layout."""
-    check_own_arrays(arrays)
-    return _assemble(
-        template=arrays["template"],
-        faces=arrays["faces"],
-        shape_directions=arrays["shape_directions"],
-        pose_directions=arrays["pose_directions"],
-        joint_regressor=arrays["joint_regressor"],
-        weights=arrays["skinning_weights"],
-        pose_mean=arrays["pose_mean"],
-        pose_components=arrays["pose_components"],
-        tip_vertices=arrays["tip_vertices"].astype(np.int64),
-        anatomy={
-            "axes": arrays["anatomy_basis"],
-            **{name: arrays[f"anatomy_{name}"] for name in ("lower", "upper", "mean", "std")},
-        },
-        side=side,
-        dtype=dtype,
-    )
-
-
-def _assemble(
-    *,
-    template: npt.NDArray[Any],
-    faces: npt.NDArray[Any],
-    shape_directions: npt.NDArray[Any],
-    pose_directions: npt.NDArray[Any],
-    joint_regressor: npt.NDArray[Any],
-    weights: npt.NDArray[Any],
-    pose_mean: npt.NDArray[Any],
-    pose_components: npt.NDArray[Any],
-    tip_vertices: npt.NDArray[Any],
-    anatomy: Mapping[str, npt.NDArray[Any]],
-    side: Side,
-    dtype: npt.DTypeLike,
-) -> HandModel:
-    # Joints are regressed once in float64, so that a float32 model carries no rounding error of the sum.
-    regressor = joint_regressor.astype(np.float64)
-    rest_joints = regressor @ template.astype(np.float64)
-    joint_shape_directions = np.einsum("jv,vcb->jcb", regressor, shape_directions.astype(np.float64))
+def _build(arrays: Arrays, side: Side, dtype: npt.DTypeLike) -> HandModel:
+    """Build a hand model from arrays in the embedded hand's layout."""
 
     def real(array: npt.NDArray[Any]) -> Any:
         return jnp.asarray(array.astype(np.dtype(dtype)))
 
     def skin(chosen: Any) -> LinearBlendSkin:
         return LinearBlendSkin(
-            template=real(template[chosen]),
-            shape_directions=real(shape_directions[chosen]),
-            pose_directions=real(pose_directions[chosen]),
-            weights=real(weights[chosen]),
+            template=real(arrays["template"][chosen]),
+            shape_directions=real(arrays["shape_directions"][chosen]),
+            pose_directions=real(arrays["pose_directions"][chosen]),
+            weights=real(arrays["skinning_weights"][chosen]),
         )
 
+    # Joints are regressed once in float64, so that a float32 model carries no rounding error of the sum.
+    regressor = arrays["joint_regressor"].astype(np.float64)
+    tip_vertices = arrays["tip_vertices"].astype(np.int32)
     return HandModel(
         skin=skin(slice(None)),
         tips=skin(tip_vertices),
-        rest_joints=real(rest_joints),
-        joint_shape_directions=real(joint_shape_directions),
-        joint_regressor=real(joint_regressor),
-        faces=jnp.asarray(faces.astype(np.int32)),
-        tip_vertices=jnp.asarray(tip_vertices.astype(np.int32)),
-        pose_mean=real(pose_mean),
-        pose_components=real(pose_components),
-        anatomy=Anatomy(**{name: real(array) for name, array in anatomy.items()}),
+        rest_joints=real(regressor @ arrays["template"].astype(np.float64)),
+        joint_shape_directions=real(np.einsum("jv,vcb->jcb", regressor, arrays["shape_directions"].astype(np.float64))),
+        joint_regressor=real(regressor),
+        faces=jnp.asarray(arrays["faces"].astype(np.int32)),
+        tip_vertices=jnp.asarray(tip_vertices),
+        pose_mean=real(arrays["pose_mean"]),
+        pose_components=real(arrays["pose_components"]),
+        anatomy=Anatomy(
+            axes=real(arrays["anatomy_basis"]),
+            lower=real(arrays["anatomy_lower"]),
+            upper=real(arrays["anatomy_upper"]),
+            mean=real(arrays["anatomy_mean"]),
+            std=real(arrays["anatomy_std"]),
+        ),
         side=side,
     )
 
 
-def _anatomy_of(rest_joints: npt.NDArray[Any], tips: npt.NDArray[Any], side: Side) -> dict[str, npt.NDArray[Any]]:
-    """Turn the embedded hand's anatomical axes to the bones of another rest skeleton.
+def _turned_axes(arrays: Arrays, side: Side) -> npt.NDArray[Any]:
+    """Turn the anatomical axes of `arrays`, which are the embedded hand's, to the bones of their rest skeleton.
 
     The twist axis is the bone from a joint to its child. The flexion axis is the embedded flexion axis without its
     component along the bone. The abduction axis completes them with the handedness of the embedded axes. For a left
     hand the twist axis points against the bone, so that a mirrored pose has the coordinates of the right hand's pose
     and the same limits and priors apply.
     """
-    stored = embedded_arrays()
-    basis = stored["anatomy_basis"].astype(np.float64)
+    basis = arrays["anatomy_basis"].astype(np.float64)
     orientation = np.sign(np.linalg.det(basis))  # (15,)
     flexion = basis[:, 0] * (np.array([1.0, -1.0, -1.0]) if side == "left" else 1.0)  # an axial vector under x' = -x
     outward = -1.0 if side == "left" else 1.0
 
-    keypoints = np.concatenate([rest_joints, tips])[np.asarray(KEYPOINTS_FROM_MANO)]
+    keypoints = rest_keypoints(arrays)
     child = {parent: k for k, parent in enumerate(KEYPOINT_PARENTS) if KEYPOINTS[parent] != "wrist"}
-    ends = np.asarray([child[k] for k in JOINT_KEYPOINTS[1:]])
-    twist = keypoints[ends] - rest_joints[1:]
+    starts = np.asarray(JOINT_KEYPOINTS[1:])
+    twist = keypoints[[child[k] for k in JOINT_KEYPOINTS[1:]]] - keypoints[starts]
     twist = outward * twist / np.linalg.norm(twist, axis=1, keepdims=True)
     flexion = flexion - np.sum(flexion * twist, axis=1, keepdims=True) * twist
     lengths = np.linalg.norm(flexion, axis=1, keepdims=True)
     if not np.all(lengths > 0.1):
-        raise Problem("a finger bone points along its flexion axis; is the rest pose a flat hand in MANO's frame?")
+        raise InputError("a finger bone points along its flexion axis; is the rest pose a flat hand in MANO's frame?")
     flexion = flexion / lengths
     abduction = np.cross(twist, flexion) * orientation[:, None]
-    return {
-        "axes": np.stack([flexion, abduction, twist], axis=1),
-        **{name: stored[f"anatomy_{name}"] for name in ("lower", "upper", "mean", "std")},
-    }
+    return np.stack([flexion, abduction, twist], axis=1)

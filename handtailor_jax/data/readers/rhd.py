@@ -23,16 +23,8 @@ from handtailor_jax.data.sample import (
 )
 from handtailor_jax.errors import InputError
 from handtailor_jax.images import Image, read_image
-from handtailor_jax.mano.safe_pickle import (
-    NUMPY_GLOBALS,
-    ForeignGlobal,
-    Limits,
-    PickleCutShort,
-    UnreadableArray,
-    UnreadablePickle,
-    array_of,
-    unpickle,
-)
+from handtailor_jax.mano.safe_arrays import NUMPY_GLOBALS, UnreadableArray, array_of
+from handtailor_jax.mano.safe_pickle import ForeignGlobal, Limits, PickleCutShort, UnreadablePickle, unpickle
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_KEYPOINTS, ROOT, WRIST, permutation
 
 _ORDER = list(permutation(KEYPOINT_ORDERS["rhd"], KEYPOINTS))
@@ -165,15 +157,8 @@ def _content(path: Path) -> Any:
         return unpickle(path.read_bytes(), lambda module, name: (module, name) in NUMPY_GLOBALS, _LIMITS).value
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
-    except ForeignGlobal as error:
-        raise InputError(
-            f"{path}: refers to {str(error)[:80]!r}, which no annotation of RHD does; nothing was executed: "
-            "get the file from its official source"
-        ) from None
-    except PickleCutShort:
-        problem = "is cut short"
+    except (ForeignGlobal, PickleCutShort) as error:
+        problem = str(error)
     except UnreadablePickle as error:
-        problem = f"is not a pickle of numbers ({error})"
-    except (MemoryError, RecursionError):
-        problem = "asks for more memory than an annotation of RHD needs"
+        problem = f"is not a pickle of numbers (it {error})"
     raise InputError(f"{path}: {problem}: {_REMEDY}")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.mano.safe_npz import parse_npz, read_npz
+from handtailor_jax.mano.safe_arrays import read_npz
 
 
 def npz(save=np.savez, **arrays):
@@ -35,7 +35,7 @@ def npy(array=None, header=None):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_arrays_are_those_of_numpy(tmp_path, rng, save):
+def test_arrays_are_those_of_numpy(rng, save):
     arrays = {
         "plain": rng.random((3, 4)),
         "columns": np.asfortranarray(rng.random((3, 4, 2))),
@@ -47,31 +47,13 @@ def test_arrays_are_those_of_numpy(tmp_path, rng, save):
         "scalar": np.asarray(3),
         "empty": np.zeros((0, 3)),
     }
-    path = tmp_path / "arrays.npz"
-    path.write_bytes(npz(save, **arrays))
-    got = read_npz(path)
+    content = npz(save, **arrays)
+    got = read_npz(content)
     assert list(got) == list(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(got[name], array, strict=True)
         assert got[name].flags.writeable
-    assert list(read_npz(path, ["half", "missing"])) == ["half"]
-
-
-def test_messages_name_the_file(tmp_path):
-    for content, message in (
-        (b"", "damaged or cut short"),
-        (b"PK\x03\x04", "damaged or cut short"),
-        (npz(a=np.ones(3))[:-30], "damaged or cut short"),
-        (npz(a=np.ones(300)), "the file has .* bytes; at most 1000 expected"),
-    ):
-        path = tmp_path / "arrays.npz"
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=message) as caught:
-            read_npz(path, most_bytes=1000)
-        assert str(caught.value).startswith(f"{path}: ")
-        assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="cannot be read"):
-        read_npz(tmp_path / "missing.npz")
+    assert list(read_npz(content, ["half", "missing"])) == ["half"]
 
 
 HUGE = {"descr": "<f8", "fortran_order": False, "shape": (10**9,)}
@@ -80,6 +62,9 @@ HUGE = {"descr": "<f8", "fortran_order": False, "shape": (10**9,)}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (b"", "damaged or cut short"),
+        (b"PK\x03\x04", "damaged or cut short"),
+        (npz(a=np.ones(3))[:-30], "damaged or cut short"),
         (npz(a=np.asarray([{}], object)), "pickled object"),
         (npz(a=np.zeros(3, [("x", "f4")])), "elements of type"),
         (npz(a=np.zeros(3, complex)), "elements of type"),
@@ -101,7 +86,7 @@ HUGE = {"descr": "<f8", "fortran_order": False, "shape": (10**9,)}
 )
 def test_archives_that_are_refused(content, message):
     with pytest.raises(InputError, match=message) as caught:
-        parse_npz(content)
+        read_npz(content)
     assert "\n" not in str(caught.value)
 
 
@@ -109,7 +94,7 @@ def test_a_small_file_of_a_large_array():
     content = npz(np.savez_compressed, a=np.zeros(2**26, np.uint8), b=np.ones(3))
     tracemalloc.start()
     with pytest.raises(InputError, match="its arrays take 67108992 bytes; at most 1048576 expected"):
-        parse_npz(content, ["a"], most_bytes=2**20)
-    np.testing.assert_array_equal(parse_npz(content, ["b"], most_bytes=2**20)["b"], np.ones(3))
+        read_npz(content, ["a"], most_bytes=2**20)
+    np.testing.assert_array_equal(read_npz(content, ["b"], most_bytes=2**20)["b"], np.ones(3))
     assert tracemalloc.get_traced_memory()[1] < 2**21
     tracemalloc.stop()
