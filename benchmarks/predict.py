@@ -26,7 +26,8 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.report import environment, markdown_table, usable_cores
 from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hand_module import HandModule, inference_form
+from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.hand_module.official import load_official
 from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import Box, Image, crop_square

@@ -27,7 +27,8 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import transform_camera
-from handtailor_jax.hand_module.hand_module import HandModule, inference_form
+from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import recover

@@ -14,8 +14,8 @@ from handtailor_jax.detector.regions import from_landmarks
 from handtailor_jax.errors import InputError
 from handtailor_jax.finders import Finder, Found, HourglassFinder, LandmarkFinder
 from handtailor_jax.geometry.cameras import as_camera
-from handtailor_jax.hand_module.hand_module import HandModule, inference_form
-from handtailor_jax.hand_module.landmark_module import LandmarkHandModule
+from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
+from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.hand_module.weights import load_module
 from handtailor_jax.images import Image, as_rgb, check_box
 from handtailor_jax.mano.hand_model import HandModel

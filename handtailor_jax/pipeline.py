@@ -34,8 +34,7 @@ from handtailor_jax.geometry.mirror import (
     mirror_pose,
 )
 from handtailor_jax.geometry.rotations import rotate_towards
-from handtailor_jax.hand_module.hand_module import HandModule
-from handtailor_jax.hand_module.landmark_module import LandmarkHandModule
+from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
 from handtailor_jax.tailor.paper import PaperEnergy

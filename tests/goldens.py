@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hand_module import module_structure
 from handtailor_jax.hand_module.official import weight_table
+from handtailor_jax.hand_module.weights import module_structure
 
 FOLDER = Path(__file__).parent / "golden"
 

@@ -22,10 +22,10 @@ from handtailor_jax.geometry.heatmaps import (
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle, quaternion_from_axis_angle
 from handtailor_jax.hand_module import losses
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hand_module import HandModule, inference_form
+from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.hourglass import StackOutput
 from handtailor_jax.hand_module.iknet import IKNet, matrix_from_columns, normalise_joints, rotations_from_raw
-from handtailor_jax.hand_module.layers import max_pool_2, max_pool_3, space_to_depth, upsample_2
+from handtailor_jax.hand_module.layers import inference_form, max_pool_2, max_pool_3, space_to_depth, upsample_2
 from handtailor_jax.skeleton import ROOT
 from handtailor_jax.types import Camera
 

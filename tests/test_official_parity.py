@@ -12,10 +12,10 @@ from flax import nnx
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.rotations import axis_angle_from_quaternion
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hand_module import inference_form
 from handtailor_jax.hand_module.iknet import normalise_joints, normalise_quaternion
-from handtailor_jax.hand_module.layers import max_pool_2
+from handtailor_jax.hand_module.layers import inference_form, max_pool_2
 from handtailor_jax.hand_module.official import load_official, weight_table
+from handtailor_jax.hand_module.weights import module_structure
 from handtailor_jax.types import Camera
 from tests import goldens
 
@@ -211,15 +211,12 @@ def test_a_checkpoint_that_does_not_fit_is_refused(checkpoint, change, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_table_that_matches_twice_is_refused(checkpoint, monkeypatch):
-    table = weight_table(TINY)
-    for double in (dataclasses.replace(table[0], name="another"), dataclasses.replace(table[0], path=("another",))):
-        monkeypatch.setattr("handtailor_jax.hand_module.official.weight_table", lambda config, d=double: [*table, d])
-        with pytest.raises(InputError, match="matched 2 times"):
-            load_official(checkpoint, TINY)
-    monkeypatch.setattr("handtailor_jax.hand_module.official.weight_table", lambda config: table[1:])
-    with pytest.raises(InputError, match="weight table"):
-        load_official(checkpoint, TINY)
+@pytest.mark.parametrize("config", [TINY, HandModuleConfig.official()])
+def test_the_table_names_every_tensor_and_every_variable_once(config):
+    table = list(weight_table(config))
+    assert len({mapping.name for mapping in table}) == len(table)
+    assert len({mapping.path for mapping in table}) == len(table)
+    assert {mapping.path for mapping in table} == set(module_structure(config)[1])
 
 
 @pytest.mark.slow

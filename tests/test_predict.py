@@ -456,7 +456,7 @@ def test_the_released_checkpoint_becomes_a_weight_file(torch, tmp_path, capsys):
     assert "written to" in capsys.readouterr().out
     module = load_weights(tmp_path / "new" / "w.safetensors")
     variables = dict(nnx.to_flat_state(nnx.state(module)))
-    rows = weight_table(module.config)
+    rows = list(weight_table(module.config))
     assert len(rows) == len(variables)
     for row in rows:
         np.testing.assert_array_equal(variables[row.path][...], row.convert(state[row.name]), err_msg=row.name)

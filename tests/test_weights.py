@@ -14,8 +14,7 @@ from flax import nnx
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hand_module import module_structure
-from handtailor_jax.hand_module.weights import load_weights, provenance, save_weights
+from handtailor_jax.hand_module.weights import load_weights, module_structure, provenance, save_weights
 
 TINY = dataclasses.replace(
     HandModuleConfig.small(),

@@ -8,38 +8,38 @@ from handtailor_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class HandModuleConfig:
-    """Sizes and conventions of a `HandModule`; weights exist for `official()` and `small()`."""
+    """Sizes and conventions of a `HandModule`; weights exist for `official()`, the defaults, and `small()`."""
 
-    image_size: int
+    image_size: int = 256
     """Side of the square input crop, pixels."""
-    stem: Literal["strided", "patches"]
+    stem: Literal["strided", "patches"] = "strided"
     """First layers, from the image to maps of a quarter of its size: "strided" is a strided 7 x 7 convolution, a
     bottleneck and a pool; "patches" is one convolution over patches of 4 x 4 pixels."""
-    stem_channels: int
+    stem_channels: int = 64
     """Channels of the strided stem's first convolution; the patch stem ignores it."""
-    channels: int
+    channels: int = 256
     """Channels of the features at map resolution."""
-    depth: int
+    depth: int = 4
     """Levels of each hourglass; its innermost map is 2^depth times smaller."""
-    stacks_2d: int
+    stacks_2d: int = 2
     """Number of hourglasses that predict heatmaps."""
-    stacks_3d: int
+    stacks_3d: int = 2
     """Number of hourglasses that predict heatmaps and depth maps."""
-    shape_channels: int
+    shape_channels: int = 512
     """Channels of the shape branch's convolutions."""
-    shape_levels: int
+    shape_levels: int = 4
     """Number of times the shape branch halves the map."""
-    shape_blocks: int
+    shape_blocks: int = 2
     """Bottlenecks per level of the shape branch."""
-    shape_hidden: tuple[int, ...]
+    shape_hidden: tuple[int, ...] = (512, 512, 1024, 1024, 512, 256)
     """Widths of the hidden layers of the shape regressor."""
-    ik_hidden: tuple[int, ...]
+    ik_hidden: tuple[int, ...] = (256, 512, 1024, 1024, 512, 256)
     """Widths of the hidden layers of IKNet."""
-    rotation: Literal["quaternion", "matrix"]
+    rotation: Literal["quaternion", "matrix"] = "quaternion"
     """Output of IKNet: quaternions, or the first two columns of each rotation matrix, which is continuous."""
-    decoding: Literal["released", "corrected"]
+    decoding: Literal["released", "corrected"] = "released"
     """Decoding of maps and shape vector to keypoints and lengths: the released program's, or one without its biases."""
-    confidence_radius: float
+    confidence_radius: float = 6.0
     """Radius, in map cells, of the window around a keypoint in which the heatmap's mass is its confidence."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type in which layers compute; None is the parameters' type. Decoding uses at least float32."""
@@ -65,23 +65,7 @@ class HandModuleConfig:
     @classmethod
     def official(cls) -> "HandModuleConfig":
         """Return the configuration of the released network, which has 24,932,042 parameters."""
-        return cls(
-            image_size=256,
-            stem="strided",
-            stem_channels=64,
-            channels=256,
-            depth=4,
-            stacks_2d=2,
-            stacks_3d=2,
-            shape_channels=512,
-            shape_levels=4,
-            shape_blocks=2,
-            shape_hidden=(512, 512, 1024, 1024, 512, 256),
-            ik_hidden=(256, 512, 1024, 1024, 512, 256),
-            rotation="quaternion",
-            decoding="released",
-            confidence_radius=6.0,
-        )
+        return cls()
 
     @classmethod
     def small(cls) -> "HandModuleConfig":

@@ -1,9 +1,10 @@
-"""The hand module: keypoints, joints, pose and shape from an image and its camera."""
+"""The hand modules: keypoints, joints, pose and shape from a crop and its camera.
+
+`HandModule` is the paper's: stacked hourglasses, shape branch and IKNet. `LandmarkHandModule` is the one behind the
+detector: the hand landmark network and IKNet.
+"""
 
 import dataclasses
-import functools
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from handtailor_jax.detector.landmark_network import HandLandmarkNetwork, Landmarks
+from handtailor_jax.detector.weights import load_landmark_network
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import inverse_linear
 from handtailor_jax.geometry.heatmaps import (
@@ -22,12 +25,11 @@ from handtailor_jax.geometry.heatmaps import (
     softmax_heatmaps,
 )
 from handtailor_jax.geometry.lifting import lift, lift_scale, root_depth_in_bones, turn_to_axis
+from handtailor_jax.geometry.mirror import mirror_points, mirror_pose
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hourglass import PatchStem, Stack, StackOutput, StridedStem
+from handtailor_jax.hand_module.hourglass import PatchStem, ShapeBranch, Stack, StackOutput, StridedStem
 from handtailor_jax.hand_module.iknet import IKNet, normalise_joints
-from handtailor_jax.hand_module.layers import Block, Bottleneck
-from handtailor_jax.hand_module.shape_branch import ShapeBranch
-from handtailor_jax.skeleton import ROOT
+from handtailor_jax.skeleton import NUM_BETAS, ROOT
 from handtailor_jax.types import Camera, HandEstimate, pytree
 
 # Range of relative depth, in reference bones, that the released network's depth maps cover.
@@ -97,14 +99,11 @@ class HandModule(nnx.Module):
         """
         size = self.config.image_size
         if image.shape[1:] != (size, size, 3):
-            raise InputError(
-                f"image has shape {image.shape}: this hand module takes crops of (batch, {size}, {size}, 3); "
-                "resample the crops"
-            )
+            expected = f"this hand module takes crops of (batch, {size}, {size}, 3)"
+            raise InputError(f"image has shape {image.shape}: {expected}; resample the crops")
         if camera is None:
-            dtype = np.promote_types(image.dtype, np.float32)
             camera = Camera.weak_perspective(jnp.ones(image.shape[0]))
-            camera = jax.tree.map(lambda leaf: leaf.astype(dtype), camera)
+            camera = jax.tree.map(lambda leaf: leaf.astype(np.promote_types(image.dtype, np.float32)), camera)
         stacks = self.stacks(self.stem(image - 0.5))
         features, shape_vector = self.shape_branch(stacks[-1].encoding)
         return self.decode(camera, stacks, features, shape_vector)
@@ -173,7 +172,7 @@ class HandModule(nnx.Module):
         relative_depth: Float[Array, "batch 21"],
         raw_lengths: Float[Array, "batch 2"],
     ) -> tuple[Float[Array, "batch"], Float[Array, "batch"], Float[Array, "batch"], Float[Array, "batch 21 3"]]:
-        """Return bone (metres), scale, root depth and joints (camera-frame units); see the fields of `HandEstimate`."""
+        """Return bone, scale, root depth and joints; see the fields of `HourglassEstimate`."""
         released = self.config.decoding == "released"
         perspective = camera.perspectivity > 0.5
         rays = jnp.einsum("bij,bkj->bki", inverse_linear(camera), keypoints_2d - camera.center[:, None])
@@ -207,7 +206,7 @@ def _along_line_of_sight(
 ) -> tuple[Float[Array, "batch 21 2"], Float[Array, "batch 3 3"]]:
     """Return points of the plane z = 1 in a frame whose z axis passes through the root, and the rotation to that frame.
 
-    In weak perspective all lines of sight are parallel to the z axis, so the rotation is the identity.
+    In weak perspective the rotation is the identity.
     """
     directions = jnp.concatenate([rays, jnp.ones_like(rays[..., :1])], axis=-1)
     sideways = rays[:, ROOT] * perspectivity[:, None]
@@ -218,21 +217,84 @@ def _along_line_of_sight(
     return turned[..., :2] / depth[..., None], turn
 
 
-@functools.cache
-def module_structure(config: HandModuleConfig) -> tuple[nnx.GraphDef[HandModule], Mapping[tuple[Any, ...], Any]]:
-    """Return the graph definition and the variables (shapes only, by path) of a hand module that is to be loaded."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: HandModule(config, rngs=nnx.Rngs(0))))
-    return graphdef, dict(nnx.to_flat_state(state))
+class LandmarkHandModule(nnx.Module):
+    """Keypoints, side and presence from the hand landmark network, and pose from IKNet.
 
-
-def inference_form(module: HandModule) -> HandModule:
-    """Return a copy that computes the same as the module in evaluation mode, faster; it cannot be trained.
-
-    The normalisation after a layer is merged into the layer. The normalisation of a bottleneck, which follows an
-    addition, becomes a scale and shift per channel.
+    It takes crops of both sides. Shape, depth and size are not estimated: betas are 0, and the tailor places the hand.
     """
-    module = nnx.clone(module)
-    for _, part in list(nnx.iter_modules(module)):
-        if isinstance(part, Block | Bottleneck):
-            part.fold_norm()
-    return module
+
+    def __init__(self, network: HandLandmarkNetwork, iknet: IKNet):
+        self.network, self.iknet = network, iknet
+
+    @classmethod
+    def beside(cls, module: HandModule) -> "LandmarkHandModule":
+        """Combine the embedded landmark network with the IKNet of another hand module."""
+        return cls(load_landmark_network(), module.iknet)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the crops, pixels."""
+        return self.network.config.image_size
+
+    def __call__(
+        self, image: Float[Array, "batch size size 3"], camera: Camera, right: Float[Array, "batch"] | None = None
+    ) -> HandEstimate:
+        """Estimate the hand in each crop.
+
+        Args:
+            image: RGB crops with values 0 to 1, in which the hand points up (`detector.regions`).
+            camera: Cameras of the crops, with the batch axis. They are rotated as the crops are.
+            right: Prior probability of a right hand: 1 or 0 where the side is known. 0.5 if None.
+
+        Returns:
+            The estimates, with the batch axis, in pixels of the crop.
+        """
+
+        # A CPU is faster with one crop after the other, whose maps stay in its cache.
+        def one_by_one(crops: Array) -> Landmarks:
+            return jax.tree.map(lambda leaf: leaf[:, 0], jax.lax.map(lambda crop: self.network(crop[None]), crops))
+
+        landmarks = jax.lax.platform_dependent(image, cpu=one_by_one, default=self.network)
+        prior = jnp.full_like(landmarks.right, 0.5) if right is None else right.astype(landmarks.right.dtype)
+        # Bayes' rule, with the network's probability of a right hand as the likelihood.
+        likelihood = jnp.clip(landmarks.right, 1e-6, 1.0 - 1e-6)
+        probability = likelihood * prior / (likelihood * prior + (1.0 - likelihood) * (1.0 - prior))
+        left = probability <= 0.5
+        keypoints, joints, mirrored = landmarks.crop[..., :2], _joints(landmarks, camera), left[:, None, None]
+        pose = self.iknet(normalise_joints(jnp.where(mirrored, mirror_points(joints), joints))).pose
+        return HandEstimate(
+            left=left,
+            keypoints_2d=keypoints,
+            confidence=jnp.ones(keypoints.shape[:2], keypoints.dtype),
+            joints=joints,
+            pose=jnp.where(mirrored, mirror_pose(pose), pose),
+            betas=jnp.zeros((image.shape[0], NUM_BETAS), keypoints.dtype),
+            root_depth=None,
+            bone=None,
+            presence=landmarks.presence,
+            right=probability,
+            convention="mediapipe",
+        )
+
+
+def _joints(landmarks: Landmarks, camera: Camera) -> Float[Array, "batch 21 3"]:
+    """Return 3D keypoints in camera axes: directions of the 2D keypoints, and depths of the world landmarks.
+
+    The 2D keypoints are more accurate than the world landmarks' x and y. The world landmarks are in the frame of the
+    crop, whose rotation follows from the crop's camera.
+    """
+    to_frame = inverse_linear(camera)
+    rays = jnp.einsum("bij,bkj->bki", to_frame, landmarks.crop[..., :2] - camera.center[:, None])
+    rays = rays - rays[:, ROOT, None]
+    # The rotation closest to the linear map (of a crop's map, the map without its scale).
+    cosine = to_frame[:, 0, 0] + to_frame[:, 1, 1]
+    sine = to_frame[:, 1, 0] - to_frame[:, 0, 1]
+    length = jnp.sqrt(cosine**2 + sine**2)
+    cosine, sine = (cosine / length)[:, None], (sine / length)[:, None]
+    world = landmarks.world - landmarks.world[:, ROOT, None]
+    x = cosine * world[..., 0] - sine * world[..., 1]
+    y = sine * world[..., 0] + cosine * world[..., 1]
+    # The size of a ray per metre that fits x and y best.
+    per_metre = jnp.sum(rays[..., 0] * x + rays[..., 1] * y, axis=-1) / (jnp.sum(x**2 + y**2, axis=-1) + 1e-12)
+    depth = per_metre[:, None] * world[..., 2]
+    return jnp.concatenate([rays, depth[..., None]], axis=-1)

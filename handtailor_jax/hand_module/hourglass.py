@@ -1,4 +1,6 @@
-"""From the image to heatmaps and depth maps: two stems, the hourglass, and the stacks that contain it."""
+"""From the image to heatmaps, depth maps and shape: two stems, stacked hourglasses and the shape branch."""
+
+import itertools
 
 import jax.numpy as jnp
 from flax import nnx
@@ -6,16 +8,18 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.layers import (
+    MLP,
     Block,
     Bottleneck,
     convolution,
     head,
     linear,
     max_pool_2,
+    max_pool_3,
     space_to_depth,
     upsample_2,
 )
-from handtailor_jax.skeleton import NUM_KEYPOINTS
+from handtailor_jax.skeleton import NUM_BETAS, NUM_KEYPOINTS
 from handtailor_jax.types import pytree
 
 
@@ -110,3 +114,33 @@ class Stack(nnx.Module):
             depths = nnx.sigmoid(depths)
         encoding = self.merge(jnp.concatenate([residual, nnx.sigmoid(logits), depths], axis=-1))
         return StackOutput(hourglass, residual, logits, depths if self.depth_maps else None, encoding)
+
+
+class ShapeBranch(nnx.Module):
+    """Levels of a pool and bottlenecks, whose last map is averaged to one feature vector, and a regressor."""
+
+    def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
+        channels = [config.channels] + [config.shape_channels] * (config.shape_levels * config.shape_blocks)
+        blocks = [Bottleneck(a, b, config, rngs=rngs) for a, b in itertools.pairwise(channels)]
+        per_level = config.shape_blocks
+        self.levels = nnx.List(
+            [nnx.List(blocks[i : i + per_level]) for i in range(0, config.shape_levels * per_level, per_level)]
+        )
+        self.regressor = MLP(config.shape_channels, config.shape_hidden, 2 + NUM_BETAS, config, rngs=rngs)
+
+    def maps(self, encoding: Float[Array, "batch rows columns channels"]) -> list[Array]:
+        """Return the feature maps of every level, largest first."""
+        maps = []
+        for level in self.levels:
+            encoding = max_pool_3(encoding)
+            for bottleneck in level:
+                encoding = bottleneck(encoding)
+            maps.append(encoding)
+        return maps
+
+    def __call__(
+        self, encoding: Float[Array, "batch rows columns channels"]
+    ) -> tuple[Float[Array, "batch features"], Float[Array, "batch 12"]]:
+        """Return the feature vector and the shape vector: bone length, root depth (neither decoded yet) and betas."""
+        features = jnp.mean(self.maps(encoding)[-1], axis=(1, 2))
+        return features, self.regressor(features)

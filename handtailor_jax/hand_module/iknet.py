@@ -24,7 +24,6 @@ class Rotations:
     raw: Float[Array, "*batch 16 parameters"]
     """Output of IKNet before normalisation: quaternions (w, x, y, z), or the first two columns of each matrix."""
     matrices: Float[Array, "*batch 16 3 3"]
-    """Rotation matrices."""
     pose: Float[Array, "*batch 16 3"]
     """Axis-angle vectors, radians."""
 
@@ -62,11 +61,10 @@ def normalise_quaternion(quaternion: Float[Array, "*batch 4"]) -> Float[Array, "
 def matrix_from_columns(columns: Float[Array, "*batch 6"]) -> Float[Array, "*batch 3 3"]:
     """Build rotation matrices from their first two columns by Gram-Schmidt orthogonalisation.
 
-    The result is continuous in the columns, unlike in quaternions and axis-angle vectors, unless the first column is
-    zero or the second is parallel to it. In these cases the result is an arbitrary rotation with finite gradients.
+    The result is continuous in the columns, unless the first column is zero or the second is parallel to it. In these
+    cases the result is an arbitrary rotation with finite gradients.
     """
-    axis = jnp.asarray([1.0, 0.0, 0.0], columns.dtype)
-    axis = jnp.broadcast_to(axis, (*columns.shape[:-1], 3))
+    axis = jnp.broadcast_to(jnp.asarray([1.0, 0.0, 0.0], columns.dtype), (*columns.shape[:-1], 3))
     first, second = _unit(columns[..., :3], axis), _unit(columns[..., 3:], axis)
     # For nearly parallel columns the remainder is a rounding error, which is not perpendicular to the first column.
     rest = second - jnp.sum(first * second, axis=-1, keepdims=True) * first

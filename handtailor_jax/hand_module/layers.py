@@ -7,6 +7,7 @@ Padding is explicit, because XLA's "SAME" pads a stride of two differently from 
 import functools
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -14,58 +15,40 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.hand_module.config import HandModuleConfig
 
-# Variance gain of the initial kernel of a layer before a ReLU, and of an output layer, which starts close to its bias.
-_BEFORE_RELU, _OUTPUT = 2.0, 0.02
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 def linear(
-    inputs: int,
-    outputs: int,
-    config: HandModuleConfig,
-    *,
-    bias: bool = True,
-    gain: float = _BEFORE_RELU,
-    rngs: nnx.Rngs,
+    inputs: int, outputs: int, config: HandModuleConfig, *, bias: bool = True, gain: float = 2.0, rngs: nnx.Rngs
 ) -> nnx.Linear:
     """Create a linear layer over the last axis; on maps it is a 1 x 1 convolution."""
-    return nnx.Linear(inputs, outputs, use_bias=bias, dtype=_dtype(config), kernel_init=_normal(gain), rngs=rngs)
+    return nnx.Linear(inputs, outputs, use_bias=bias, dtype=config.dtype, kernel_init=_normal(gain), rngs=rngs)
 
 
 def head(inputs: int, outputs: int, config: HandModuleConfig, *, rngs: nnx.Rngs) -> nnx.Linear:
-    """Create a linear output layer."""
-    return linear(inputs, outputs, config, gain=_OUTPUT, rngs=rngs)
+    """Create a linear output layer, whose output is close to its bias before training."""
+    return linear(inputs, outputs, config, gain=0.02, rngs=rngs)
 
 
 def convolution(
     inputs: int, outputs: int, size: int, config: HandModuleConfig, *, stride: int = 1, rngs: nnx.Rngs
 ) -> nnx.Conv:
     """Create a convolution with an odd kernel size, padded by half of it on each side."""
-    half = size // 2
+    kernel, half, init = (size, size), size // 2, _normal(2.0)
     return nnx.Conv(
-        inputs,
-        outputs,
-        (size, size),
-        strides=stride,
-        padding=((half, half), (half, half)),
-        dtype=_dtype(config),
-        kernel_init=_normal(_BEFORE_RELU),
-        rngs=rngs,
+        inputs, outputs, kernel, strides=stride, padding=half, dtype=config.dtype, kernel_init=init, rngs=rngs
     )
 
 
 def batch_norm(channels: int, config: HandModuleConfig, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
     """Create a batch normalisation over all axes but the last, and over the devices of `config.batch_axis`."""
     return nnx.BatchNorm(
-        channels, momentum=0.9, epsilon=1e-5, dtype=_dtype(config), axis_name=config.batch_axis, rngs=rngs
+        channels, momentum=0.9, epsilon=1e-5, dtype=config.dtype, axis_name=config.batch_axis, rngs=rngs
     )
 
 
 def _normal(gain: float) -> nnx.Initializer:
     return nnx.initializers.variance_scaling(gain, "fan_in", "normal")
-
-
-def _dtype(config: HandModuleConfig) -> jnp.dtype | None:
-    return None if config.dtype is None else jnp.dtype(config.dtype)
 
 
 def _scale_and_shift(norm: nnx.BatchNorm) -> tuple[Float[Array, "channels"], Float[Array, "channels"]]:
@@ -97,7 +80,7 @@ class Block(nnx.Module):
         self.norm: nnx.BatchNorm | None = batch_norm(layer.out_features, config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*axes inputs"]) -> Float[Array, "*axes_out outputs"]:
-        """Apply the three layers."""
+        """Return the output of the three layers."""
         x = self.layer(x)
         return nnx.relu(x if self.norm is None else self.norm(x))
 
@@ -113,11 +96,7 @@ class Block(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """A residual block whose normalisation follows the addition.
-
-    A 1 x 1 convolution to half the channels, a 3 x 3 convolution, and a 1 x 1 convolution back. The skip connection is
-    the identity, or a 1 x 1 convolution if the number of channels changes.
-    """
+    """A residual block of 1 x 1, 3 x 3 and 1 x 1 convolutions, whose normalisation follows the addition."""
 
     def __init__(self, inputs: int, outputs: int, config: HandModuleConfig, *, rngs: nnx.Rngs):
         middle = max(inputs, outputs) // 2
@@ -138,15 +117,26 @@ class Bottleneck(nnx.Module):
             self.norm = Affine(*_scale_and_shift(self.norm))
 
 
+def inference_form(module: Module) -> Module:
+    """Return a copy that computes the same as the module in evaluation mode, faster; it cannot be trained.
+
+    The normalisation after a layer is merged into the layer. The normalisation of a bottleneck, which follows an
+    addition, becomes a scale and shift per channel.
+    """
+    module = nnx.clone(module)
+    for _, part in list(nnx.iter_modules(module)):
+        if isinstance(part, Block | Bottleneck):
+            part.fold_norm()
+    return module
+
+
 class MLP(nnx.Module):
     """Linear layers with batch normalisation and ReLU between them."""
 
     def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, config: HandModuleConfig, *, rngs: nnx.Rngs):
-        sizes = (inputs, *hidden)
-        self.hidden = nnx.List(
-            [Block(linear(a, b, config, rngs=rngs), config, rngs=rngs) for a, b in itertools.pairwise(sizes)]
-        )
-        self.head = head(sizes[-1], outputs, config, rngs=rngs)
+        sizes = list(itertools.pairwise((inputs, *hidden)))
+        self.hidden = nnx.List([Block(linear(a, b, config, rngs=rngs), config, rngs=rngs) for a, b in sizes])
+        self.head = head((inputs, *hidden)[-1], outputs, config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
         """Return the output of the last linear layer."""

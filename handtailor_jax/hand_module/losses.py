@@ -3,8 +3,6 @@
 `weighted_mean` turns the errors into a term; training/objective.py lists the terms with their weights, and
 `LossWeights.paper` has the weights of Eq. 6 (L_theta = 100 L_kpt2D + L_kpt3D + 0.1 L_d) and of Eq. 7
 (L = L_theta + L_beta + 0.1 L_mano).
-
-The functions refuse to broadcast, because a missing axis would silently average the wrong differences.
 """
 
 import jax
@@ -13,6 +11,10 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.hand_module.iknet import Rotations
 from handtailor_jax.types import pytree
+
+Maps = Float[Array, "*batch rows columns k"]
+DepthMap = Float[Array, "*batch rows columns"]
+Joints = Float[Array, "*batch 21 3"]
 
 
 @pytree
@@ -33,21 +35,16 @@ def weighted_mean(errors: Float[Array, "..."], weights: Float[Array, "..."]) -> 
         weights: Weights of the leading axes of the errors: one per sample, per keypoint, and so on.
     """
     _refuse_to_broadcast(errors.shape[: weights.ndim], weights.shape)
-    weights = weights.reshape(*weights.shape, *([1] * (errors.ndim - weights.ndim)))
-    weights = jnp.broadcast_to(weights, errors.shape)
+    weights = jnp.broadcast_to(weights.reshape(*weights.shape, *([1] * (errors.ndim - weights.ndim))), errors.shape)
     return Term(jnp.sum(jnp.where(weights == 0.0, 0.0, errors) * weights), jnp.sum(weights))
 
 
-def keypoint_2d_loss(
-    heatmaps: Float[Array, "*batch rows columns k"], target: Float[Array, "*batch rows columns k"]
-) -> Float[Array, "*batch rows columns k"]:
+def keypoint_2d_loss(heatmaps: Maps, target: Maps) -> Maps:
     """L_kpt2D: squared error of heatmaps, per pixel; both of peak 1, or both of sum 1."""
     return _squared_error(heatmaps, target)
 
 
-def heatmap_cross_entropy(
-    logits: Float[Array, "*batch rows columns k"], target: Float[Array, "*batch rows columns k"]
-) -> Float[Array, "*batch k"]:
+def heatmap_cross_entropy(logits: Maps, target: Maps) -> Float[Array, "*batch k"]:
     """Cross-entropy of softmax heatmaps against maps of sum 1, per keypoint; not in the paper.
 
     The gradient of the squared error vanishes where the heatmap misses a narrow peak altogether; this one does not.
@@ -56,9 +53,7 @@ def heatmap_cross_entropy(
     return -jnp.sum(target * jax.nn.log_softmax(logits, axis=(-3, -2)), axis=(-3, -2))
 
 
-def keypoint_3d_loss(
-    joints: Float[Array, "*batch 21 3"], target: Float[Array, "*batch 21 3"]
-) -> Float[Array, "*batch 21 3"]:
+def keypoint_3d_loss(joints: Joints, target: Joints) -> Joints:
     """L_kpt3D: squared error of the lifted keypoints, per coordinate; both in the same frame and unit."""
     return _squared_error(joints, target)
 
@@ -73,7 +68,7 @@ def beta_loss(betas: Float[Array, "*batch 10"]) -> Float[Array, "*batch"]:
     return jnp.sum(jnp.square(betas), axis=-1)
 
 
-def mano_loss(joints: Float[Array, "*batch 21 3"], target: Float[Array, "*batch 21 3"]) -> Float[Array, "*batch 21 3"]:
+def mano_loss(joints: Joints, target: Joints) -> Joints:
     """L_mano: squared error of the hand model's own keypoints under the predicted pose and shape, per coordinate."""
     return _squared_error(joints, target)
 
@@ -82,8 +77,7 @@ def ik_loss(rotations: Rotations, target: Float[Array, "*batch 16 3 3"]) -> Floa
     """L_cos + L_l2 + L_norm of L_ik, per rotation (Zhou et al., CVPR 2020); L_xyz is a loss of the posed keypoints.
 
     Written for matrices, which do not depend on the sign of a quaternion: L_cos = 1 - cos of the angle between
-    prediction and ground truth, L_l2 is the squared distance of the matrices, and L_norm measures how far the raw
-    prediction is from normalised.
+    prediction and ground truth, and L_l2 is the squared distance of the matrices.
     """
     difference = jnp.sum(_squared_error(rotations.matrices, target), axis=(-2, -1))
     # ||R - R*||^2 = 2 (3 - tr(R^T R*)) = 4 (1 - cos), without the cancellation that 1 - cos would suffer.
@@ -99,9 +93,7 @@ def normalisation_loss(raw: Float[Array, "*batch parameters"]) -> Float[Array, "
     return lengths + jnp.square(jnp.sum(columns[..., 0, :] * columns[..., 1, :], axis=-1))
 
 
-def shape_depth_loss(
-    rendered: Float[Array, "*batch rows columns"], target: Float[Array, "*batch rows columns"]
-) -> Float[Array, "*batch"]:
+def shape_depth_loss(rendered: DepthMap, target: DepthMap) -> Float[Array, "*batch"]:
     """L_betaD (Table 4): mean squared error of a rendered depth map over the pixels that both maps cover; 0 if none.
 
     Args:
@@ -114,9 +106,7 @@ def shape_depth_loss(
     return jnp.sum(error, axis=(-2, -1)) / jnp.maximum(jnp.sum(both, axis=(-2, -1), dtype=error.dtype), 1.0)
 
 
-def shape_silhouette_loss(
-    rendered: Float[Array, "*batch rows columns"], target: Float[Array, "*batch rows columns"]
-) -> Float[Array, "*batch"]:
+def shape_silhouette_loss(rendered: DepthMap, target: DepthMap) -> Float[Array, "*batch"]:
     """L_betaS (Table 4): mean squared error of the rendered mesh's soft silhouette, 0 to 1."""
     return jnp.mean(_squared_error(rendered, target), axis=(-2, -1))
 
@@ -127,5 +117,6 @@ def _squared_error(prediction: Float[Array, "..."], target: Float[Array, "..."])
 
 
 def _refuse_to_broadcast(first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    # A missing axis would silently average the wrong differences.
     if first != second:
         raise ValueError(f"shapes {first} and {second} differ: a loss does not broadcast, give arrays of equal shapes")

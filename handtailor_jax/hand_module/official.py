@@ -1,7 +1,6 @@
 """The released network's weights: the correspondence of its checkpoint's tensors and our variables."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,9 +10,11 @@ from flax import nnx
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hand_module import HandModule, module_structure
+from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.weights import module_structure
 
 VariablePath = tuple[Any, ...]
+Conversion = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class WeightMapping:
     """Name of the tensor in the checkpoint."""
     path: VariablePath
     """Path of the variable in a `HandModule`."""
-    convert: Callable[[np.ndarray], np.ndarray]
+    convert: Conversion
     """Conversion from the checkpoint's layout to ours."""
 
 
@@ -39,10 +40,9 @@ def load_official(state: Mapping[str, np.ndarray], config: HandModuleConfig | No
         InputError: If a tensor is missing, unknown or of the wrong shape.
     """
     config = HandModuleConfig.official() if config is None else config
-    graphdef, variables = module_structure(config)
-    wanted = dict(variables)
-    table = weight_table(config)
-    _check_one_to_one(table, set(wanted))
+    graphdef, structure = module_structure(config)
+    variables = dict(structure)
+    table = list(weight_table(config))
     names = {mapping.name for mapping in table}
     for name in state:
         if name not in names and "mano_layer" not in name and not name.endswith(".num_batches_tracked"):
@@ -51,39 +51,22 @@ def load_official(state: Mapping[str, np.ndarray], config: HandModuleConfig | No
         name = mapping.name
         if name not in state:
             raise InputError(f"{name}: missing from the checkpoint; give a complete checkpoint of the released network")
-        variable = wanted[mapping.path]
+        variable = variables[mapping.path]
         try:
             array = mapping.convert(np.asarray(state[name]))
         except ValueError:
             array = np.empty(0)
         if array.shape != variable.shape:
-            raise InputError(
-                f"{name}: shape {np.shape(state[name])} does not fit the network's {variable.shape}; "
-                "give a checkpoint of the released network"
-            )
-        wanted[mapping.path] = variable.replace(jnp.asarray(array, jnp.float32))
-    module = nnx.merge(graphdef, nnx.from_flat_state(wanted))
+            problem = f"shape {np.shape(state[name])} does not fit the network's {variable.shape}"
+            raise InputError(f"{name}: {problem}; give a checkpoint of the released network")
+        variables[mapping.path] = variable.replace(jnp.asarray(array, jnp.float32))
+    module = nnx.merge(graphdef, nnx.from_flat_state(variables))
     module.eval()
     return module
 
 
-def weight_table(config: HandModuleConfig) -> list[WeightMapping]:
-    """List every tensor of a released checkpoint that a network needs; counters of batches are not needed."""
-    return list(_network(config))
-
-
-def _check_one_to_one(table: list[WeightMapping], paths: set[VariablePath]) -> None:
-    """Check that the table contains every variable once and every name once."""
-    targets = Counter(mapping.path for mapping in table)
-    for counts in (Counter(mapping.name for mapping in table), targets):
-        for key, times in counts.items():
-            if times != 1:
-                raise InputError(f"{key}: matched {times} times by the weight table, expected once")
-    for path in paths ^ set(targets):
-        raise InputError(f"{'.'.join(map(str, path))}: missing from either the weight table or the hand module")
-
-
-def _network(config: HandModuleConfig) -> Iterator[WeightMapping]:
+def weight_table(config: HandModuleConfig) -> Iterator[WeightMapping]:
+    """Iterate over every tensor of a released checkpoint that a network needs; counters of batches are not needed."""
     yield from _block("hand3d.hand2d.conv1", "hand3d.hand2d.bn1", ("stem", "embed"), _kernel)
     yield from _bottleneck("hand3d.hand2d.layer1.0", ("stem", "fine"), config.stem_channels != config.channels // 2)
     yield from _bottleneck("hand3d.hand2d.layer2.0", ("stem", "coarse", 0), True)
@@ -127,14 +110,12 @@ def _mlp(name: str, path: VariablePath, hidden: int) -> Iterator[WeightMapping]:
     yield from _layer(f"{name}.{3 * hidden}", (*path, "head"), np.transpose)
 
 
-def _block(
-    layer: str, norm: str, path: VariablePath, convert: Callable[[np.ndarray], np.ndarray]
-) -> Iterator[WeightMapping]:
+def _block(layer: str, norm: str, path: VariablePath, convert: Conversion) -> Iterator[WeightMapping]:
     yield from _layer(layer, (*path, "layer"), convert)
     yield from _norm(norm, (*path, "norm"))
 
 
-def _layer(name: str, path: VariablePath, convert: Callable[[np.ndarray], np.ndarray]) -> Iterator[WeightMapping]:
+def _layer(name: str, path: VariablePath, convert: Conversion) -> Iterator[WeightMapping]:
     yield WeightMapping(f"{name}.weight", (*path, "kernel"), convert)
     yield WeightMapping(f"{name}.bias", (*path, "bias"), np.asarray)
 

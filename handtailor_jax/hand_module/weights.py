@@ -5,6 +5,7 @@ Tensors are named by their dotted path in the module, such as ``stacks_2d.0.head
 """
 
 import dataclasses
+import functools
 import importlib.resources
 import json
 import os
@@ -17,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, naming
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hand_module import HandModule, module_structure
+from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.results import write_atomically
 
@@ -29,6 +30,13 @@ EMBEDDED = "small.safetensors"
 """Name of the embedded weights among the package's assets."""
 
 _REMEDY = "give a file written by `handtailor convert-official` or by training"
+
+
+@functools.cache
+def module_structure(config: HandModuleConfig) -> tuple[nnx.GraphDef[HandModule], Mapping[tuple[Any, ...], Any]]:
+    """Return the graph definition and the variables (shapes only, by path) of a hand module that is to be loaded."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: HandModule(config, rngs=nnx.Rngs(0))))
+    return graphdef, dict(nnx.to_flat_state(state))
 
 
 def save_weights(
@@ -73,17 +81,15 @@ def load_weights(path: str | os.PathLike[str]) -> HandModule:
         InputError: If safetensors is not installed, the file is missing, damaged or of another format or version, or
             its tensors do not match its configuration.
     """
-    path = Path(path)
-    metadata, tensors = _read(path)
-    try:
+    metadata, tensors = _read(Path(path))
+    with naming(path):
         config = _parse_config(metadata.get("config", ""))
-        if _fewest_tensors(config) > len(tensors):
+        counts = (config.stacks_2d, config.stacks_3d, config.depth, config.shape_levels, config.shape_blocks)
+        if max(*counts, len(config.shape_hidden), len(config.ik_hidden)) > len(tensors):  # before a module is built
             raise InputError(f"has {len(tensors)} tensors, too few for its configuration; {_REMEDY}")
         graphdef, structure = module_structure(config)
         variables = dict(structure)
         _compare({_name(place): variable.shape for place, variable in variables.items()}, tensors)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
     for place, variable in variables.items():
         variables[place] = variable.replace(jnp.asarray(tensors[_name(place)].astype(variable.dtype)))
     module = nnx.merge(graphdef, nnx.from_flat_state(variables))
@@ -92,11 +98,7 @@ def load_weights(path: str | os.PathLike[str]) -> HandModule:
 
 
 def embedded_weights() -> HandModule:
-    """Load the weights in the package, which were trained with the embedded hand (docs/model-card.md).
-
-    Raises:
-        InputError: If safetensors is not installed.
-    """
+    """Load the weights in the package, which were trained with the embedded hand (docs/model-card.md)."""
     with importlib.resources.as_file(importlib.resources.files("handtailor_jax") / "assets" / EMBEDDED) as path:
         return load_weights(path)
 
@@ -120,11 +122,7 @@ def load_module(weights: str | Path | None, hand: HandModel | None) -> HandModul
 
 
 def provenance(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Read the provenance of a weight file.
-
-    Raises:
-        InputError: If the file cannot be read.
-    """
+    """Read the provenance of a weight file."""
     return json.loads(_read(Path(path))[0]["provenance"])
 
 
@@ -135,27 +133,27 @@ def _name(place: Iterable[object]) -> str:
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """Read checked metadata and the tensors."""
     safetensors = _safetensors()
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; {_REMEDY}")
-    try:
-        path.open("rb").close()
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise InputError(f"{path}: does not contain weights of a hand module; {_REMEDY}")
-            if metadata.get("version") != VERSION:
-                raise InputError(
-                    f"{path}: has format version {str(metadata.get('version'))[:20]}, this program reads {VERSION}; "
-                    "convert or train the weights again, or install the version that wrote them"
-                )
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; {_REMEDY}") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from None
-    except safetensors.SafetensorError as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: is not a safetensors file or is truncated ({reason}); {_REMEDY}") from None
+    with naming(path):
+        if path.is_dir():
+            raise InputError(f"is a folder; {_REMEDY}")
+        try:
+            path.open("rb").close()
+            with safetensors.safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise InputError(f"does not contain weights of a hand module; {_REMEDY}")
+                version = str(metadata.get("version"))[:20]
+                if version != VERSION:
+                    problem = f"has format version {version}, this program reads {VERSION}"
+                    raise InputError(f"{problem}; convert or train them again, or install the version that wrote them")
+                return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            raise InputError(f"no such file; {_REMEDY}") from None
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror or error}); check its permissions") from None
+        except safetensors.SafetensorError as error:
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"is not a safetensors file or is truncated ({reason}); {_REMEDY}") from None
 
 
 def _parse_config(text: str) -> HandModuleConfig:
@@ -184,12 +182,6 @@ def _has_type(value: object, hint: Any) -> bool:
     if origin is not None:  # a union
         return any(_has_type(value, argument) for argument in arguments)
     return type(value) is hint
-
-
-def _fewest_tensors(config: HandModuleConfig) -> int:
-    """Return a lower bound of the module's number of tensors; a file with fewer is refused before building a module."""
-    counts = (config.stacks_2d, config.stacks_3d, config.depth, config.shape_levels, config.shape_blocks)
-    return max(*counts, len(config.shape_hidden), len(config.ik_hidden))
 
 
 def _compare(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray]) -> None:

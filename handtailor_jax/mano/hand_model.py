@@ -74,10 +74,6 @@ class LinearBlendSkin:
     weights: Float[Array, "vertices 16"]
     """Blend weights; rows sum to 1."""
 
-    def select(self, vertices: Int[Array, "selected"]) -> "LinearBlendSkin":
-        """Return the skin of the given vertices."""
-        return jax.tree.map(lambda leaf: leaf[vertices], self)
-
     def rest_vertices(self, betas: Float[Array, "betas"]) -> Float[Array, "vertices 3"]:
         """Return T + B_S(beta), the shaped vertices in the rest pose, metres."""
         return self.template + self.shape_directions @ betas
@@ -146,11 +142,9 @@ class HandModel:
     def finger_pose_from_pca(
         self, coefficients: Float[Array, "n"], *, flat_hand_mean: bool = True
     ) -> Float[Array, "15 3"]:
-        """Return axis-angle finger rotations (radians, relative to the flat rest pose) of PCA coefficients.
+        """Return axis-angle finger rotations (radians, from the flat rest pose) of the first n <= 45 PCA coefficients.
 
-        Args:
-            coefficients: Coefficients of the first n <= 45 pose components.
-            flat_hand_mean: True if zero coefficients are the flat hand, False if they are MANO's mean pose.
+        Zero coefficients are the flat hand, or MANO's mean pose if not `flat_hand_mean`.
         """
         pose = coefficients @ self.pose_components[: coefficients.shape[0]]
         return self.finger_pose_from_axis_angle(pose.reshape(15, 3), flat_hand_mean=flat_hand_mean)
@@ -160,10 +154,8 @@ class HandModel:
     ) -> Float[Array, "15 3"]:
         """Return axis-angle finger rotations (radians) relative to the flat rest pose.
 
-        Args:
-            rotations: Axis-angle rotations, radians, MANO's joint order.
-            flat_hand_mean: True if `rotations` are relative to the flat hand, False if they are relative to MANO's mean
-                pose (smplx's default, FreiHAND's files).
+        `rotations` are in MANO's joint order and relative to the flat hand, or, if not `flat_hand_mean`, to MANO's mean
+        pose (smplx's default, FreiHAND's files).
         """
         return rotations if flat_hand_mean else rotations + self.pose_mean.reshape(15, 3)
 

@@ -147,9 +147,7 @@ class _Memo(dict[int, Any]):
 class _Machine(pickle._Unpickler):
     pop_mark: Callable[[], list[Any]]
 
-    def __init__(
-        self, data: bytes, allowed: Callable[[str, str], bool], limits: Limits, start: int, may_refer: bool
-    ) -> None:
+    def __init__(self, data: bytes, allowed: Callable[[str, str], bool], limits: Limits, start: int, may_refer: bool):
         super().__init__(io.BytesIO(), encoding="latin1")
         self.data, self.position = data, start
         self.allowed, self.limits, self.may_refer = allowed, limits, may_refer

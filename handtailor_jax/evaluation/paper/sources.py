@@ -20,7 +20,8 @@ from handtailor_jax.evaluation.paper.subjects import MARGIN, GroundTruth, Predic
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import inverse_affine, transform_camera, transform_pixels
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
-from handtailor_jax.hand_module.hand_module import HandModule, inference_form
+from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.images import crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.safe_npz import read_npz
