@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -161,15 +159,3 @@ def test_damaged_files_are_refused(saved, tmp_path):
         load_weights(tmp_path / "none.safetensors")
     with pytest.raises(InputError, match=r"is a folder"):
         load_weights(tmp_path)
-
-
-def test_safetensors_is_imported_when_it_is_needed():
-    code = "import sys, handtailor_jax.hand_module.weights; print('safetensors' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False"]
-
-
-def test_without_safetensors(module, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(InputError, match=r"pip install safetensors"):
-        save_weights(tmp_path / "w.safetensors", module, {})

@@ -56,14 +56,12 @@ class Hourglass(nnx.Module):
     """A network that halves the map `config.depth` times and doubles it again, with a skip connection at every size."""
 
     def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
-        def bottlenecks(count: int) -> list[Bottleneck]:
-            return [Bottleneck(config.channels, config.channels, config, rngs=rngs) for _ in range(count)]
+        def bottlenecks() -> nnx.List[Bottleneck]:
+            sizes = range(config.depth)  # counted from the innermost map
+            return nnx.List([Bottleneck(config.channels, config.channels, config, rngs=rngs) for _ in sizes])
 
-        # Entry i of each list belongs to the i-th map size, counted from the innermost.
-        self.across = nnx.List(bottlenecks(config.depth))
-        self.down = nnx.List(bottlenecks(config.depth))
-        self.up = nnx.List(bottlenecks(config.depth))
-        [self.innermost] = bottlenecks(1)
+        self.across, self.down, self.up = bottlenecks(), bottlenecks(), bottlenecks()
+        self.innermost = Bottleneck(config.channels, config.channels, config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
         """Return features of the same shape, each computed from the whole map."""

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import importlib.resources
 import json
-import os
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax import nnx
 
 from handtailor_jax.errors import InputError, naming
@@ -29,6 +29,8 @@ VERSION = "1"
 EMBEDDED = "small.safetensors"
 """Name of the embedded weights among the package's assets."""
 
+FileType = Literal["float32", "float16"]
+
 _REMEDY = "give a file written by `handtailor convert-official` or by training"
 
 
@@ -40,11 +42,7 @@ def module_structure(config: HandModuleConfig) -> tuple[nnx.GraphDef[HandModule]
 
 
 def save_weights(
-    path: str | os.PathLike[str],
-    module: HandModule,
-    provenance: Mapping[str, str],
-    *,
-    dtype: Literal["float32", "float16"] = "float32",
+    path: Path | str, module: HandModule, provenance: Mapping[str, str], *, dtype: FileType = "float32"
 ) -> None:
     """Write all parameters and batch statistics of a hand module. The file is complete or does not appear.
 
@@ -55,10 +53,9 @@ def save_weights(
         dtype: Type of the numbers in the file; they are read as float32. "float16" keeps 3 digits in half the space.
 
     Raises:
-        InputError: If safetensors is not installed, a number is too large for float16, or the file cannot be written.
+        InputError: If a number is too large for float16, or the file cannot be written.
     """
     path = Path(path)
-    numpy = _safetensors().numpy
     tensors = {_name(place): np.asarray(variable[...]) for place, variable in nnx.to_flat_state(nnx.state(module))}
     if dtype == "float16":
         for name, tensor in tensors.items():
@@ -71,15 +68,15 @@ def save_weights(
         "config": json.dumps(dataclasses.asdict(module.config)),
         "provenance": json.dumps(dict(provenance)),
     }
-    write_atomically(path, lambda temporary: temporary.write_bytes(numpy.save(tensors, metadata)))
+    write_atomically(path, lambda temporary: temporary.write_bytes(safetensors.numpy.save(tensors, metadata)))
 
 
-def load_weights(path: str | os.PathLike[str]) -> HandModule:
+def load_weights(path: Path | str) -> HandModule:
     """Load the hand module of a weight file, in evaluation mode.
 
     Raises:
-        InputError: If safetensors is not installed, the file is missing, damaged or of another format or version, or
-            its tensors do not match its configuration.
+        InputError: If the file is missing, damaged or of another format or version, or its tensors do not match its
+            configuration.
     """
     metadata, tensors = _read(Path(path))
     with naming(path):
@@ -104,11 +101,7 @@ def embedded_weights() -> HandModule:
 
 
 def load_module(weights: str | Path | None, hand: HandModel | None) -> HandModule:
-    """Load a hand module from a weight file.
-
-    Args:
-        weights: Weight file; the embedded weights if None.
-        hand: Hand model that the hand module is to pose; the embedded hand if None.
+    """Load a hand module from a weight file; None means the embedded weights, or the embedded hand.
 
     Raises:
         InputError: If the file cannot be read, or if the embedded weights are to pose another hand model, whose shape
@@ -121,7 +114,7 @@ def load_module(weights: str | Path | None, hand: HandModel | None) -> HandModul
     return embedded_weights()
 
 
-def provenance(path: str | os.PathLike[str]) -> dict[str, str]:
+def provenance(path: Path | str) -> dict[str, str]:
     """Read the provenance of a weight file."""
     return json.loads(_read(Path(path))[0]["provenance"])
 
@@ -132,7 +125,6 @@ def _name(place: Iterable[object]) -> str:
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """Read checked metadata and the tensors."""
-    safetensors = _safetensors()
     with naming(path):
         if path.is_dir():
             raise InputError(f"is a folder; {_REMEDY}")
@@ -186,17 +178,13 @@ def _has_type(value: object, hint: Any) -> bool:
 
 def _compare(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray]) -> None:
     """Check names, shapes, types and values of the tensors."""
-
-    def listed(names: list[str]) -> str:
-        plural, more = ("s", ", ...") if len(names) > 1 else ("", "")
-        return f"{len(names)} tensor{plural} ({names[0][:80]}{more})"
-
     missing = [name for name in expected if name not in tensors]
     surplus = [name for name in tensors if name not in expected]
-    parts = [f"lacks {listed(missing)}"] if missing else []
-    parts += [f"has {listed(surplus)} too many"] if surplus else []
-    if parts:
-        raise InputError(f"{' and '.join(parts)} for its configuration; {_REMEDY}")
+    for verb, names, end in (("lacks", missing, ""), ("has", surplus, " too many")):
+        if names:
+            plural, more = ("s", ", ...") if len(names) > 1 else ("", "")
+            listed = f"{len(names)} tensor{plural} ({names[0][:80]}{more})"
+            raise InputError(f"{verb} {listed}{end} for its configuration; {_REMEDY}")
     for name, shape in expected.items():
         tensor = tensors[name]
         if tensor.shape != shape:
@@ -205,13 +193,3 @@ def _compare(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.n
             raise InputError(f"{name} holds {tensor.dtype} instead of float32 or float16; {_REMEDY}")
         if not np.isfinite(tensor).all():
             raise InputError(f"{name} holds values that are not finite; {_REMEDY}")
-
-
-def _safetensors() -> Any:
-    """Import safetensors, or raise an `InputError` that tells how to install it."""
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError as error:
-        raise InputError(f"weight files cannot be used ({error}); pip install safetensors") from None
-    return safetensors

@@ -16,15 +16,11 @@ from handtailor_jax.mano.hand_model import PosedHand
 from handtailor_jax.skeleton import JOINT_PARENTS, KEYPOINT_PARENTS, KEYPOINTS, MANO_JOINTS, ROOT_JOINT, WRIST
 from handtailor_jax.types import pytree, static
 
-
-def _joint_below(keypoint: int) -> int:
-    """Return the MANO joint that rotates the bone starting at a keypoint (for a fingertip, the bone ending there)."""
-    name = KEYPOINTS[keypoint]
-    return MANO_JOINTS.index(name) if name in MANO_JOINTS else MANO_JOINTS.index(KEYPOINTS[KEYPOINT_PARENTS[keypoint]])
-
-
-KEYPOINT_JOINT = tuple(_joint_below(k) for k in range(len(KEYPOINTS)))
-"""For each keypoint, the MANO joint (0 to 15) that rotates the bone below it."""
+KEYPOINT_JOINT = tuple(
+    MANO_JOINTS.index(name if name in MANO_JOINTS else KEYPOINTS[parent])
+    for name, parent in zip(KEYPOINTS, KEYPOINT_PARENTS, strict=True)
+)
+"""For each keypoint, the MANO joint (0 to 15) that rotates the bone below it; for a fingertip, the bone above it."""
 
 _BELOW = np.asarray(KEYPOINT_JOINT, np.int32)
 _ABOVE = np.asarray([max(JOINT_PARENTS[j], 0) for j in KEYPOINT_JOINT], np.int32)
@@ -41,25 +37,21 @@ class LandmarkConvention:
 
     def landmarks(self, posed: PosedHand) -> Float[Array, "21 3"]:
         """Return the 21 landmarks of a posed hand in canonical order, metres, rest frame."""
-        keypoints = posed.keypoints
         if self.offsets is None:
-            return keypoints
-        offsets = self.offsets
-        if posed.shaped.model.side == "left":
-            offsets = mirror_points(offsets)
+            return posed.keypoints
+        offsets = mirror_points(self.offsets) if posed.shaped.model.side == "left" else self.offsets
         bone = posed.joints[ROOT_JOINT] - posed.joints[KEYPOINT_JOINT[WRIST]]
         length = jnp.sqrt(jnp.sum(bone * bone))
         above = jnp.einsum("kab,kb->ka", posed.joint_rotations[_ABOVE], offsets[:, 0])
         below = jnp.einsum("kab,kb->ka", posed.joint_rotations[_BELOW], offsets[:, 1])
-        return keypoints + length * (above + below)
+        return posed.keypoints + length * (above + below)
 
 
 MANO = LandmarkConvention(offsets=None, name="mano")
 """The model's own keypoints: 16 joints and 5 fingertip vertices."""
 
 CONVENTIONS = ("mano", "mediapipe")
-"""Names of the landmark conventions: the model's own keypoints, and those of MediaPipe Hands, which were estimated by
-tools/learn_convention.py."""
+"""The model's own keypoints, and those of MediaPipe Hands, which were estimated by tools/learn_convention.py."""
 
 
 def load_convention(name: str) -> LandmarkConvention:

@@ -18,18 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from handtailor_jax.errors import InputError, naming, read_file
-from handtailor_jax.mano.checks import (
-    DOWNLOAD,
-    MANO_NAMES,
-    MANO_SHAPES,
-    OWN_SHAPES,
-    Arrays,
-    HandModelError,
-    check_bones,
-    check_mano_arrays,
-    check_own_arrays,
-    rest_keypoints,
-)
+from handtailor_jax.geometry.mirror import mirror_pose
+from handtailor_jax.mano import checks
+from handtailor_jax.mano.checks import MANO_NAMES, MANO_SHAPES, Arrays, HandModelError
 from handtailor_jax.mano.checks import MANO_VERTICES as MANO_VERTICES
 from handtailor_jax.mano.hand_model import Anatomy, HandModel, LinearBlendSkin
 from handtailor_jax.mano.safe_arrays import NUMPY_GLOBALS, UNDAMAGED, UnreadableArray, decode_record, read_npz
@@ -55,11 +46,9 @@ _GLOBALS = re.compile(
 
 
 def embedded_hand(side: Side = "right", dtype: npt.DTypeLike = jnp.float32) -> HandModel:
-    """Build the hand model that ships with the package, in metres and in the rest frame of `HandModel`.
+    """Build the hand model that ships with the package; the left hand is the mirrored right hand.
 
-    Args:
-        side: "right" or "left"; the left hand is the mirrored right hand.
-        dtype: floating-point type of its arrays; float64 needs ``jax.enable_x64``.
+    The floating-point type `dtype` of its arrays may be float64 under ``jax.enable_x64``.
     """
     return _on_side(_build(embedded_arrays(), "right", dtype), side)
 
@@ -84,9 +73,8 @@ def load_hand(
 
     Args:
         path: the file; None for the embedded hand.
-        side: the side of the returned model; by default the side of the hand in the file (right for the embedded
-            hand). A hand of the other side is mirrored. If the name of a MANO file does not contain a side, `side` is
-            the side of the hand in the file.
+        side: the side of the returned model; by default that of the hand in the file (right for the embedded hand). A
+            hand of the other side is mirrored. If a MANO file's name contains no side, this is the side in the file.
         dtype: floating-point type of the model's arrays.
 
     Raises:
@@ -98,7 +86,7 @@ def load_hand(
     arrays = read_arrays(path)
     if "template" in arrays:
         with naming(path, HandModelError):
-            check_own_arrays(arrays)
+            checks.check_own_arrays(arrays)
         return _on_side(_build(arrays, "right", dtype), side or "right")
     stored = _side_from_name(path) or side
     return _on_side(load_mano(path, stored, dtype=dtype), side or stored)
@@ -122,9 +110,7 @@ def load_mano(
         side: the side of the hand in the file; by default the side in the file's name.
         correct_left_shape: whether to negate the x components of a left hand's shape directions. In the released
             MANO_LEFT.pkl they have the signs of the right hand, so that a coefficient that widens the right hand
-            narrows the left one. Pass False for a file in which this is already repaired. (The usual test for the
-            fault is that the absolute differences to the right hand's x components sum to less than 1, which needs
-            both files.) A right hand is not affected.
+            narrows the left one. Pass False for a file in which this is already repaired.
         dtype: floating-point type of the model's arrays; float64 needs ``jax.enable_x64``.
 
     Raises:
@@ -139,13 +125,13 @@ def load_mano(
         if side is not None and named is not None and side != named:
             raise InputError(f"the name says {named} but side={side!r} was given; load it as {named} and mirror it")
         holds = cast(Side, side or named)
-        check_mano_arrays(stored, holds)
+        checks.check_mano_arrays(stored, holds)
         arrays = {own: stored[name] for own, name in MANO_NAMES.items()}
         arrays["shape_directions"] = arrays["shape_directions"][..., :NUM_BETAS].astype(np.float64)
         if holds == "left" and correct_left_shape:
             arrays["shape_directions"][:, 0] *= -1.0
         arrays["tip_vertices"] = np.asarray(MANO_TIP_VERTICES[holds])
-        check_bones(arrays)
+        checks.check_bones(arrays)
         arrays |= {name: array for name, array in embedded_arrays().items() if name.startswith("anatomy_")}
         arrays["anatomy_basis"] = _turned_axes(arrays, holds)
         return _build(arrays, holds, dtype)
@@ -158,15 +144,15 @@ def read_arrays(path: str | os.PathLike[str]) -> Arrays:
         HandModelError: if the file is missing, damaged, unsafe or too large.
     """
     with naming(path, HandModelError):
-        content = read_file(path, _MOST_BYTES, DOWNLOAD)
+        content = read_file(path, _MOST_BYTES, checks.DOWNLOAD)
         if content.startswith(b"PK"):
-            return read_npz(content, {*OWN_SHAPES, *MANO_SHAPES}, most_bytes=_MOST_BYTES)
+            return read_npz(content, {*checks.OWN_SHAPES, *MANO_SHAPES}, most_bytes=_MOST_BYTES)
         try:
             model = unpickle(content, _is_allowed, _LIMITS).value
         except UnreadablePickle as error:
-            raise InputError(f"neither a pickle nor an npz file of a hand (it {error}); {DOWNLOAD}") from None
+            raise InputError(f"neither a pickle nor an npz file of a hand (it {error}); {checks.DOWNLOAD}") from None
         if not isinstance(model, dict):
-            raise InputError(f"the pickle holds no dictionary of arrays; {DOWNLOAD}")
+            raise InputError(f"the pickle holds no dictionary of arrays; {checks.DOWNLOAD}")
         return {name: _decode(model[name], name) for name in MANO_SHAPES if name in model}
 
 
@@ -249,13 +235,12 @@ def _turned_axes(arrays: Arrays, side: Side) -> npt.NDArray[Any]:
     """
     basis = arrays["anatomy_basis"].astype(np.float64)
     orientation = np.sign(np.linalg.det(basis))  # (15,)
-    flexion = basis[:, 0] * (np.array([1.0, -1.0, -1.0]) if side == "left" else 1.0)  # an axial vector under x' = -x
-    outward = -1.0 if side == "left" else 1.0
-
-    keypoints = rest_keypoints(arrays)
+    flexion, outward = basis[:, 0], 1.0
+    if side == "left":
+        flexion, outward = mirror_pose(flexion), -1.0
+    keypoints = checks.rest_keypoints(arrays)
     child = {parent: k for k, parent in enumerate(KEYPOINT_PARENTS) if KEYPOINTS[parent] != "wrist"}
-    starts = np.asarray(JOINT_KEYPOINTS[1:])
-    twist = keypoints[[child[k] for k in JOINT_KEYPOINTS[1:]]] - keypoints[starts]
+    twist = keypoints[[child[k] for k in JOINT_KEYPOINTS[1:]]] - keypoints[list(JOINT_KEYPOINTS[1:])]
     twist = outward * twist / np.linalg.norm(twist, axis=1, keepdims=True)
     flexion = flexion - np.sum(flexion * twist, axis=1, keepdims=True) * twist
     lengths = np.linalg.norm(flexion, axis=1, keepdims=True)
