@@ -48,6 +48,7 @@ def batch_norm(channels: int, config: HandModuleConfig, *, rngs: nnx.Rngs) -> nn
 
 
 def _normal(gain: float) -> nnx.Initializer:
+    # A gain of 2 keeps the variance through a ReLU.
     return nnx.initializers.variance_scaling(gain, "fan_in", "normal")
 
 

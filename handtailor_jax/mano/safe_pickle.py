@@ -217,7 +217,8 @@ class _Machine(pickle._Unpickler):
                 if self.wide_keys > _MOST_WIDE_KEYS:
                     raise UnreadablePickle(f"has more than {_MOST_WIDE_KEYS} large numbers as keys of dictionaries")
             elif type(key) is not str:  # the hash of a nested tuple takes exponential time
-                raise UnreadablePickle(f"has a {type(key).__name__} as the key of an entry; text or numbers expected")
+                kind = type(key).__name__
+                raise UnreadablePickle(f"has a {kind} as the key of a dictionary; text or numbers expected")
             self.stack[-1][key] = value
 
     def set_item(self) -> None:
