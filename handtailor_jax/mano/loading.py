@@ -23,7 +23,7 @@ from handtailor_jax.mano import checks
 from handtailor_jax.mano.checks import MANO_NAMES, MANO_SHAPES, Arrays, HandModelError
 from handtailor_jax.mano.checks import MANO_VERTICES as MANO_VERTICES
 from handtailor_jax.mano.hand_model import Anatomy, HandModel, LinearBlendSkin
-from handtailor_jax.mano.safe_arrays import NUMPY_GLOBALS, UNDAMAGED, UnreadableArray, decode_record, read_npz
+from handtailor_jax.mano.safe_arrays import NUMPY_GLOBALS, UNDAMAGED, UnreadableArray, decode_record, parse_npz
 from handtailor_jax.mano.safe_pickle import Limits, UnreadablePickle, unpickle
 from handtailor_jax.skeleton import JOINT_KEYPOINTS, KEYPOINT_PARENTS, KEYPOINTS, NUM_BETAS
 from handtailor_jax.types import Side
@@ -60,7 +60,7 @@ def embedded_arrays() -> Arrays:
     Besides the hand model's own arrays: ``face_regions`` (F,) uint8 (0 palm, 1 back, 2 nails), ``uv`` (F, 3, 2),
     ``wrist_loop`` (20,) and ``attribution``.
     """
-    arrays = read_npz((importlib.resources.files("handtailor_jax") / "assets" / "hand.npz").read_bytes())
+    arrays = parse_npz((importlib.resources.files("handtailor_jax") / "assets" / "hand.npz").read_bytes())
     for array in arrays.values():
         array.flags.writeable = False
     return arrays
@@ -146,7 +146,7 @@ def read_arrays(path: str | os.PathLike[str]) -> Arrays:
     with naming(path, HandModelError):
         content = read_file(path, _MOST_BYTES, checks.DOWNLOAD)
         if content.startswith(b"PK"):
-            return read_npz(content, {*checks.OWN_SHAPES, *MANO_SHAPES}, most_bytes=_MOST_BYTES)
+            return parse_npz(content, {*checks.OWN_SHAPES, *MANO_SHAPES}, most_bytes=_MOST_BYTES)
         try:
             model = unpickle(content, _is_allowed, _LIMITS).value
         except UnreadablePickle as error:

@@ -6,6 +6,7 @@ decoded from their recorded state.
 
 import io
 import math
+import os
 import re
 import zipfile
 from collections.abc import Collection, Mapping
@@ -14,10 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, naming, read_file
 from handtailor_jax.mano.safe_pickle import Call, Global
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+MOST_BYTES = 256 * 2**20
+"""Default bound on the size of an archive and of its arrays, in bytes."""
 
 UNDAMAGED = "get an undamaged copy of the file"
 
@@ -53,17 +57,25 @@ class UnreadableArray(InputError):
 # npz archives
 
 
-def read_npz(content: bytes, names: Collection[str] | None = None, *, most_bytes: int = 256 * 2**20) -> Arrays:
-    """Read arrays of numbers, truth values or text from the bytes of an npz file.
+def read_npz(
+    path: str | os.PathLike[str], names: Collection[str] | None = None, *, most_bytes: int = MOST_BYTES
+) -> Arrays:
+    """Read arrays of numbers, truth values or text from an npz file.
 
     Args:
-        content: the bytes.
+        path: the file.
         names: arrays to read, where the file has them; all by default. The others are not decompressed.
-        most_bytes: bound on the size of the arrays together.
+        most_bytes: bound on the size of the file and on the size of the arrays together.
 
     Raises:
-        InputError: if the archive is damaged, too large, or holds Python objects; the message names no file.
+        InputError: if the file is missing, damaged, too large, or holds Python objects; the message names the file.
     """
+    with naming(path):
+        return parse_npz(read_file(path, most_bytes, "store fewer or smaller arrays"), names, most_bytes=most_bytes)
+
+
+def parse_npz(content: bytes, names: Collection[str] | None = None, *, most_bytes: int = MOST_BYTES) -> Arrays:
+    """Read arrays from the bytes of an npz file, as `read_npz` does; an error's message names no file."""
     # Checked first, because zipfile makes an object of about 1 kB of every entry.
     if content.count(b"PK\x01\x02") > _MOST_MEMBERS:
         raise InputError(f"has more than {_MOST_MEMBERS} members; store fewer arrays")

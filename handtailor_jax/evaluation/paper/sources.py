@@ -24,7 +24,7 @@ from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.images import crop_square
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.mano.safe_npz import read_npz
+from handtailor_jax.mano.safe_arrays import read_npz
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_BETAS, NUM_KEYPOINTS, ROOT, WRIST, permutation
 from handtailor_jax.synthetic import dataset as synthetic
 from handtailor_jax.types import Camera
