@@ -211,7 +211,7 @@ def test_predictions_of_others_are_checked(tmp_path, truth, predictions):
     path.write_bytes(b"PK\x03\x04")
     with pytest.raises(InputError, match=r"p\.npz: damaged or cut short"):
         read_predictions(path, COUNT)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no such file"):
         read_predictions(tmp_path / "absent.npz", COUNT)
     # Objects are never unpickled.
     np.savez(path, keypoints_2d=np.asarray([{}], object), joints_3d=truth.joints)
@@ -228,8 +228,8 @@ def test_predictions_of_others_are_checked(tmp_path, truth, predictions):
         (["table1", "--predictions", "simulated", "--dataset", "rhd"], "--root is missing"),
         (["table1", "--predictions", "simulated", "--dataset", "rhd", "--root", "absent"], "absent"),
         (["table1", "--weights", "absent.safetensors", "--count", "2"], "absent.safetensors"),
-        (["table1", "--predictions", "absent.npz", "--count", "2"], "absent.npz: cannot be read"),
-        (["all", "--predictions", "simulated", "--count", "2", "--others", "absent.npz"], "absent.npz: cannot be read"),
+        (["table1", "--predictions", "absent.npz", "--count", "2"], "absent.npz: no such file"),
+        (["all", "--predictions", "simulated", "--count", "2", "--others", "absent.npz"], "absent.npz: no such file"),
         (["all", "--predictions", "simulated", "--count", "2", "--shape-weights", "absent.st"], "absent.st"),
         (["table4", "--predictions", "simulated", "--shape-weights", "a", "b", "c", "d"], "takes at most 3 files"),
     ],
