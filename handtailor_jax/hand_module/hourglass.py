@@ -56,11 +56,10 @@ class Hourglass(nnx.Module):
     """A network that halves the map `config.depth` times and doubles it again, with a skip connection at every size."""
 
     def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
-        def bottlenecks() -> nnx.List[Bottleneck]:
-            sizes = range(config.depth)  # counted from the innermost map
-            return nnx.List([Bottleneck(config.channels, config.channels, config, rngs=rngs) for _ in sizes])
+        def bottlenecks() -> list[Bottleneck]:  # one per map size, from the innermost
+            return [Bottleneck(config.channels, config.channels, config, rngs=rngs) for _ in range(config.depth)]
 
-        self.across, self.down, self.up = bottlenecks(), bottlenecks(), bottlenecks()
+        self.across, self.down, self.up = nnx.List(bottlenecks()), nnx.List(bottlenecks()), nnx.List(bottlenecks())
         self.innermost = Bottleneck(config.channels, config.channels, config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
