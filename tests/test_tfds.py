@@ -168,11 +168,11 @@ def test_poses_of_freihand_depend_on_the_mean_pose(faked):
 
 def test_a_loader_reads_prepared_samples(faked):
     pytest.importorskip("grain", reason="the loader needs Grain")
-    from handtailor_jax.data.loader import LoaderConfig, gather, load
+    from handtailor_jax.data.loader import gather, load
 
     folder, made, _ = faked
     reader = open_dataset("rhd", prepare.prepare("rhd", folder / "archive", folder), "training")
-    one, other = (gather(load(each, LoaderConfig(size=16)), range(4)) for each in (reader, Listed(made)))
+    one, other = (gather(load(each, size=16), range(4)) for each in (reader, Listed(made)))
     np.testing.assert_array_equal(one.image, other.image)
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from handtailor_jax.data import open_dataset
-from handtailor_jax.data.loader import LoaderConfig, gather, index_stream, load
+from handtailor_jax.data.loader import gather, index_stream, load
 from handtailor_jax.data.readers.photos import PhotoLabel, hand_mask, read_labels
 from handtailor_jax.data.sample import Batch, Reader, labelled_batch
 from handtailor_jax.detections import detection
@@ -86,8 +86,8 @@ def open_sources(config: TrainingConfig, hand: HandModel) -> Mixture:
         parts.append((photograph_stream(config), counts.photographs))
     if reader is not None:
         masks, depths = config.loss.paper_silhouette > 0.0, config.loss.paper_depth > 0.0
-        settings = LoaderConfig(size=data.size, seed=config.seed, masks=masks, depths=depths)
-        parts.append((load(reader, settings), counts.dataset))
+        crops = load(reader, size=data.size, seed=config.seed, masks=masks, depths=depths)
+        parts.append((crops, counts.dataset))
     return Mixture(tuple(parts))
 
 
@@ -113,7 +113,7 @@ def evaluation_samples(config: TrainingConfig, hand: HandModel) -> Batch:
     """Return `data.test` samples, evenly spread over the dataset's test split and always the same."""
     reader = open_split(config, hand, "evaluation")
     chosen = np.linspace(0, len(reader) - 1, min(config.data.test, len(reader))).round().astype(int).tolist()
-    batch = gather(load(reader, LoaderConfig(size=config.data.size, shuffle=False)), chosen)
+    batch = gather(load(reader, size=config.data.size, shuffle=False), chosen)
     if not batch.has_joints.all():
         raise InputError(
             f"{config.data.dataset_folder}: the evaluation split has no joints: unpack FreiHAND_pub_v2_eval beside it"
