@@ -1,23 +1,29 @@
-"""`HandTailor`: images in, hands with meshes out. It finds the hands and runs the graph of `pipeline.py` on them."""
+"""`HandTailor`: images in, hands with meshes out. It finds the hands and runs the graph of `pipeline.py` on them.
 
+A finder for each network decides which regions to look into (with a function `look`) and which hands to believe.
+"""
+
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
+import numpy.typing as npt
 from flax import nnx
 
+from handtailor_jax.detector import squares
 from handtailor_jax.detector.detector import HandDetector
-from handtailor_jax.detector.regions import from_landmarks
+from handtailor_jax.detector.regions import cut, from_landmarks, square_region, to_image
 from handtailor_jax.errors import InputError
-from handtailor_jax.finders import Finder, Found, HourglassFinder, LandmarkFinder
+from handtailor_jax.geometry.boxes import Box
 from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
 from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.hand_module.weights import load_module
-from handtailor_jax.images import Image, as_rgb, check_box
+from handtailor_jax.images import Image, as_rgb, check_box, crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import recover_views
@@ -25,10 +31,37 @@ from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Camera, Hand, Memory, NetworkName, Region, Side, View
 
-Tree = TypeVar("Tree")
-
 _MOST_AT_ONCE = 8
 """Hands in one run of the graph; fewer hands are padded to 1, 2, 4 or 8, so that only four programs are compiled."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A hand that was recovered in a region, on the host."""
+
+    hand: Hand
+    around_keypoints: Region
+    """Rotated region around the hand's keypoints."""
+
+    @property
+    def keypoints_2d(self) -> npt.NDArray[np.float32]:
+        """(21, 2) detected keypoints (u, v), pixels of the image."""
+        return self.hand.detected_keypoints_2d
+
+    @property
+    def presence(self) -> float:
+        """Probability that there is a hand; 1 if the network does not estimate it."""
+        return 1.0 if self.hand.presence is None else float(self.hand.presence)
+
+    @property
+    def box(self) -> Box:
+        """Square (x, y, w, h) about the region that the network saw, without its rotation."""
+        assert self.hand.box is not None
+        x, y, w, h = map(float, self.hand.box)
+        return x, y, w, h
+
+
+Look = Callable[[Sequence[Region]], list[Found]]
 
 
 class HandTailor:
@@ -42,17 +75,14 @@ class HandTailor:
     ) -> None:
         """Prepare a hand module for inference; programs are compiled at the first call.
 
-        Args:
-            module: Trained hand module.
-            hand: Hand model that the hand module was trained with; the embedded hand if None.
-            config: Energy and solver of the tailor; "auto" for the preset of this hand module, None for no tailor.
+        The hand model is the one that the hand module was trained with. See `load` for the defaults.
 
         Raises:
             InputError: If the energy is not defined for this hand module's keypoints.
         """
         hand = embedded_hand() if hand is None else hand
         self.hand = hand if hand.side == "right" else hand.mirrored()
-        self.finder: Finder
+        self.finder: LandmarkFinder | HourglassFinder
         if isinstance(module, LandmarkHandModule):
             preset = TailorConfig.plug_in()
             self.finder = LandmarkFinder(HandDetector(landmark_network=module.network), module.image_size)
@@ -62,10 +92,9 @@ class HandTailor:
             module = inference_form(module)
         self.config = preset if config == "auto" else config
         if isinstance(module, LandmarkHandModule) and self.config and isinstance(self.config.energy, PaperEnergy):
-            raise InputError(
-                "the paper's energies are defined for the hand model's own keypoints, not for the landmark network's: "
-                "choose another preset, or the network hourglass"
-            )
+            own = "the hand model's own keypoints, not for the landmark network's"
+            remedy = "choose another preset, or the network hourglass"
+            raise InputError(f"the paper's energies are defined for {own}: {remedy}")
         self.module = module
         graph, self._state = nnx.split(module)
 
@@ -125,8 +154,8 @@ class HandTailor:
             InputError: One line that names what is wrong.
         """
         check_arguments(side, hands)
-        image, known = as_rgb(image), as_camera(camera)
-        found = self.finder.all(image, self.looking(image, known, side_prior(side)), thorough)
+        image = as_rgb(image)
+        found = self.finder.all(image, self.looking(image, as_camera(camera), side_prior(side)), thorough)
         return [each.hand for each in found[:hands]]
 
     def one(
@@ -134,13 +163,8 @@ class HandTailor:
     ) -> Hand | None:
         """Recover one hand of an image; None if there is none. The hourglass always outputs a hand for a box.
 
-        Args:
-            image: Image; this and `camera` and `side` are those of `__call__`.
-            camera: Camera of the image.
-            box: Box (x, y, w, h) around the hand, pixels; if None, the most present hand of the image is returned.
-            side: Side of the hand.
-            passes: Number of forward passes for a box. Each further one crops the hand closer, around the keypoints of
-                the pass before.
+        Image, camera and side are those of `__call__`. Without a box (x, y, w, h) around the hand, pixels, the most
+        present hand is returned. Each further forward pass crops the hand closer, around the keypoints of the last one.
 
         Raises:
             InputError: One line that names what is wrong.
@@ -148,24 +172,17 @@ class HandTailor:
         check_arguments(side, passes=passes)
         if box is None:
             return next(iter(self(image, camera, side=side, hands=1)), None)
-        image, known = as_rgb(image), as_camera(camera)
-        look = self.looking(image, known, side_prior(side))
+        image = as_rgb(image)
+        look = self.looking(image, as_camera(camera), side_prior(side))
         found = self.finder.in_box(image, look, check_box(box, image), passes)
         return None if found is None else found.hand
 
-    def looking(self, image: Image, camera: Camera, right: float) -> Any:
-        """Return the function that recovers the hand in each of some regions, for a `Finder`."""
-
-        def look(regions: Sequence[Region]) -> list[Found]:
-            return self.recover([self.finder.view(image, camera, region, right) for region in regions])
-
-        return look
+    def looking(self, image: Image, camera: Camera, right: float) -> Look:
+        """Return the function that recovers the hand in each of some regions, for a finder."""
+        return lambda regions: self.recover([self.finder.view(image, camera, region, right) for region in regions])
 
     def recover(self, views: Sequence[View], memories: Sequence[Memory] | None = None) -> list[Found]:
-        """Run the graph on views, whether they show a hand or not, and copy the hands to the host.
-
-        Views and memories (the hands in earlier frames) are of one hand each, without batch axes.
-        """
+        """Run the graph on views of one hand each, with its memory or none, and copy the hands to the host."""
         if memories is None:
             memories = [Memory.nothing(self.hand.num_betas)] * len(views)
         found = []
@@ -197,3 +214,87 @@ def check_finite(hand: Hand) -> None:
     """Raise an InputError if a hand has vertices that are not finite."""
     if not np.isfinite(hand.vertices).all():
         raise InputError("the network's output is not finite: its weights do not fit this image or hand model")
+
+
+class LandmarkFinder:
+    """Finds hands for the landmark network: regions from the palm detector; the network's presence decides."""
+
+    def __init__(self, detector: HandDetector, size: int) -> None:
+        """Prepare a finder for a landmark network whose crops have the side `size`."""
+        self._detector, self._size = detector, size
+
+    def view(self, image: Image, camera: Camera, region: Region, right: float) -> View:
+        """Cut out the rotated region; the border of the image is repeated outside of it."""
+        affine = np.asarray(to_image(region, self._size))
+        crop = cut(image, affine, self._size, extend=True)
+        linear = np.linalg.inv(affine[:, :2])
+        to_crop = np.concatenate([linear, -linear @ affine[:, 2:]], axis=1)
+        return View(crop, to_crop, region, camera, np.float32(right))
+
+    def all(self, image: Image, look: Look, thorough: bool | None, known: Sequence[Region] = ()) -> list[Found]:
+        """Look into the regions of all palms outside of the known regions; return the hands by falling presence."""
+        return self._detector.search(image, look, thorough=thorough, known=known)
+
+    def in_box(self, image: Image, look: Look, box: Box, passes: int) -> Found | None:
+        """Look into the region around the keypoints that the best of four turns of the box shows."""
+        hand = self._detector.in_box(image, box, passes=passes - 1)
+        found = None if hand is None else look([hand.next_region])[0]
+        return found if found is not None and self.shows(found, image) else None
+
+    def shows(self, found: Found, image: Image) -> bool:
+        """Return whether a hand that was followed into this image is still there."""
+        return found.presence > self._detector.config.presence
+
+    def next_region(self, found: Found) -> Region:
+        """Return the region around the keypoints, where the hand is expected in the next frame of a video."""
+        return found.around_keypoints
+
+
+class HourglassFinder:
+    """Finds one hand for the hourglass: of upright squares, the one with the most confident keypoints wins."""
+
+    def __init__(self, size: int) -> None:
+        """Prepare a finder for an hourglass whose crops have the side `size`."""
+        self._size = size
+
+    def view(self, image: Image, camera: Camera, region: Region, right: float) -> View:
+        """Cut out the square, moved to whole pixels; it is grey outside of the image."""
+        side = float(region.side)
+        x, y = (float(value) - 0.5 * side for value in region.center)
+        crop, to_crop, square = crop_square(image, (x, y, side, side), self._size)
+        return View(crop, to_crop, square_region(square), camera, np.float32(right))
+
+    def all(self, image: Image, look: Look, thorough: bool | None, known: Sequence[Region] = ()) -> list[Found]:
+        """Look into the whole image, then into the squares of a grid, then closer at what was found."""
+        height, width = image.shape[:2]
+        rounds = [squares.first_square(width, height)], squares.scan_squares(width, height)
+        for boxes in () if known else rounds:
+            looks = [look([square_region(box)])[0] for box in boxes]
+            best = max(looks, key=lambda found: _score(found, image))
+            if _score(best, image) >= squares.ACQUIRE:
+                return look([_closer(best)])
+        return []
+
+    def in_box(self, image: Image, look: Look, box: Box, passes: int) -> Found | None:
+        """Look into the square around the box, then closer. The network does not tell whether there is a hand."""
+        found = look([square_region(box)])[0]
+        for _ in range(passes - 1):
+            found = look([_closer(found)])[0]
+        return found
+
+    def shows(self, found: Found, image: Image) -> bool:
+        """Return whether the keypoints are confident and plausible."""
+        return _score(found, image) >= squares.KEEP
+
+    def next_region(self, found: Found) -> Region:
+        """Return the square around the keypoints, between this one and the last."""
+        return square_region(squares.next_square(found.box, found.keypoints_2d))
+
+
+def _score(found: Found, image: Image) -> float:
+    height, width = image.shape[:2]
+    return squares.hand_score(found.keypoints_2d, found.hand.confidence, found.box[2], width, height)
+
+
+def _closer(found: Found) -> Region:
+    return square_region(squares.closer_square(found.box, found.keypoints_2d, found.hand.confidence))

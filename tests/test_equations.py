@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from handtailor_jax.geometry.cameras import project
+from handtailor_jax.geometry.cameras import place, project
 from handtailor_jax.geometry.heatmaps import expected_index, expected_value
 from handtailor_jax.geometry.lifting import lift, lift_scale
 from handtailor_jax.hand_module import losses
 from handtailor_jax.skeleton import FINGER_KEYPOINTS, JOINT_PARENTS, KEYPOINTS, ROOT, WRIST
 from handtailor_jax.tailor import paper
 from handtailor_jax.tailor.paper import PaperEnergy
-from handtailor_jax.tailor.placement import camera_keypoints, closed_form_scale, place
+from handtailor_jax.tailor.placement import camera_keypoints, closed_form_scale
 from handtailor_jax.tailor.tailor import TailorConfig, pose_problem
 from handtailor_jax.training.config import LossWeights
 from handtailor_jax.types import Camera, HandParameters, Observation

@@ -15,11 +15,11 @@ from handtailor_jax.detections import detection, from_mediapipe, read_detections
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.alignment import scale_and_shift
 from handtailor_jax.fit import fit, fit_detection
-from handtailor_jax.geometry.cameras import project
+from handtailor_jax.geometry.cameras import place, project
 from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.results import to_json
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, ROOT, ROOT_JOINT, permutation
-from handtailor_jax.tailor.placement import camera_keypoints, place
+from handtailor_jax.tailor.placement import camera_keypoints
 from handtailor_jax.types import Camera, HandParameters
 
 COUNT = 12

@@ -22,7 +22,6 @@ RANKS = (
     {"detector", "tailor"},
     {"hand_module"},
     {"fit", "pipeline"},
-    {"finders"},
     {"hand_tailor"},
     {"video"},
     {"data"},

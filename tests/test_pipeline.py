@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from handtailor_jax import pipeline
+from handtailor_jax.detector.regions import square_region
 from handtailor_jax.errors import InputError
-from handtailor_jax.finders import square_region
 from handtailor_jax.geometry.cameras import as_camera, inverse_linear, project, transform_camera
 from handtailor_jax.geometry.lifting import lift, lift_scale, root_depth_in_bones
 from handtailor_jax.geometry.mirror import mirror_camera, mirror_pose

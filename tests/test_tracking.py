@@ -11,7 +11,6 @@ from scipy.spatial.transform import Rotation
 
 from handtailor_jax.detector import squares
 from handtailor_jax.detector.regions import square_region
-from handtailor_jax.finders import Found, HourglassFinder
 from handtailor_jax.geometry.boxes import square_around
 from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.geometry.rotations import (
@@ -19,6 +18,7 @@ from handtailor_jax.geometry.rotations import (
     axis_angle_from_matrix,
     matrix_from_axis_angle,
 )
+from handtailor_jax.hand_tailor import Found, HourglassFinder
 from handtailor_jax.tailor.placement import camera_keypoints
 from handtailor_jax.types import Hand, HandParameters
 from handtailor_jax.video.smoothing import (

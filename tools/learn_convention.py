@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from handtailor_jax.geometry.cameras import place
 from handtailor_jax.mano.landmarks import KEYPOINT_JOINT, LandmarkConvention
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.results import write_json
 from handtailor_jax.skeleton import JOINT_PARENTS, REFERENCE_BONE, ROOT_JOINT
-from handtailor_jax.tailor.placement import place, relative_depth
+from handtailor_jax.tailor.placement import relative_depth
 from handtailor_jax.tailor.search import SearchConfig, search
 from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Camera, Observation

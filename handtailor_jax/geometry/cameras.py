@@ -10,13 +10,23 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from handtailor_jax.errors import FloatArray, InputError, checked_array, numbers
-from handtailor_jax.types import Camera
+from handtailor_jax.types import Camera, HandParameters
 
 
 def depth_divisor(camera: Camera, z: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
     """Return the divisor of x and y in a projection: z in perspective, 1 in weak perspective."""
     p = camera.perspectivity[..., None]
     return p * z + (1.0 - p)
+
+
+def focal_length(camera: Camera) -> Float[Array, ""]:
+    """Return the geometric mean of the focal lengths, pixels (perspective) or pixels per unit (weak perspective)."""
+    return jnp.sqrt(jnp.abs(jnp.linalg.det(camera.linear)))
+
+
+def place(parameters: HandParameters, points: Float[Array, "n 3"], root: Float[Array, "3"]) -> Float[Array, "n 3"]:
+    """Move model points (metres) to the camera frame; `root` is the root joint of the posed model, metres."""
+    return parameters.scale * (points - root[None]) + parameters.translation[None]
 
 
 def project(camera: Camera, points: Float[Array, "*batch n 3"]) -> Float[Array, "*batch n 2"]:

@@ -10,11 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.cameras import project
+from handtailor_jax.geometry.cameras import place, project
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.render.soft import soft_rasterise
 from handtailor_jax.skeleton import FINGER_KEYPOINTS, JOINT_PARENTS, ROOT, ROOT_JOINT
-from handtailor_jax.tailor.placement import place
 from handtailor_jax.types import Camera, HandParameters, Observation, pytree
 
 # (5, 4) keypoints a, b, c, d of each finger, from tip to palm.

@@ -9,12 +9,12 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from handtailor_jax.geometry.cameras import depth_divisor, inverse_linear, project, unproject
+from handtailor_jax.geometry.cameras import depth_divisor, focal_length, inverse_linear, place, project, unproject
 from handtailor_jax.geometry.lifting import reference_bone_length
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.skeleton import ROOT, ROOT_JOINT
-from handtailor_jax.types import Camera, Hand, HandMesh, HandParameters, Observation
+from handtailor_jax.types import Hand, HandMesh, HandParameters, Observation
 
 StartScale = Literal["closed_form", "released", "proposed"]
 """Scale of the start: Eq. 12 (with intrinsics) or 17 (without); the released program's version of Eq. 12, which scales
@@ -139,11 +139,6 @@ def place_proposal(
     return HandParameters(pose, betas, jnp.where(perspective, 1.0, per_metre / focal), translation)
 
 
-def focal_length(camera: Camera) -> Float[Array, ""]:
-    """Return the geometric mean of the focal lengths, pixels (perspective) or pixels per unit (weak perspective)."""
-    return jnp.sqrt(jnp.abs(jnp.linalg.det(camera.linear)))
-
-
 def _least_squares_scale(
     model: Float[Array, "n 2"], target: Float[Array, "n 2"], weight: Float[Array, "n"]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -156,11 +151,6 @@ def _safe_ratio(numerator: Float[Array, ""], denominator: Float[Array, ""]) -> F
     """Return numerator / denominator, or 1 if all model points coincide with the root and every scale fits equally."""
     degenerate = denominator < 1e-20
     return jnp.where(degenerate, 1.0, numerator / jnp.where(degenerate, 1.0, denominator))
-
-
-def place(parameters: HandParameters, points: Float[Array, "n 3"], root: Float[Array, "3"]) -> Float[Array, "n 3"]:
-    """Move model points (metres) to the camera frame; `root` is the root joint of the posed model, metres."""
-    return parameters.scale * (points - root[None]) + parameters.translation[None]
 
 
 def camera_keypoints(

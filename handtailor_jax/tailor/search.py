@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from handtailor_jax.geometry.cameras import inverse_linear, project, unproject
+from handtailor_jax.geometry.cameras import focal_length, inverse_linear, project, unproject
 from handtailor_jax.geometry.lifting import turn_to_axis
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.skeleton import FINGER_JOINTS, KEYPOINTS, ROOT, ROOT_JOINT
 from handtailor_jax.tailor.calibrated import CalibratedEnergy, CalibratedProblem
-from handtailor_jax.tailor.placement import camera_keypoints, describe, focal_length, reprojection_error
+from handtailor_jax.tailor.placement import camera_keypoints, describe, reprojection_error
 from handtailor_jax.tailor.solve import LevenbergMarquardt
 from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Hand, HandParameters, Observation

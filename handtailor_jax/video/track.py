@@ -9,10 +9,9 @@ from scipy.special import expit, logit
 
 from handtailor_jax.detector.detector import merge_hands
 from handtailor_jax.errors import InputError
-from handtailor_jax.finders import Found
 from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.geometry.mirror import choose, mirror_hand, mirror_observation, mirror_parameters
-from handtailor_jax.hand_tailor import HandTailor, check_arguments, side_prior
+from handtailor_jax.hand_tailor import Found, HandTailor, check_arguments, side_prior
 from handtailor_jax.images import Image, as_rgb, check_box
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import load_convention
