@@ -5,13 +5,17 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 # Several virtual devices, so that the code for many devices is tested on one machine. Read once, when JAX starts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# Nearly all of the time goes into compiling, of which optimising is half.
+# Nearly all of the time goes into compiling, of which optimising is half. Of the rest, two thirds are the code generator
+# that jax 0.10 chooses; later versions have no other one and do not know the flag.
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+if version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import numpy as np

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from handtailor_jax import cli
+from handtailor_jax import cli, hand_tailor
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.weights import embedded_weights, load_module, load_weights, provenance, save_weights
@@ -55,7 +55,8 @@ def test_half_precision_keeps_three_digits(tmp_path):
     assert not (tmp_path / "huge.safetensors").exists()
 
 
-def test_demo(tmp_path, capsys):
+def test_demo(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(hand_tailor, "_MOST_AT_ONCE", 1)  # one program to compile instead of three
     cli.main(["demo", "--out", str(tmp_path / "demo")])
     printed = capsys.readouterr().out
     assert "10 images written to" in printed

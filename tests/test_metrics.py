@@ -16,6 +16,7 @@ from handtailor_jax.evaluation.alignment import Protocol, align, anchor, best_si
 from handtailor_jax.evaluation.metrics import GRID_20_50
 from handtailor_jax.evaluation.report import published
 from handtailor_jax.mano.loading import MANO_VERTICES
+from handtailor_jax.skeleton import ROOT, WRIST
 
 BIHAND_RHD = np.asarray([
     0.84632035, 0.8734639, 0.89510892, 0.91172671, 0.9246439,
@@ -183,8 +184,8 @@ def test_lit_undoes_scale_and_shift_but_no_rotation(seed):
     assert worst(align(moved(truth, seed, rotate=False), truth, "lit").predicted, truth) < 1e-9
     turned = truth @ Rotation.from_euler("y", 30, degrees=True).as_matrix()
     assert align(turned, truth, "lit").errors_mm.mean() > 5.0
-    assert worst(once[:, 9], truth[:, 9]) < 1e-12
-    bones = [np.linalg.norm(points[:, 9] - points[:, 0], axis=-1) for points in (once, truth)]
+    assert worst(once[:, ROOT], truth[:, ROOT]) < 1e-12
+    bones = [np.linalg.norm(points[:, ROOT] - points[:, WRIST], axis=-1) for points in (once, truth)]
     assert worst(*bones) < 1e-12
 
 
@@ -193,7 +194,7 @@ def test_lit_undoes_scale_and_shift_but_no_rotation(seed):
 def test_root_undoes_a_shift_only(seed):
     predicted, truth = hands(seed)
     once = align(predicted, truth, "root").predicted
-    assert worst(once, predicted - predicted[:, 9:10] + truth[:, 9:10]) < 1e-12
+    assert worst(once, predicted - predicted[:, [ROOT]] + truth[:, [ROOT]]) < 1e-12
     assert worst(align(predicted + 0.3, truth, "root").predicted, once) < 1e-9
     assert align(1.5 * truth, truth, "root").errors_mm.mean() > 5.0
 
@@ -236,16 +237,16 @@ def test_abs_leaves_everything_alone():
 def test_zb_takes_the_palm_and_visible_joints_only():
     predicted, truth = hands(5)
     visible = np.ones((3, 21), bool)
-    visible[0, 4] = visible[1, 0] = visible[2, [0, 9]] = False
+    visible[0, 4] = visible[1, 0] = visible[2, [WRIST, ROOT]] = False
     aligned = align(predicted, truth, "zb", visible)
-    palm = (truth[:, 0] + truth[:, 9]) / 2
+    palm = (truth[:, WRIST] + truth[:, ROOT]) / 2
     assert worst(aligned.truth[:, 0], palm) < 1e-12
     assert worst(aligned.predicted[:, 0], palm) < 1e-12
     assert np.array_equal(aligned.truth[:, 1:], truth[:, 1:])
-    bones = [np.linalg.norm(p[:, 10] - p[:, 9], axis=-1) for p in (aligned.predicted, truth)]
+    bones = [np.linalg.norm(p[:, ROOT + 1] - p[:, ROOT], axis=-1) for p in (aligned.predicted, truth)]
     assert worst(*bones) < 1e-12
     expected = np.ones((3, 21), bool)
-    expected[0, 4] = expected[2, [0, 9]] = False
+    expected[0, 4] = expected[2, [WRIST, ROOT]] = False
     assert np.array_equal(aligned.counted, expected)
     predicted[0, 4] += 1.0
     seen, everything = (align(predicted, truth, "zb", mask) for mask in (visible, None))
@@ -270,7 +271,7 @@ def test_all_zeros_are_far_from_everything_but_a_number(name):
     _, truth = hands(7)
     aligned = align(np.zeros_like(truth), truth, name)
     assert np.isfinite(aligned.predicted).all()
-    target = {"lit": truth[:, 9:10], "root": truth[:, 9:10], "pa": truth.mean(axis=1, keepdims=True)}.get(name)
+    target = {"lit": truth[:, [ROOT]], "root": truth[:, [ROOT]], "pa": truth.mean(axis=1, keepdims=True)}.get(name)
     if target is not None:
         assert worst(aligned.predicted, target) < 1e-12
 

@@ -19,6 +19,7 @@ from handtailor_jax.data.augmentation import augment
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.weights import load_weights, save_weights
+from handtailor_jax.skeleton import ROOT
 from handtailor_jax.training.config import DataConfig, LossWeights, OptimizerConfig, TrainingConfig
 from handtailor_jax.training.objective import objective
 from handtailor_jax.training.prediction import predict
@@ -55,7 +56,7 @@ def fixed_batch(hand, maps):
     betas = rng.normal(size=(8, 10)).astype(np.float32)
     keypoints = jax.jit(lambda hand, p, b: jax.vmap(lambda p, b: hand.shape(b).pose(p).keypoints)(p, b))
     joints = np.asarray(keypoints(hand, pose, betas))
-    joints = joints - joints[:, 9:10] + np.asarray([0.03, -0.02, 0.5], np.float32)
+    joints = joints - joints[:, [ROOT]] + np.asarray([0.03, -0.02, 0.5], np.float32)
     intrinsics = np.tile(np.asarray([[100.0, 0.0, 20.0], [0.0, 104.0, 28.0], [0.0, 0.0, 1.0]], np.float32), (8, 1, 1))
     points = np.einsum("bij,bkj->bki", intrinsics, joints)
     image = rng.integers(0, 256, (8, 48, 48, 3)).astype(np.uint8)

@@ -16,6 +16,7 @@ from handtailor_jax.hand_module.iknet import normalise_joints, normalise_quatern
 from handtailor_jax.hand_module.layers import inference_form, max_pool_2
 from handtailor_jax.hand_module.official import load_official, weight_table
 from handtailor_jax.hand_module.weights import module_structure
+from handtailor_jax.skeleton import ROOT, WRIST
 from handtailor_jax.types import Camera
 from tests import goldens
 
@@ -148,8 +149,8 @@ def test_perspective(run, golden):
     check_estimate(estimate, golden, "persp")
     close(estimate.relative_depth, 3.0 * golden["persp/uvd"][..., 2] - 1.5, 3e-5)
     close(estimate.joints, golden["persp/joint_xyz"], 1e-4)
-    close(estimate.joints[:, 9:10], golden["persp/joint_root"], 1e-4)
-    close(np.linalg.norm(estimate.joints[:, 0] - estimate.joints[:, 9], axis=-1), golden["persp/bone_vis"], 1e-4)
+    close(estimate.joints[:, [ROOT]], golden["persp/joint_root"], 1e-4)
+    close(np.linalg.norm(estimate.joints[:, WRIST] - estimate.joints[:, ROOT], axis=-1), golden["persp/bone_vis"], 1e-4)
     close(estimate.bone, golden["persp/bone"], 1e-4)
     close(estimate.root_depth, golden["persp/root"], 1e-4)
 

@@ -21,6 +21,7 @@ from handtailor_jax.hand_module.hand_module import HandModule, HourglassEstimate
 from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import recover
+from handtailor_jax.skeleton import ROOT, WRIST
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
 from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Camera, HandParameters, Memory
@@ -62,8 +63,8 @@ class Reader(HandModule):
     def __init__(self, hand, truth):
         self.config = dataclasses.replace(HandModuleConfig.small(), image_size=SIZE)
         joints = camera_keypoints(hand, truth)
-        bone = jnp.linalg.norm(joints[0] - joints[9])
-        self.depth = nnx.Variable((joints[:, 2] - joints[9, 2]) / bone)
+        bone = jnp.linalg.norm(joints[WRIST] - joints[ROOT])
+        self.depth = nnx.Variable((joints[:, 2] - joints[ROOT, 2]) / bone)
         self.pose, self.betas, self.bone = nnx.Variable(truth.pose), nnx.Variable(truth.betas), nnx.Variable(bone)
 
     def __call__(self, image, camera):
@@ -191,8 +192,8 @@ def test_with_and_without_intrinsics(hand):
     reader, box = HandTailor(Reader(hand, truth), hand, TailorConfig.default()), (120, 40, 380, 400)
     known, unknown = (reader.one(image, camera, box, passes=1) for camera in (far, None))
     assert not unknown.perspective
-    relative = known.joints - known.joints[9]
-    np.testing.assert_allclose(unknown.joints[9], 0.0, atol=1e-6)
+    relative = known.joints - known.joints[ROOT]
+    np.testing.assert_allclose(unknown.joints[ROOT], 0.0, atol=1e-6)
     assert millimetres(relative, unknown.joints) < 4.0
     turn = [matrix_from_axis_angle(jnp.asarray(r.parameters.pose)) for r in (known, unknown)]
     between = axis_angle_from_matrix(jnp.einsum("jab,jac->jbc", *turn))
@@ -259,7 +260,7 @@ def test_without_the_tailor_the_proposal_is_the_result(hand, scene):
     result = HandTailor(Reader(hand, scene[0]), hand, None).one(image, K, (120, 40, 380, 400), passes=1)
     np.testing.assert_array_equal(result.vertices, result.proposed.vertices)
     assert result.reprojection_before == result.reprojection_after
-    assert millimetres(result.joints - result.joints[9], joints - joints[9]) < 0.1
+    assert millimetres(result.joints - result.joints[ROOT], joints - joints[ROOT]) < 0.1
 
 
 def test_the_hand_is_found_without_a_box(reader, scene):

@@ -24,7 +24,7 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import crop_affine, project, transform_camera, transform_pixels
 from handtailor_jax.geometry.mirror import mirror_camera
 from handtailor_jax.mano.loading import embedded_arrays
-from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, KEYPOINTS_FROM_MANO, permutation
+from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, KEYPOINTS_FROM_MANO, ROOT, WRIST, permutation
 from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
 from handtailor_jax.synthetic.storage import write_freihand
 from handtailor_jax.types import Camera
@@ -171,7 +171,7 @@ def test_stb_splits(tmp_path):
 def test_stb_wrists(tmp_path, stb):
     root, _ = stb
     [palm, bihand] = (open_dataset("stb", root, "test", wrist=wrist)[0].joints for wrist in ("palm", "bihand"))
-    np.testing.assert_allclose(bihand[0] - bihand[9], 2.2 * (palm[0] - palm[9]), atol=1e-6)
+    np.testing.assert_allclose(bihand[WRIST] - bihand[ROOT], 2.2 * (palm[WRIST] - palm[ROOT]), atol=1e-6)
     np.testing.assert_array_equal(palm[1:], bihand[1:])
     written = write_stb(tmp_path / "ge", ("B1Counting", "B1Random"), 1, palm="ge")["SK"]["B1Counting"][0]
     assert_is(open_dataset("stb", tmp_path / "ge", "test", wrist="ge")[0], written)
@@ -314,7 +314,7 @@ def test_every_hand_is_a_right_hand(rhd, stb, freihand, photos):
 def test_reference_bones_have_the_length_of_hands(stb, freihand):
     for reader in (open_dataset("stb", stb[0], "test"), open_dataset("freihand", freihand[0], "training")):
         for _, sample in readable(reader):
-            assert 0.05 < np.linalg.norm(sample.joints[0] - sample.joints[9]) < 0.16
+            assert 0.05 < np.linalg.norm(sample.joints[WRIST] - sample.joints[ROOT]) < 0.16
 
 
 def test_permutations():
@@ -415,11 +415,11 @@ def test_palm_variant(rhd):
     root, _ = rhd
     for index in range(len(RHD_CASES)):
         wrist, palm = (open_dataset("rhd", root, "training", palm=palm)[index] for palm in (None, "zb"))
-        np.testing.assert_allclose(palm.joints[0], 0.5 * (wrist.joints[0] + wrist.joints[9]), atol=1e-7)
+        np.testing.assert_allclose(palm.joints[WRIST], 0.5 * (wrist.joints[WRIST] + wrist.joints[ROOT]), atol=1e-7)
         np.testing.assert_allclose(
-            palm.keypoints_2d[0], 0.5 * (wrist.keypoints_2d[0] + wrist.keypoints_2d[9]), atol=1e-4
+            palm.keypoints_2d[WRIST], 0.5 * (wrist.keypoints_2d[WRIST] + wrist.keypoints_2d[ROOT]), atol=1e-4
         )
-        assert palm.visible[0] == (wrist.visible[0] or wrist.visible[9])
+        assert palm.visible[WRIST] == (wrist.visible[WRIST] or wrist.visible[ROOT])
         np.testing.assert_array_equal(palm.joints[1:], wrist.joints[1:])
 
 

@@ -13,10 +13,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import nnx
+from jaxtyping import Array
 
 from handtailor_jax.errors import InputError, naming
 from handtailor_jax.hand_module.config import HandModuleConfig
@@ -37,8 +39,16 @@ _REMEDY = "give a file written by `handtailor convert-official` or by training"
 @functools.cache
 def module_structure(config: HandModuleConfig) -> tuple[nnx.GraphDef[HandModule], Mapping[tuple[Any, ...], Any]]:
     """Return the graph definition and the variables (shapes only, by path) of a hand module that is to be loaded."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: HandModule(config, rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: HandModule(config, rngs=_OneKey())))
     return graphdef, dict(nnx.to_flat_state(state))
+
+
+class _OneKey(nnx.Rngs):
+    """The same key for every parameter, for shapes alone: counting keys takes most of the time of `nnx.eval_shape`."""
+
+    def params(self) -> Array:
+        """Return the key."""
+        return jax.random.key(0)
 
 
 def save_weights(

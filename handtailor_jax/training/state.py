@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.hand_module import HandModule
-from handtailor_jax.hand_module.weights import load_weights
+from handtailor_jax.hand_module.weights import load_weights, module_structure
 from handtailor_jax.training.config import OptimizerConfig, TrainingConfig
 from handtailor_jax.types import pytree
 
@@ -77,7 +77,8 @@ class Network:
 def create_network(config: TrainingConfig) -> Network:
     """Return the structure of the configured network; batch normalisation averages over all devices."""
     on_devices = dataclasses.replace(config.module, batch_axis=DEVICES)
-    module = nnx.eval_shape(lambda: HandModule(on_devices, rngs=nnx.Rngs(0)))
+    graph, variables = module_structure(on_devices)
+    module = nnx.merge(graph, nnx.from_flat_state(variables))
     module.train()
 
     def of_stage(path: tuple[Any, ...], _: Any) -> bool:
