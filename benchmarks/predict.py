@@ -24,7 +24,8 @@ from torch_network import seeded_state, torch_network
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.report import environment, markdown_table, usable_cores
-from handtailor_jax.geometry.cameras import transform_camera
+from handtailor_jax.finders import square_region
+from handtailor_jax.geometry.cameras import as_camera, transform_camera
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.layers import inference_form
@@ -76,7 +77,7 @@ class StageRow:
     """"small", "official", EITHER where the stage is the same for both, or TORCH."""
     batch: int
     stage: str
-    """One of STAGES ("whole" is one call of `HandTailor`); for PyTorch one of LAYOUTS."""
+    """One of STAGES ("whole" is `HandTailor`, from images to hands); for PyTorch one of LAYOUTS."""
     first_seconds: float
     """Time of the first call, which compiles."""
     milliseconds: float
@@ -118,7 +119,7 @@ class PredictReport:
             ", ".join(f"{key} {value}" for key, value in self.environment.items()),
             "",
             f"Milliseconds of a warm call (seconds of the first one, which compiles). Preprocess cuts the crops out of "
-            f"{width} x {height} images; whole is one call of HandTailor, from images to NumPy results.",
+            f"{width} x {height} images; whole is HandTailor from images to hands, at most eight at once.",
             "",
         ]
         batches = list(dict.fromkeys(row.batch for row in self.rows))
@@ -217,13 +218,18 @@ def _ours(module: HandModule, hand: HandModel) -> Calls:
             crops, affines = zip(*cut, strict=True)
             return np.stack(crops), np.stack(affines)
 
+        def recover() -> list[Any]:
+            pairs = zip(images, boxes, strict=True)
+            return whole.recover([whole.finder.view(image, camera, square_region(box), 1.0) for image, box in pairs])
+
+        camera = as_camera(_INTRINSICS)
         crops, to_crop = map(jnp.asarray, preprocess())
-        cameras = jax.tree.map(lambda leaf: jnp.stack([leaf] * batch), Camera.from_matrix(_INTRINSICS))
+        cameras = jax.tree.map(lambda leaf: jnp.stack([leaf] * batch), camera)
         of_network = jax.jit(network)
         return {
             "preprocess": preprocess,
             "network": lambda: of_network(state, crops, cameras, to_crop),
-            "whole": lambda: whole.batch(images, [_INTRINSICS] * batch, boxes),
+            "whole": recover,
         }
 
     return calls

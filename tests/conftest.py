@@ -11,8 +11,8 @@ from typing import Any
 
 # Several virtual devices, so that the code for many devices is tested on one machine. Read once, when JAX starts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# Nearly all of the time goes into compiling, of which optimising is half. Of the rest, two thirds are the code generator
-# that jax 0.10 chooses; later versions have no other one and do not know the flag.
+# Nearly all of the time goes into compiling, of which optimising is half. The older of the two code generators of
+# jax 0.10 takes a third of the time of the other; later versions do not have it.
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 if version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"

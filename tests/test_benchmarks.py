@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -21,6 +22,13 @@ from handtailor_jax.tailor import TailorConfig, tailor
 from handtailor_jax.tailor.placement import camera_mesh
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def cached() -> Iterator[None]:
+    """Benchmarks time the compilation too and switch the cache of programs off, which later tests want."""
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
 
 
 def test_the_original_way_computes_the_official_preset(hand):
