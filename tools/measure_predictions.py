@@ -1,4 +1,4 @@
-"""Predict labelled photographs from boxes around their labels and print the errors as a markdown table.
+"""Predict labelled photographs from boxes around their labels, with the hourglass, and print a table of the errors.
 
 python tools/measure_predictions.py --photos FOLDER [--weights FILE] [--sheet sheet.png] [--json errors.json]
 
@@ -56,10 +56,8 @@ class PredictionMeasurement:
     """Split of the photographs."""
     margins: tuple[float, ...] = (2.0, 1.2)
     """Sides of the given boxes as multiples of the labelled hand size."""
-    looks: int = 2
+    passes: int = 2
     """Number of forward passes per image, as `handtailor predict --passes`."""
-    batch: int = 32
-    """Number of photographs in one call of the network."""
     sheet: Path | None = None
     """Image file for a contact sheet of 40 overlays of the first margin, evenly chosen."""
     json: Path | None = None
@@ -93,7 +91,7 @@ def measure_predictions(config: PredictionMeasurement) -> list[StageErrors]:
     for path in (config.sheet, config.json):
         if path is not None:
             results.prepare_folder(path.parent)
-    tailor = HandTailor.load(config.weights)
+    tailor = HandTailor.load(config.weights, network="hourglass")
     measured: list[StageErrors] = []
     for margin in config.margins:
         hands = _predict(tailor, labels, margin, config)
@@ -110,15 +108,11 @@ def _predict(
     tailor: HandTailor, labels: Sequence[PhotoLabel], margin: float, config: PredictionMeasurement
 ) -> list[Hand]:
     hands: list[Hand] = []
-    for start in tqdm(range(0, len(labels), config.batch), desc=f"{config.split}, box {margin:g}x", unit="batch"):
-        chunk = labels[start : start + config.batch]
-        filled = [*chunk, *[chunk[-1]] * (config.batch - len(chunk))]  # one program for all batches
-        hands += tailor.batch(
-            [read_image(label.path) for label in filled],
-            boxes=[square_around(label.keypoints_2d, margin) for label in filled],
-            sides=[label.side for label in filled],
-            looks=config.looks,
-        )[: len(chunk)]
+    for label in tqdm(labels, desc=f"{config.split}, box {margin:g}x", unit="photograph"):
+        box = square_around(label.keypoints_2d, margin)
+        hand = tailor.one(read_image(label.path), None, box, label.side, passes=config.passes)
+        assert hand is not None  # the hourglass always outputs one
+        hands.append(hand)
     return hands
 
 
