@@ -26,7 +26,7 @@ from jaxtyping import install_import_hook
 if "HANDTAILOR_TEST_CACHE" not in os.environ:
     os.environ["HANDTAILOR_TEST_CACHE"] = tempfile.mkdtemp(prefix="handtailor-tests-")
 jax.config.update("jax_compilation_cache_dir", os.environ["HANDTAILOR_TEST_CACHE"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
