@@ -1,5 +1,6 @@
 """The weights that come with the package: what they are, what `handtailor demo` makes of the packaged images."""
 
+import functools
 import importlib.resources
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.weights import embedded_weights, load_module, load_weights, provenance, save_weights
 from handtailor_jax.hand_tailor import HandTailor
+from handtailor_jax.render import overlay
 
 ASSETS = importlib.resources.files("handtailor_jax") / "assets"
 
@@ -56,7 +58,9 @@ def test_half_precision_keeps_three_digits(tmp_path):
 
 
 def test_demo(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(hand_tailor, "_MOST_AT_ONCE", 1)  # one program to compile instead of three
+    # One program to compile instead of three, and small overlays.
+    monkeypatch.setattr(hand_tailor, "_MOST_AT_ONCE", 1)
+    monkeypatch.setattr(overlay, "overlay_figure", functools.partial(overlay.overlay_figure, panel_height=100))
     cli.main(["demo", "--out", str(tmp_path / "demo")])
     printed = capsys.readouterr().out
     assert "10 images written to" in printed
