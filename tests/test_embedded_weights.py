@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import trimesh
 
-from handtailor_jax import cli, hand_tailor
+from handtailor_jax import cli, hand_tailor, predict
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.weights import embedded_weights, load_module, load_weights, provenance, save_weights
 from handtailor_jax.hand_tailor import HandTailor
-from handtailor_jax.render import overlay
 
 ASSETS = importlib.resources.files("handtailor_jax") / "assets"
 
@@ -60,7 +59,7 @@ def test_half_precision_keeps_three_digits(tmp_path):
 def test_demo(tmp_path, capsys, monkeypatch):
     # One program to compile instead of three, and small overlays.
     monkeypatch.setattr(hand_tailor, "_MOST_AT_ONCE", 1)
-    monkeypatch.setattr(overlay, "overlay_figure", functools.partial(overlay.overlay_figure, panel_height=100))
+    monkeypatch.setattr(predict, "overlay_figure", functools.partial(predict.overlay_figure, panel_height=100))
     cli.main(["demo", "--out", str(tmp_path / "demo")])
     printed = capsys.readouterr().out
     assert "10 images written to" in printed
