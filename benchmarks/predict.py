@@ -22,9 +22,9 @@ from simulation import TailorProblems, tailor_problems
 from timing import check_json, check_positive, command, interleaved, publish, seconds
 from torch_network import seeded_state, torch_network
 
+from handtailor_jax.detector.regions import square_region
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.report import environment, markdown_table, usable_cores
-from handtailor_jax.finders import square_region
 from handtailor_jax.geometry.cameras import as_camera, transform_camera
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
