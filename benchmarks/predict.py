@@ -31,12 +31,12 @@ from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.hand_module.official import load_official
 from handtailor_jax.hand_tailor import HandTailor
-from handtailor_jax.images import Box, Image, crop_square
+from handtailor_jax.images import Image, crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.tailor.placement import camera_mesh
 from handtailor_jax.tailor.tailor import TailorConfig, tailor
-from handtailor_jax.types import Camera, HandParameters
+from handtailor_jax.types import Box, Camera, HandParameters
 
 Network = Literal["small", "official"]
 

@@ -18,7 +18,6 @@ from handtailor_jax.detector import squares
 from handtailor_jax.detector.detector import HandDetector
 from handtailor_jax.detector.regions import cut, from_landmarks, square_region, to_image
 from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.boxes import Box
 from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
 from handtailor_jax.hand_module.layers import inference_form
@@ -29,7 +28,7 @@ from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import recover_views
 from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.tailor import TailorConfig
-from handtailor_jax.types import Camera, Hand, Memory, NetworkName, Region, Side, View
+from handtailor_jax.types import Box, Camera, Hand, Memory, NetworkName, Region, Side, View
 
 _MOST_AT_ONCE = 8
 """Hands in one run of the graph; fewer hands are padded to 1, 2, 4 or 8, so that only four programs are compiled."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.boxes import Box
+from handtailor_jax.types import Box
 
 Image = npt.NDArray[np.uint8]
 """An RGB image (height, width, 3)."""

@@ -23,6 +23,9 @@ NetworkName = Literal["landmarks", "hourglass"]
 Numbers = Any
 """A JAX array inside the graph, a NumPy array on the host."""
 
+Box = tuple[float, float, float, float]
+"""(x, y, w, h): left, top, width and height in pixels; x and y are the outer edges of the first pixels inside."""
+
 
 def static(**kwargs: Any) -> Any:
     """Declare a dataclass field that is part of a pytree's structure (hashable), not a leaf."""

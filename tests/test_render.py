@@ -9,6 +9,7 @@ import pytest
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import project, transform_camera
+from handtailor_jax.geometry.normals import vertex_normals
 from handtailor_jax.render.overlay import (
     contact_sheet,
     distant_first,
@@ -18,7 +19,7 @@ from handtailor_jax.render.overlay import (
     second_view,
 )
 from handtailor_jax.render.rasterise import Fragments, interpolate, rasterise
-from handtailor_jax.render.shading import SKIN, render_mesh, shaded_square, to_srgb, vertex_normals
+from handtailor_jax.render.shading import SKIN, render_mesh, shaded_square, to_srgb
 from handtailor_jax.types import Camera
 
 # One shape for most random scenes, so that they share a compiled program.

@@ -19,9 +19,9 @@ from handtailor_jax.detector.palm_detector import PalmDetector, find_palms
 from handtailor_jax.detector.regions import cut, from_box, from_palm, square_region, to_image
 from handtailor_jax.detector.squares import tiles
 from handtailor_jax.detector.weights import load_landmark_network, load_palm_detector
-from handtailor_jax.geometry.boxes import Box, hand_size
+from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.images import Image, as_rgb, check_box, whole
-from handtailor_jax.types import Region
+from handtailor_jax.types import Box, Region
 
 Tree = TypeVar("Tree")
 Keypoints = npt.NDArray[np.float32]

@@ -15,11 +15,10 @@ import numpy.typing as npt
 from jaxtyping import Array, Float
 
 from handtailor_jax.detector.palm_detector import Palms
-from handtailor_jax.geometry.boxes import Box
 from handtailor_jax.geometry.cameras import in_plane_rotation
 from handtailor_jax.images import Image, opencv
 from handtailor_jax.skeleton import KEYPOINTS, ROOT, WRIST
-from handtailor_jax.types import Region
+from handtailor_jax.types import Box, Region
 
 # The palm's keypoints from which its rotation is computed (`Palms.keypoints` lists all seven).
 _PALM_WRIST, _PALM_MIDDLE_MCP = 0, 2

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.geometry.boxes import Box, centered_square, hand_size, square_around
+from handtailor_jax.geometry.boxes import centered_square, hand_size, square_around
+from handtailor_jax.types import Box
 
 FloatArray = npt.NDArray[np.floating[Any]]
 

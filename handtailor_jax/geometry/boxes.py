@@ -4,10 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
 
-from handtailor_jax.types import Numbers
-
-Box = tuple[float, float, float, float]
-"""(x, y, w, h): left, top, width and height in pixels; x and y are the outer edges of the first pixels inside."""
+from handtailor_jax.types import Box, Numbers
 
 
 def hand_size(keypoints_2d: Float[Numbers, "*batch n 2"]) -> Float[Numbers, "*batch"]:

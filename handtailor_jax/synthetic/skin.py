@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from handtailor_jax.geometry.normals import vertex_normals
 from handtailor_jax.mano.loading import embedded_arrays
 from handtailor_jax.render.rasterise import rasterise
-from handtailor_jax.render.shading import vertex_normals
 from handtailor_jax.skeleton import FINGERS, JOINT_PARENTS, MANO_JOINTS
 from handtailor_jax.synthetic.marks import Real, line, mottling, noise, palm_lines, smooth_step, veins
 from handtailor_jax.synthetic.surface import ARM_EXPONENT, ARM_LENGTH, ARM_PATCH

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from handtailor_jax.geometry.cameras import project
+from handtailor_jax.geometry.normals import vertex_normals
 from handtailor_jax.render.rasterise import rasterise
-from handtailor_jax.render.shading import vertex_normals
 from handtailor_jax.types import Camera, pytree
 
 SKIN, SLEEVE, BAND, HELD, FOREGROUND = range(5)

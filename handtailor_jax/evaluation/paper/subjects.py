@@ -15,14 +15,14 @@ from handtailor_jax.data.sample import JointDefinition
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.alignment import Alignment, Protocol, align
 from handtailor_jax.evaluation.freihand import freihand_joints
-from handtailor_jax.geometry.boxes import Box, centered_square, hand_size
+from handtailor_jax.geometry.boxes import centered_square, hand_size
 from handtailor_jax.geometry.cameras import crop_affine, transform_camera, transform_pixels
 from handtailor_jax.images import Image
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.skeleton import ROOT
 from handtailor_jax.tailor.placement import StartScale, camera_keypoints, camera_mesh, initialize
 from handtailor_jax.tailor.tailor import PRESETS, PresetName, TailorConfig, tailor_batch
-from handtailor_jax.types import Camera, HandParameters, Numbers, Observation, pytree, static
+from handtailor_jax.types import Box, Camera, HandParameters, Numbers, Observation, pytree, static
 
 Tree = TypeVar("Tree")
 
