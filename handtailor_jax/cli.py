@@ -147,9 +147,9 @@ class Fit:
         from handtailor_jax.predict import MOST_LINES, HandFiles
         from handtailor_jax.results import to_json
 
-        detections = read_detections(EXAMPLES if self.file is None else self.file)
         # Everything that can be wrong with the input is found before the first file is written.
         model = load_hand(self.hand)
+        detections = read_detections(EXAMPLES if self.file is None else self.file, model)
         files = HandFiles(self.out, self.mesh, self.overlay)
         images = [each.image if self.overlay else None for each in detections]
         for image in filter(None, images):

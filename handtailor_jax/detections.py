@@ -1,18 +1,21 @@
 """Detections: keypoints and other estimates of another method, checked, from arrays, JSON files or MediaPipe."""
 
 import dataclasses
-import json
+import difflib
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import jax.numpy as jnp
 import numpy as np
 
-from handtailor_jax.errors import FloatArray, InputError, checked_array, numbers
+from handtailor_jax.errors import FloatArray, InputError, checked_array, numbers, read_json, warn
 from handtailor_jax.geometry.cameras import intrinsic_matrix
+from handtailor_jax.geometry.mirror import mirror_pose
+from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import CONVENTIONS
+from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_BETAS, permutation
 from handtailor_jax.types import Side
 
@@ -24,6 +27,9 @@ _LONGEST_ID = 180
 
 # More keypoints than this on exactly one spot are placeholders, not a hand.
 _MOST_ON_ONE_SPOT = 4
+
+# Pixels: fractions of the image can exceed 1 where a hand reaches out of it.
+_SMALLEST = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +68,21 @@ def detection(
     camera: Any = None,
     joints_3d: Any = None,
     pose: Any = None,
+    pca: Any = None,
+    global_rotation: Any = None,
+    flat_hand_mean: Any = True,
     betas: Any = None,
     id: str = "hand",
     image: str | Path | None = None,
+    hand: HandModel | None = None,
 ) -> Detection:
     """Check and convert keypoints and further estimates of one hand; see the fields of `Detection`.
 
     The confidence is 1 if None. `order` is the order of `keypoints_2d`, `confidence` and `joints_3d`: a name in
-    `KEYPOINT_ORDERS`. The camera is {fx, fy, cx, cy}, those four numbers, or a (3, 3) matrix; the pose (16, 3) or 48
-    values; betas are up to 10 values.
+    `KEYPOINT_ORDERS`. The camera is {fx, fy, cx, cy}, those four numbers, or a (3, 3) matrix; betas are up to 10
+    values. The pose (16, 3) or 48 values is relative to the flat hand, or to the mean pose if not `flat_hand_mean`. In
+    its place, `pca` may give up to 45 coefficients, with the `global_rotation`. Mean and components are those of the
+    model `hand`, the embedded one if None, mirrored to the hand's side.
 
     Raises:
         InputError: If a value is invalid.
@@ -89,7 +101,7 @@ def detection(
         convention=convention,
         camera=None if camera is None else intrinsic_matrix(camera),
         joints_3d=None if joints_3d is None else _joints(joints_3d)[to_canonical],
-        pose=None if pose is None else _pose(pose),
+        pose=_pose(pose, pca, global_rotation, flat_hand_mean, hand, side),
         betas=None if betas is None else _betas(betas),
         id=id,
         image=None if image is None else Path(image),
@@ -124,11 +136,38 @@ def _joints(joints_3d: Any) -> FloatArray:
     return joints
 
 
-def _pose(pose: Any) -> FloatArray:
-    values = np.asarray(numbers("pose", pose))
+def _pose(
+    pose: Any, pca: Any, rotation: Any, flat_hand_mean: Any, hand: HandModel | None, side: str
+) -> FloatArray | None:
+    """Return the pose relative to the flat hand of this side, if it is known."""
+    if not isinstance(flat_hand_mean, bool):
+        raise InputError(f"flat_hand_mean is {flat_hand_mean!r}: use true or false")
+    if pose is not None and pca is not None:
+        raise InputError("pose and pca are both given: give either pose or pca")
+    if pca is not None and rotation is None:
+        raise InputError("pca is given without global_rotation: add its three axis-angle values")
+    if pca is None and rotation is not None:
+        raise InputError("global_rotation is given without pca: make it the first row of pose")
+    if pose is None and pca is None:
+        return None
+    values = np.zeros((16, 3)) if pose is None else np.asarray(numbers("pose", pose))
     if values.size != 48:
         raise InputError(f"pose has {values.size} values: give 16 x 3 axis-angle values, the global rotation first")
-    return checked_array("pose", values.reshape(16, 3), (16, 3))
+    values = checked_array("pose", values.reshape(16, 3), (16, 3))
+    if pca is None and flat_hand_mean:
+        return values
+    model = embedded_hand() if hand is None else hand
+    fingers = np.zeros(45, np.float32) if flat_hand_mean else np.asarray(model.pose_mean)
+    if pca is not None:
+        coefficients = np.asarray(numbers("pca", pca)).reshape(-1)
+        if not 1 <= coefficients.size <= 45:
+            raise InputError(f"pca has {coefficients.size} values: give 1 to 45")
+        coefficients = checked_array("pca", coefficients, coefficients.shape)
+        fingers = fingers + coefficients @ np.asarray(model.pose_components)[: coefficients.size]
+        values[0] = checked_array("global_rotation", rotation, (3,))
+    fingers = fingers.reshape(15, 3)
+    values[1:] += fingers if model.side == side else mirror_pose(fingers)
+    return values
 
 
 def _betas(betas: Any) -> FloatArray:
@@ -138,20 +177,24 @@ def _betas(betas: Any) -> FloatArray:
     return checked_array("betas", np.pad(values, (0, NUM_BETAS - values.size)), (NUM_BETAS,))
 
 
-def read_detections(path: str | Path) -> list[Detection]:
+def read_detections(path: str | Path, hand: HandModel | None = None) -> list[Detection]:
     """Read a JSON file with one object or a list of objects, whose fields are listed in docs/cli.md.
 
-    `image` paths are relative to the file. An object without an `id` is named after its image, or else numbered.
+    `image` paths are relative to the file; `hand` is that of `detection`. An object without an `id` is named after its
+    image, or else numbered.
 
     Raises:
         InputError: If the file cannot be read or an entry is invalid.
     """
     path = Path(path)
-    entries = _read_entries(path)
+    content = read_json(path, "give a JSON object with keypoints_2d, or a list of them")
+    entries = content if isinstance(content, list) else [content]
+    if not entries:
+        raise InputError(f"{path}: holds no hands: give a JSON object with keypoints_2d, or a list of them")
     detections: dict[str, Detection] = {}
     for number, entry in enumerate(entries):
         try:
-            found = _from_json(entry, number, path)
+            found = _from_json(entry, number, path, hand)
             name = found.id.casefold()  # some file systems ignore case and would write two ids to one file
             if name in detections:
                 first = list(detections).index(name)
@@ -163,33 +206,25 @@ def read_detections(path: str | Path) -> list[Detection]:
     return list(detections.values())
 
 
-def _read_entries(path: Path) -> list[Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if text.strip() else None
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: is not complete JSON (line {error.lineno}: {error.msg})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error.__class__.__name__}): give a JSON file") from None
-    except RecursionError:
-        raise InputError(f"{path}: is nested too deeply to be a list of hands") from None
-    entries = content if isinstance(content, list) else [content]
-    if not text.strip() or not entries:
-        state = "holds no hands" if text.strip() else "is empty"
-        raise InputError(f"{path}: {state}: give a JSON object with keypoints_2d, or a list of them")
-    return entries
+_FIELDS = {*inspect.signature(detection).parameters} - {"hand"}
+# Fields of results, which may be given again.
+_RESULTS = {
+    *("projection", "joints", "landmarks", "scale", "translation", "runner_up", "proposed", "track", "frame"),
+    *("side_probability", "presence", "region", "box", "detected_keypoints_2d", "image_size"),
+    *("reprojection_error_before", "reprojection_error_after"),
+}
 
 
-_FIELDS = {f.name for f in dataclasses.fields(Detection)} | {"order", "pca", "global_rotation", "flat_hand_mean"}
-
-
-def _from_json(entry: Any, number: int, path: Path) -> Detection:
+def _from_json(entry: Any, number: int, path: Path, hand: HandModel | None) -> Detection:
     if not isinstance(entry, dict):
         raise InputError("is not a JSON object: give an object with keypoints_2d")
     if "keypoints_2d" not in entry:
         raise InputError("has no keypoints_2d: give 21 [u, v] pairs in pixels")
+    for key in entry.keys() - _FIELDS - _RESULTS:
+        nearest = difflib.get_close_matches(key.casefold(), _FIELDS, 1, 0.75)
+        if nearest:
+            raise InputError(f"{key[:40]!r} is not a field: did you mean {nearest[0]}?")
+        warn(f"{path}: {key[:40]!r} is not a field that is read: see docs/cli.md for the fields")
     fields = {key: entry[key] for key in _FIELDS if entry.get(key) is not None}
     image = fields.pop("image", None)
     if image is not None:
@@ -202,34 +237,7 @@ def _from_json(entry: Any, number: int, path: Path) -> Detection:
     for key in ("id", "side", "convention", "order"):
         if not isinstance(fields.get(key, ""), str):
             raise InputError(f"{key} is {fields[key]!r}: it must be text")
-    fields["pose"] = _pose_from_json(fields)
-    return detection(**fields)
-
-
-def _pose_from_json(fields: dict[str, Any]) -> Any:
-    """Pop the fields of the pose and return it, computed from `pca` and `global_rotation` if these are given."""
-    pose, pca = fields.pop("pose", None), fields.pop("pca", None)
-    rotation, flat = fields.pop("global_rotation", None), fields.pop("flat_hand_mean", True)
-    if not isinstance(flat, bool):
-        raise InputError(f"flat_hand_mean is {flat!r}: use true or false")
-    if pca is None and (pose is None or flat):
-        return pose
-    if pose is not None and pca is not None:
-        raise InputError("pose and pca are both given: give either pose or pca")
-    from handtailor_jax.mano.loading import embedded_hand
-
-    hand = embedded_hand()
-    if pca is not None:
-        coefficients = np.asarray(numbers("pca", pca)).reshape(-1)
-        if not 1 <= coefficients.size <= 45:
-            raise InputError(f"pca has {coefficients.size} values: give 1 to 45")
-        if rotation is None:
-            raise InputError("pca is given without global_rotation: add its three axis-angle values")
-        fingers = hand.finger_pose_from_pca(jnp.asarray(coefficients, jnp.float32), flat_hand_mean=flat)
-        return np.concatenate([checked_array("global_rotation", rotation, (3,))[None], np.asarray(fingers)])
-    values = checked_array("pose", np.asarray(numbers("pose", pose)).reshape(-1), (48,)).reshape(16, 3)
-    fingers = hand.finger_pose_from_axis_angle(jnp.asarray(values[1:]), flat_hand_mean=False)
-    return np.concatenate([values[:1], np.asarray(fingers)])
+    return detection(**fields, hand=hand)
 
 
 def from_mediapipe(
@@ -272,10 +280,19 @@ def from_mediapipe(
 
 
 def _check_spread(points: FloatArray) -> None:
-    if np.ptp(points, axis=0).max() <= 1.0:
-        raise InputError("all keypoints coincide within a pixel: give them in pixels, not as fractions of the image")
+    extent = np.ptp(points, axis=0).max()
+    if extent <= _SMALLEST:
+        raise InputError(
+            f"all keypoints coincide within {extent:.2g} pixels: give them in pixels, not as fractions of the image"
+        )
+    missing = "give missing keypoints a confidence of 0"
     spots, counts = np.unique(points, axis=0, return_counts=True)
     if counts.max() > _MOST_ON_ONE_SPOT:
         u, v = spots[counts.argmax()]
-        where = f"{counts.max()} keypoints coincide at ({u:g}, {v:g})"
-        raise InputError(f"{where}: give missing keypoints a confidence of 0")
+        raise InputError(f"{counts.max()} keypoints coincide at ({u:g}, {v:g}): {missing}")
+    for value in (0, -1):
+        empty = (points == value).all(axis=1)
+        low, high = points[~empty].min(axis=0), points[~empty].max(axis=0)
+        apart = max(*(low - value), *(value - high)) > 0.5 * max(high - low)
+        if empty.sum() > 1 or (empty.any() and apart):
+            raise InputError(f"{empty.sum()} of the keypoints are ({value}, {value}): {missing}")

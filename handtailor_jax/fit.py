@@ -41,12 +41,14 @@ def fit(
         hand: Hand model; the embedded hand if None. A model of the other side is mirrored.
         config: Energy and solver; `keypoints_only()` for a search and `plug_in()` for a proposal if None.
         search_config: Effort of a search.
-        **known: `confidence`, `side`, `convention`, `order`, `camera`, `joints_3d`, `pose`, `betas`: see `detection`.
+        **known: `confidence`, `side`, `convention`, `order`, `camera`, `joints_3d`, `pose`, `pca`,
+            `global_rotation`, `flat_hand_mean`, `betas`: see `detection`.
 
     Raises:
         InputError: One line that names what is wrong.
     """
-    return fit_detection(detection(keypoints_2d, **known), hand=hand, config=config, search_config=search_config)
+    found = detection(keypoints_2d, hand=hand, **known)
+    return fit_detection(found, hand=hand, config=config, search_config=search_config)
 
 
 def fit_detection(

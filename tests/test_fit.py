@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.simulation import tailor_problems
 from handtailor_jax.detections import detection, from_mediapipe, read_detections
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, InputWarning
 from handtailor_jax.evaluation.alignment import scale_and_shift
 from handtailor_jax.fit import fit, fit_detection
 from handtailor_jax.geometry.cameras import place, project
@@ -320,9 +320,9 @@ def test_json_pose_by_coefficients(weak, hand, tmp_path):
 def test_json_fields(tmp_path, weak):
     points = np.asarray(weak.observation.keypoints_2d[0]).tolist()
     camera = {"fx": 300, "fy": 310, "cx": 120, "cy": 130}
-    found = read(
-        tmp_path, {"image": "below/a photo.png", "keypoints_2d": points, "camera": camera, "unknown": 1, "pose": None}
-    )
+    entry = {"image": "below/a photo.png", "keypoints_2d": points, "camera": camera, "unknown": 1, "pose": None}
+    with pytest.warns(InputWarning, match="'unknown' is not a field"):
+        found = read(tmp_path, entry)
     assert found.id == "a photo"
     assert found.image == tmp_path / "below" / "a photo.png"
     np.testing.assert_array_equal(found.camera, [[300, 0, 120], [0, 310, 130], [0, 0, 1]])
