@@ -106,15 +106,16 @@ class LossWeights:
     paper_heatmap: float = 0.0
     """Weight of L_kpt2D: squared error of sigmoid heatmaps against Gaussians of peak 1."""
     paper_joints: float = 0.0
-    """Weight of L_kpt3D: squared error of the lifted keypoints in the camera frame, in metres."""
+    """Weight of L_kpt3D: squared error of the lifted keypoints in the camera frame, in reference bones."""
     paper_root_depth: float = 0.0
-    """Weight of L_d: squared error of the root depth, in metres."""
+    """Weight of L_d: squared error of the root depth, in reference bones."""
     paper_betas: float = 0.0
     """Weight of L_beta: squared norm of the shape coefficients."""
     paper_model_keypoints: float = 0.0
-    """Weight of L_mano: squared error of the posed hand model's keypoints, root-relative, in metres."""
+    """Weight of L_mano: squared error of the posed hand model's keypoints, root-relative, in reference bones."""
     paper_depth: float = 0.0
-    """Weight of L_betaD (Table 4): squared error of the rendered depth map where both maps show the hand, in metres."""
+    """Weight of L_betaD (Table 4): squared error of the rendered depth map where both maps show the hand, in
+    reference bones."""
     paper_silhouette: float = 0.0
     """Weight of L_betaS (Table 4): squared error of the rendered silhouette, in shares of a pixel."""
     tailored_keypoints: float = 0.0

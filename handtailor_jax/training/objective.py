@@ -156,16 +156,18 @@ def paper_heatmap(batch: Batch, prediction: Prediction) -> Term:
 
 
 def paper_joints(batch: Batch, prediction: Prediction) -> Term:
-    """L_kpt3D of the lifted keypoints in the camera frame, in metres."""
-    error = losses.keypoint_3d_loss(prediction.estimated.joints, batch.joints)
+    """L_kpt3D of the lifted keypoints in the camera frame, in reference bones."""
+    estimate = prediction.estimated
+    lifted = estimate.joints / _positive(estimate.scale)[:, None, None]
+    error = losses.keypoint_3d_loss(lifted, batch.joints / _bone(batch.joints)[:, None, None])
     return weighted_mean(jnp.mean(error, axis=-1), _known_depth(batch))
 
 
 def paper_root_depth(batch: Batch, prediction: Prediction) -> Term:
-    """L_d of the root depth, in metres."""
-    return weighted_mean(
-        losses.depth_loss(prediction.estimated.root_depth, batch.joints[:, ROOT, 2]), _known_depth(batch)
-    )
+    """L_d of the root depth, in reference bones."""
+    estimate = prediction.estimated
+    depth, true_depth = estimate.root_depth / _positive(estimate.scale), batch.joints[:, ROOT, 2] / _bone(batch.joints)
+    return weighted_mean(losses.depth_loss(depth, true_depth), _known_depth(batch))
 
 
 def paper_betas(batch: Batch, prediction: Prediction) -> Term:
@@ -174,14 +176,16 @@ def paper_betas(batch: Batch, prediction: Prediction) -> Term:
 
 
 def paper_model_keypoints(batch: Batch, prediction: Prediction) -> Term:
-    """L_mano of the posed hand model at the true root, in metres."""
-    error = losses.mano_loss(_relative(prediction.model_keypoints), _relative(batch.joints))
+    """L_mano of the posed hand model at the true root, in reference bones."""
+    error = losses.mano_loss(normalise_joints(prediction.model_keypoints), _relative_in_bones(batch))
     return weighted_mean(jnp.mean(error, axis=-1), batch.has_joints)
 
 
 def paper_depth(batch: Batch, prediction: Prediction) -> Term:
-    """L_betaD of the rendered depth map, in metres."""
-    return weighted_mean(losses.shape_depth_loss(prediction.maps.depth, jnp.asarray(batch.depth)), _known_depth(batch))
+    """L_betaD of the rendered depth map, in reference bones."""
+    bone = _bone(batch.joints)[:, None, None]
+    depth = jnp.asarray(batch.depth)
+    return weighted_mean(losses.shape_depth_loss(prediction.maps.depth / bone, depth / bone), _known_depth(batch))
 
 
 def paper_silhouette(batch: Batch, prediction: Prediction) -> Term:
@@ -253,6 +257,10 @@ def _inside(batch: Batch) -> Float[Array, "batch 21"]:
 def _known_depth(batch: Batch) -> Float[Array, "batch"]:
     """Return the weights of depths from the camera."""
     return batch.has_joints * batch.has_intrinsics
+
+
+def _positive(length: Float[Array, "batch"]) -> Float[Array, "batch"]:
+    return jnp.maximum(length, 1e-3)  # a millimetre: the bone of an untrained network may be shorter
 
 
 def _relative(joints: Array) -> Float[Array, "batch 21 3"]:
