@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from handtailor_jax.errors import command
+from handtailor_jax.commands import command
 from handtailor_jax.evaluation.paper.reproduce import EvaluationConfig, evaluate
 
 

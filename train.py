@@ -13,7 +13,8 @@ from typing import Annotated
 
 import tyro
 
-from handtailor_jax.errors import InputError, command
+from handtailor_jax.commands import command
+from handtailor_jax.errors import InputError
 from handtailor_jax.training.config import TrainingConfig
 
 

@@ -15,7 +15,8 @@ import jax
 import tyro
 from timing import check_json, check_positive, publish
 
-from handtailor_jax.errors import InputError, command
+from handtailor_jax.commands import command
+from handtailor_jax.errors import InputError
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.loop import Run
 from handtailor_jax.training.report import provenance

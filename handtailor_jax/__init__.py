@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from handtailor_jax.detections import Detection, detection, from_mediapipe, read_detections
+from handtailor_jax.detections import Detection, detection, read_detections
 from handtailor_jax.errors import InputError
 from handtailor_jax.fit import fit, fit_detection
 from handtailor_jax.mano import HandModel, embedded_hand, load_hand, load_mano
 from handtailor_jax.mano.landmarks import CONVENTIONS, LandmarkConvention, load_convention
+from handtailor_jax.mediapipe import from_mediapipe
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, MANO_JOINTS
 from handtailor_jax.tailor import PRESETS, TailorConfig, initialize, tailor, tailor_batch
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh, place_proposal

@@ -6,7 +6,7 @@ Input that cannot be used prints one line and exits with status 2, before anythi
 # A command is a class: docstring and fields are its help, and a call runs it and only then imports anything heavy.
 
 import dataclasses
-import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from handtailor_jax.errors import InputError, command
+from handtailor_jax.commands import command, keep_compiled_programs
+from handtailor_jax.errors import InputError
 from handtailor_jax.tailor.tailor import PresetName
 from handtailor_jax.types import NetworkName, Side
 
@@ -120,7 +121,8 @@ class Demo:
 class Fit:
     """Fit hand meshes to 2D keypoints, and to whatever else is known, from a JSON file.
 
-    Each hand gives <id>.json, <id>_overlay.png and, with --mesh, a mesh; several hands also give sheet.png.
+    Each hand gives <id>.json, <id>_overlay.png and, with --mesh, a mesh; several hands also give sheet.png. All entries
+    are checked first. Keypoints that no hand fits are reported and skipped; the exit status is then 2.
     """
 
     file: Positional[Path | None] = None
@@ -154,20 +156,24 @@ class Fit:
         images = [each.image if self.overlay else None for each in detections]
         for image in filter(None, images):
             read_image(image)
-        files.prepare([each.id for each in detections])
-        several = len(detections) != 1
+        files.prepare([each.id for each in detections], [self.file, *(each.image for each in detections), self.hand])
+        several, skipped = len(detections) != 1, 0
         for each, path in zip(tqdm(detections, desc="fit", unit="hand", disable=not several), images, strict=True):
             try:
                 hand = fit_detection(each, hand=model)
             except InputError as error:
-                raise InputError(f"{each.id}: {error}") from None
+                tqdm.write(f"handtailor: skipped: {each.id}: {error}", file=sys.stderr)
+                skipped += 1
+                continue
             before, after = hand.reprojection_before, hand.reprojection_after
             caption = f"{each.id}  {before:.1f} > {after:.1f} px"
             files.write(each.id, to_json(hand), [hand], None if path is None else read_image(path), caption)
             if len(detections) <= MOST_LINES:
                 tqdm.write(f"{each.id}: mean reprojection error {before:.2f} px at the start, {after:.2f} px fitted")
         files.write_sheet()
-        print(f"{len(detections)} hand{'s' if several else ''} written to {self.out}")
+        print(f"{len(detections) - skipped} hand{'s' if several else ''} written to {self.out}")
+        if skipped:
+            raise SystemExit(2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +221,7 @@ class ConvertOfficial:
         from handtailor_jax.results import prepare_folder
 
         module = load_official(read_state_dict(self.checkpoint))
-        prepare_folder(self.weights.absolute().parent, [self.weights.name])
+        prepare_folder(self.weights.absolute().parent, [self.weights.name], [self.checkpoint])
         save_weights(self.weights, module, {"source": f"released checkpoint {self.checkpoint.name}, converted"})
         print(f"written to {self.weights}")
 
@@ -265,7 +271,8 @@ class Export:
         module = None if self.part == "tailor" else load_module(self.weights, None if self.hand is None else hand)
         preset = PRESETS[self.preset or ("default" if self.part == "tailor" else "network")]()
         # The folder is made after everything that can be wrong with the inputs.
-        prepare_folder(self.out.absolute().parent, [self.out.name, f"{self.out.name}.json"])
+        names = [self.out.name, f"{self.out.name}.json"]
+        prepare_folder(self.out.absolute().parent, names, [self.weights, self.hand])
         if module is None:
             export.export_tailor(self.out, hand, preset, perspective=self.perspective, platforms=self.platforms)
         elif self.part == "hand-module":
@@ -283,16 +290,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = tyro.cli(commands, prog="handtailor", description=__doc__, args=arguments, config=config)  # type: ignore[arg-type]
     keep_compiled_programs()
     run()
-
-
-def keep_compiled_programs() -> None:
-    """Keep compiled programs between runs in the user's cache folder, because compiling takes half a minute."""
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "handtailor_jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""Detections: keypoints and other estimates of another method, checked, from arrays, JSON files or MediaPipe."""
+"""Detections: keypoints and other estimates of another method, checked, from arrays or JSON files."""
 
 import dataclasses
 import difflib
 import inspect
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,7 +28,10 @@ _LONGEST_ID = 180
 _MOST_ON_ONE_SPOT = 4
 
 # Pixels: fractions of the image can exceed 1 where a hand reaches out of it.
-_SMALLEST = 4.0
+_SMALLEST, _LARGEST = 4.0, 1e6
+
+# Radians and standard deviations.
+_MOST_PARAMETER = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Detection:
     keypoints_2d: FloatArray
     """(21, 2) pixels (u, v), canonical order."""
     confidence: FloatArray
-    """(21,) confidence of each keypoint, 0 to 1; a keypoint with confidence 0 is ignored."""
+    """(21,) confidence of each keypoint, 0 to 1; a keypoint with confidence 0 (below 1e-6) is ignored."""
     side: Side = "right"
     """Side of the hand, as it is, not as a mirrored image shows it."""
     convention: str = "mano"
@@ -118,12 +120,13 @@ def _check_id(id: str) -> None:
 def _keypoints(keypoints_2d: Any, confidence: Any) -> tuple[FloatArray, FloatArray]:
     """Return keypoints, of which ignored ones are replaced by the mean of the others, and confidences."""
     weights = np.ones(21, np.float32) if confidence is None else checked_array("confidence", confidence, (21,))
+    weights = np.where(np.abs(weights) < 1e-6, np.float32(0), weights)
     if (weights < 0).any() or (weights > 1).any():
         raise InputError("confidence has values outside 0 to 1: scale them")
     ignored = weights == 0
     if (~ignored).sum() < 6:
         raise InputError(f"only {(~ignored).sum()} keypoints have a confidence above 0: at least 6 are needed")
-    points = checked_array("keypoints_2d", keypoints_2d, (21, 2), ignored)
+    points = checked_array("keypoints_2d", keypoints_2d, (21, 2), ignored, _LARGEST)
     _check_spread(points[~ignored])
     points[ignored] = points[~ignored].mean(axis=0, dtype=np.float64)  # in any order the same
     return points, weights
@@ -153,7 +156,7 @@ def _pose(
     values = np.zeros((16, 3)) if pose is None else np.asarray(numbers("pose", pose))
     if values.size != 48:
         raise InputError(f"pose has {values.size} values: give 16 x 3 axis-angle values, the global rotation first")
-    values = checked_array("pose", values.reshape(16, 3), (16, 3))
+    values = checked_array("pose", values.reshape(16, 3), (16, 3), most=_MOST_PARAMETER)
     if pca is None and flat_hand_mean:
         return values
     model = embedded_hand() if hand is None else hand
@@ -162,9 +165,9 @@ def _pose(
         coefficients = np.asarray(numbers("pca", pca)).reshape(-1)
         if not 1 <= coefficients.size <= 45:
             raise InputError(f"pca has {coefficients.size} values: give 1 to 45")
-        coefficients = checked_array("pca", coefficients, coefficients.shape)
+        coefficients = checked_array("pca", coefficients, coefficients.shape, most=_MOST_PARAMETER)
         fingers = fingers + coefficients @ np.asarray(model.pose_components)[: coefficients.size]
-        values[0] = checked_array("global_rotation", rotation, (3,))
+        values[0] = checked_array("global_rotation", rotation, (3,), most=_MOST_PARAMETER)
     fingers = fingers.reshape(15, 3)
     values[1:] += fingers if model.side == side else mirror_pose(fingers)
     return values
@@ -174,7 +177,7 @@ def _betas(betas: Any) -> FloatArray:
     values = np.asarray(numbers("betas", betas)).reshape(-1)
     if values.size > NUM_BETAS:
         raise InputError(f"betas has {values.size} values: the model has {NUM_BETAS}")
-    return checked_array("betas", np.pad(values, (0, NUM_BETAS - values.size)), (NUM_BETAS,))
+    return checked_array("betas", np.pad(values, (0, NUM_BETAS - values.size)), (NUM_BETAS,), most=_MOST_PARAMETER)
 
 
 def read_detections(path: str | Path, hand: HandModel | None = None) -> list[Detection]:
@@ -238,45 +241,6 @@ def _from_json(entry: Any, number: int, path: Path, hand: HandModel | None) -> D
         if not isinstance(fields.get(key, ""), str):
             raise InputError(f"{key} is {fields[key]!r}: it must be text")
     return detection(**fields, hand=hand)
-
-
-def from_mediapipe(
-    landmarks: Sequence[Any],
-    width: int,
-    height: int,
-    *,
-    handedness: str,
-    world_landmarks: Sequence[Any] | None = None,
-    mirrored: bool = False,
-    **known: Any,
-) -> Detection:
-    """Convert the output of MediaPipe Hands: 21 normalised landmarks, and world landmarks as a depth hint.
-
-    Args:
-        landmarks: 21 objects with x and y in 0 to 1 (``result.hand_landmarks[i]``).
-        width: Image width, pixels.
-        height: Image height, pixels.
-        handedness: "Left" or "Right" as in MediaPipe's output. MediaPipe assumes a mirrored image (a selfie), so the
-            side is swapped unless `mirrored` is true.
-        world_landmarks: 21 objects with x, y, z in metres (``result.hand_world_landmarks[i]``).
-        mirrored: Whether the image is mirrored.
-        **known: Further arguments of `detection`.
-
-    Raises:
-        InputError: If a value is invalid.
-    """
-    if len(landmarks) != 21:
-        raise InputError(f"landmarks has {len(landmarks)} entries: give MediaPipe's 21 landmarks of one hand")
-    side = handedness.lower()
-    if side not in get_args(Side):
-        raise InputError(f"handedness is {handedness!r}: use Left or Right")
-    if not mirrored:
-        side = "left" if side == "right" else "right"
-    # MediaPipe divides pixel indices by the image's size on a CPU, without half a pixel for the pixels' centres.
-    points = np.asarray([[p.x * width, p.y * height] for p in landmarks])
-    if world_landmarks is not None:
-        known["joints_3d"] = np.asarray([[p.x, p.y, p.z] for p in world_landmarks])
-    return detection(points, side=side, convention="mediapipe", **known)
 
 
 def _check_spread(points: FloatArray) -> None:

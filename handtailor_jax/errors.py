@@ -1,21 +1,17 @@
-"""Errors in a user's input: how commands report them, and checks of arrays of numbers."""
+"""Errors in a user's input, reading of whole files, and checks of arrays of numbers."""
 
 import contextlib
-import functools
-import io
 import json
 import os
 import stat
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-P = ParamSpec("P")
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -29,7 +25,7 @@ class InputWarning(UserWarning):
 
 def warn(text: str) -> None:
     """Issue an `InputWarning`."""
-    warnings.warn(InputWarning(text), stacklevel=3)
+    warnings.warn(InputWarning(text), stacklevel=2)
 
 
 @contextlib.contextmanager
@@ -97,74 +93,6 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> Any:
             raise InputError(f"holds a number of thousands of digits; {remedy}") from None
 
 
-def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Decorate the main function of a program, so that expected errors end it with one line and an exit status.
-
-    An `InputError`, an error of the operating system and a lack of memory are printed to stderr after the program's
-    name and exit with status 2; Ctrl-C exits with status 130, and a reader of stdout that has ended with 141.
-    """
-
-    def decorate(main: Callable[P, None]) -> Callable[P, None]:
-        @functools.wraps(main)
-        def run(*args: P.args, **kwargs: P.kwargs) -> None:
-            try:
-                with _printing(program):
-                    main(*args, **kwargs)
-            except InputError as error:
-                reason, status = str(error), 2
-            except BrokenPipeError:
-                reason, status = "", 141
-            except OSError as error:
-                names = [
-                    os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
-                ]
-                reason, status = ": ".join([*names, error.strerror or str(error)]), 2
-            except MemoryError:
-                reason, status = "not enough memory: give smaller inputs", 2
-            except KeyboardInterrupt:
-                reason, status = "", 130
-            else:
-                return
-            if reason:
-                print(f"{program}: error: {' '.join(reason.split())}", file=sys.stderr)
-            raise SystemExit(status)
-
-        return run
-
-    return decorate
-
-
-@contextlib.contextmanager
-def _printing(program: str) -> Iterator[None]:
-    """Print any text to any stdout, and warnings about the input in one line each; flush stdout at the end."""
-    show = warnings.showwarning
-
-    def show_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, InputWarning):
-            print(f"{program}: warning: {' '.join(str(message).split())}", file=sys.stderr)
-        else:
-            show(message, category, *where, **more)
-
-    if sys.stdout is None:
-        sys.stdout = io.StringIO()  # it is closed, as by `>&-`
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", InputWarning)
-        warnings.showwarning = show_line
-        try:
-            try:
-                yield
-            finally:
-                sys.stdout.flush()
-        except OSError:
-            try:
-                sys.stdout.flush()
-            except OSError:  # Python writes the rest at its end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise
-
-
 def numbers(name: str, values: Any) -> Any:
     """Convert nested sequences of numbers to a float64 array.
 
@@ -190,20 +118,20 @@ def _holds(values: Any, kinds: tuple[type, ...]) -> bool:
 
 
 def checked_array(
-    name: str, values: Any, shape: tuple[int, ...], ignored: npt.NDArray[np.bool_] | None = None
+    name: str, values: Any, shape: tuple[int, ...], ignored: npt.NDArray[np.bool_] | None = None, most: float = 1e9
 ) -> FloatArray:
     """Convert nested sequences of numbers to a float32 array of a shape.
 
     The values of `ignored` rows may be anything; those that are not finite become 0.
 
     Raises:
-        InputError: If the shape differs or a value is not finite or absurdly large; the message begins with `name`.
+        InputError: If the shape differs or a value is not finite or larger than `most`; the message begins with `name`.
     """
     array = numbers(name, values)
     if array.shape != shape:
         expected, got = (" x ".join(str(n) for n in s) or "one number" for s in (shape, array.shape))
         raise InputError(f"{name} must be {expected} numbers, not {got}")
-    finite = np.isfinite(array) & (np.abs(array) < 1e9)
+    finite = np.isfinite(array) & (np.abs(array) < most)
     if ignored is not None:
         finite |= ignored.reshape(-1, *([1] * (array.ndim - 1)))
     if not finite.all():

@@ -72,10 +72,11 @@ def fit_detection(
     if config is None:
         config = TailorConfig.keypoints_only() if found.pose is None else TailorConfig.plug_in()
     fitted = jax.device_get(_fit(model, known, load_convention(found.convention), config, search_config))
-    if not np.isfinite(fitted.vertices).all():
-        raise InputError("no hand could be fitted to these keypoints: check their order and units")
-    if fitted.energy_gap is not None and not np.isfinite(fitted.energy_gap):
-        return dataclasses.replace(fitted, runner_up=None, energy_gap=None)
+    second, gap = fitted.runner_up, fitted.energy_gap
+    if second is not None and not (second.finite and np.isfinite(gap)):
+        fitted = dataclasses.replace(fitted, runner_up=None, energy_gap=None)
+    if not fitted.finite:
+        raise InputError("no hand could be fitted to these keypoints: check their order and units, and the camera's")
     return fitted
 
 

@@ -210,9 +210,9 @@ def check_arguments(side: Any = None, hands: Any = None, passes: int = 1) -> Non
 
 
 def check_finite(hand: Hand) -> None:
-    """Raise an InputError if a hand has vertices that are not finite."""
-    if not np.isfinite(hand.vertices).all():
-        raise InputError("the network's output is not finite: its weights do not fit this image or hand model")
+    """Raise an InputError if a hand has numbers that are not finite."""
+    if not hand.finite:
+        raise InputError("the network's output is not finite: check the camera, and that the weights fit the hand")
 
 
 class LandmarkFinder:

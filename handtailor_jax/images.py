@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, naming, warn
 from handtailor_jax.types import Box
 
 Image = npt.NDArray[np.uint8]
@@ -37,19 +37,20 @@ def read_image(path: Path) -> Image:
         raise InputError(f"{path}: the image cannot be read ({error.strerror}): correct its path") from None
     try:
         with quiet(cv2):
-            image = None if _cut_short(data.tobytes()) else cv2.imdecode(data, cv2.IMREAD_COLOR)
+            image = None if _cut_short(data.tobytes()) else cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error:
         image = None
     if image is None:
         raise InputError(f"{path}: is not an image that can be read: give a complete PNG or JPEG file")
-    return np.ascontiguousarray(image[..., ::-1])
+    with naming(path):
+        return as_rgb(image[..., ::-1])
 
 
 def as_rgb(image: Any) -> Image:
     """Convert an array to uint8 RGB (H, W, 3).
 
-    The array may be uint8, uint16 or float with values 0 to 1; grey (H, W) or (H, W, 1), RGB, or RGBA, whose alpha is
-    ignored.
+    The array may be uint8, uint16 (of as many bits as its largest value needs) or float with values 0 to 1; grey (H, W)
+    or (H, W, 1), RGB, or RGBA, whose alpha is ignored.
 
     Raises:
         InputError: If it is anything else.
@@ -60,7 +61,9 @@ def as_rgb(image: Any) -> Image:
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or min(array.shape[:2]) < 1:
         raise InputError(f"image has shape {np.shape(image)}: give (H, W, 3), (H, W, 4), (H, W, 1) or (H, W)")
     if array.dtype == np.uint16:
-        array = (array // 257).astype(np.uint8)
+        # Cameras store 10, 12 or 14 bits in 16.
+        bits = next(bits for bits in (8, 10, 12, 14, 16) if array.max() < 2**bits)
+        array = (array.astype(np.uint32) * 255 // (2**bits - 1)).astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all() or array.min() < 0.0 or array.max() > 1.0:
             raise InputError("image has float values outside 0 to 1: scale them, or give uint8 values")
@@ -79,7 +82,7 @@ def check_box(box: Any, image: Image) -> Box:
     """Check a box and convert it to four floats.
 
     Raises:
-        InputError: If it is not four finite numbers, has no area or lies outside the image.
+        InputError: If it is not four finite numbers, is too small or too large, or lies outside the image.
     """
     values = np.asarray(box, np.float64)
     if values.shape != (4,) or not np.isfinite(values).all():
@@ -90,6 +93,18 @@ def check_box(box: Any, image: Image) -> Box:
     height, width = image.shape[:2]
     if x >= width or y >= height or x + w <= 0.0 or y + h <= 0.0:
         raise InputError(f"box {x:g} {y:g} {w:g} {h:g} lies outside the {width} x {height} image: give pixels of it")
+    if max(w, h) < 4.0:
+        raise InputError(
+            f"box {x:g} {y:g} {w:g} {h:g} is smaller than 4 pixels: give pixels, not fractions of the image"
+        )
+    if max(w, h) > 2 * max(width, height) + 4096:
+        raise InputError(
+            f"box {x:g} {y:g} {w:g} {h:g} is far larger than the {width} x {height} image: give pixels of it"
+        )
+    inside = (min(x + w, width) - max(x, 0.0)) * (min(y + h, height) - max(y, 0.0))
+    if inside < 0.5 * w * h:
+        outside = f"more than half of the box {x:g} {y:g} {w:g} {h:g} lies outside the {width} x {height} image"
+        warn(f"{outside}: give left, top, width and height, not two corners")
     return x, y, w, h
 
 

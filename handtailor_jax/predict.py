@@ -118,11 +118,11 @@ class HandFiles:
         if overlay:
             opencv()
 
-    def prepare(self, ids: Iterable[str], others: Iterable[str] = ()) -> None:
+    def prepare(self, ids: Iterable[str], inputs: Iterable[Path | None], others: Iterable[str] = ()) -> None:
         """Create the folder for hands of the given ids, and for other files; see `prepare_folder`."""
         endings = [".json", *([f".{self.mesh}"] if self.mesh else []), *(["_overlay.png"] if self.overlay else [])]
         names = [f"{id}{ending}" for id in ids for ending in endings]
-        prepare_folder(self.folder, [*names, *others, *(["sheet.png"] if self.overlay else [])])
+        prepare_folder(self.folder, [*names, *others, *(["sheet.png"] if self.overlay else [])], inputs)
 
     def write(self, id: str, content: Any, hands: Sequence[Hand], image: Image | None, caption: str) -> None:
         """Write the JSON content, the meshes (one file, none without hands) and the captioned overlay of an image."""
@@ -166,7 +166,8 @@ def predict(
     if videos and files.mesh not in (None, "glb"):
         raise InputError(f"--mesh {files.mesh} cannot hold the frames of {videos[0].path}: use --mesh glb for videos")
     of_videos = [source.id + ending for source in videos for ending in (".jsonl", "_overlay.mp4", ".glb")]
-    files.prepare([source.id for source in images], of_videos)
+    inputs = [source.path for source in sources if isinstance(source.path, Path)]
+    files.prepare([source.id for source in images], inputs, of_videos)
 
     skipped = 0
     for source in tqdm(images, desc="predict", unit="image", disable=len(images) <= 1):
@@ -234,7 +235,7 @@ def _predict_video(source: Source, tailor: HandTailor, files: HandFiles, config:
         stack.enter_context(contextlib.suppress(*(() if isinstance(source.path, Path) else (KeyboardInterrupt,))))
         for frame in frames:
             hands = [] if frame.image is None else follow(frame.image, frame.time)
-            hands = [hand for hand in hands if np.isfinite(hand.vertices).all()]
+            hands = [hand for hand in hands if hand.finite]
             undecoded += frame.image is None
             seen += bool(hands)
             content = [{"track": hand.track, **to_json(hand)} for hand in hands]

@@ -132,21 +132,32 @@ def write_image(path: Path, image: Image) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(data.tobytes()))
 
 
-def prepare_folder(folder: Path, names: Iterable[str] = ()) -> None:
+def prepare_folder(folder: Path, names: Iterable[str] = (), inputs: Iterable[Path | None] = ()) -> None:
     """Create an output folder with its parents, and check that files of the given names can be written there.
 
     Raises:
-        InputError: If the folder cannot be written to, or a folder has one of the names.
+        InputError: If the folder cannot be written to, or a folder or one of the input files has one of the names.
     """
-    for name in names:
-        if (folder / name).is_dir():
-            raise InputError(f"{folder / name}: is a folder where a file is to be written: choose another --out")
     try:
+        read = {_identity(path) for path in inputs if path is not None}
+        for path in (folder / name for name in names):
+            if path.is_dir():
+                raise InputError(f"{path}: is a folder where a file is to be written: choose another --out")
+            if _identity(path) is not None and _identity(path) in read:
+                raise InputError(f"{path}: is an input and would be overwritten: choose another --out")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise InputError(f"{folder}: cannot be written to ({error.strerror}): choose another --out") from None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells files apart, under whatever name; None if there is no file."""
+    try:
+        return path.stat().st_dev, path.stat().st_ino
+    except (OSError, ValueError):
+        return None
 
 
 @contextlib.contextmanager

@@ -243,6 +243,11 @@ class Hand:
         return bool(self.camera.perspectivity > 0.5)
 
     @property
+    def finite(self) -> bool:
+        """Whether all numbers are finite, on the host."""
+        return all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(self))
+
+    @property
     def box(self) -> npt.NDArray[np.floating] | None:
         """Square (x, y, w, h) about the region's centre without its rotation, pixels, on the host."""
         if self.region is None:

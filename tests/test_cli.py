@@ -15,7 +15,7 @@ import trimesh
 from flax import nnx
 
 from benchmarks.simulation import tailor_problems
-from handtailor_jax import cli, errors, results
+from handtailor_jax import cli, commands, results
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
@@ -461,7 +461,7 @@ def test_temporary_names_differ_and_folders_appear_too(tmp_path):
     [(InputError("a: is\nwrong"), 2, "prog: error: a: is wrong\n"), (KeyboardInterrupt(), 130, "")],
 )
 def test_expected_errors_of_a_program(error, status, line, capsys):
-    @errors.command("prog")
+    @commands.command("prog")
     def main():
         raise error
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from handtailor_jax import skeleton
-from handtailor_jax.detections import detection, from_mediapipe, read_detections
+from handtailor_jax.detections import detection, read_detections
 from handtailor_jax.fit import fit_detection
 from handtailor_jax.geometry.cameras import crop_affine, project, transform_camera
 from handtailor_jax.geometry.mirror import mirror_camera, mirror_parameters, mirror_pixels, mirror_points
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.mano.loading import MANO_TIP_VERTICES, embedded_hand
+from handtailor_jax.mediapipe import from_mediapipe
 from handtailor_jax.results import to_json
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, MANO_JOINTS, ROOT, permutation
 from handtailor_jax.tailor.placement import camera_keypoints, relative_depth

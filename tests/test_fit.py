@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from benchmarks.simulation import tailor_problems
-from handtailor_jax.detections import detection, from_mediapipe, read_detections
+from handtailor_jax.detections import detection, read_detections
 from handtailor_jax.errors import InputError, InputWarning
 from handtailor_jax.evaluation.alignment import scale_and_shift
 from handtailor_jax.fit import fit, fit_detection
 from handtailor_jax.geometry.cameras import place, project
 from handtailor_jax.mano.landmarks import load_convention
+from handtailor_jax.mediapipe import from_mediapipe
 from handtailor_jax.results import to_json
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, ROOT, ROOT_JOINT, permutation
 from handtailor_jax.tailor.placement import camera_keypoints

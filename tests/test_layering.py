@@ -16,10 +16,10 @@ PACKAGE = "handtailor_jax"
 # Each part may import from earlier ones and from itself; two of the same rank never import each other.
 RANKS = (
     {"errors", "skeleton", "types"},
-    {"geometry"},
+    {"geometry", "commands"},
     {"mano", "images"},
     {"render", "detections", "results"},
-    {"detector", "tailor"},
+    {"detector", "tailor", "mediapipe"},
     {"hand_module"},
     {"fit", "pipeline"},
     {"hand_tailor"},

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from handtailor_jax.commands import command
 from handtailor_jax.data.readers import open_archive, reader_options
 from handtailor_jax.data.sample import Reader, Sample
-from handtailor_jax.errors import InputError, command
+from handtailor_jax.errors import InputError
 from handtailor_jax.images import opencv
 from handtailor_jax.mano.loading import load_hand
 

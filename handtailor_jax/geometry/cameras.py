@@ -12,6 +12,9 @@ from jaxtyping import Array, Float
 from handtailor_jax.errors import FloatArray, InputError, checked_array, numbers
 from handtailor_jax.types import Camera, HandParameters
 
+_LONGEST = 1e6
+"""Largest number of an intrinsic matrix, pixels."""
+
 
 def depth_divisor(camera: Camera, z: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
     """Return the divisor of x and y in a projection: z in perspective, 1 in weak perspective."""
@@ -132,9 +135,11 @@ def intrinsic_matrix(camera: Any) -> FloatArray:
     if array.shape == (4,):
         fx, fy, cx, cy = array
         array = np.asarray([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
-    matrix = checked_array("camera", array, (3, 3))
+    matrix = checked_array("camera", array, (3, 3), most=_LONGEST)
     if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
         raise InputError(f"camera has the focal lengths {matrix[0, 0]:g} and {matrix[1, 1]:g}: they must be positive")
+    if min(matrix[0, 0], matrix[1, 1]) < 1:
+        raise InputError(f"camera has a focal length of {min(matrix[0, 0], matrix[1, 1]):g} pixels: give it in pixels")
     if not np.array_equal(matrix[2], [0.0, 0.0, 1.0]) or np.linalg.det(matrix.astype(np.float64)) <= 0:
         raise InputError("camera is not an intrinsic matrix: its last row must be 0 0 1 and it must be invertible")
     return matrix
