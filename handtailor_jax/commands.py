@@ -37,6 +37,8 @@ def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
                     os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
                 ]
                 reason, status = ": ".join([*names, error.strerror or str(error)]), 2
+            except UnicodeEncodeError as error:
+                reason, status = f"{str(error.object)[:200]!r}: the name is not UTF-8: choose another", 2
             except MemoryError:
                 reason, status = "not enough memory: give smaller inputs", 2
             except KeyboardInterrupt:
@@ -87,7 +89,8 @@ def keep_compiled_programs() -> None:
     """Keep compiled programs between runs in the user's cache folder, because compiling takes half a minute."""
     import jax
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "handtailor_jax"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    home = os.path.expanduser("~/.cache")  # noqa: PTH111 - Path.home raises for users without a home
+    cache = os.environ.get("XDG_CACHE_HOME") or home
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not cache.startswith("~"):
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "handtailor_jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

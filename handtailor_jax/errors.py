@@ -1,6 +1,7 @@
 """Errors in a user's input, reading of whole files, and checks of arrays of numbers."""
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -44,31 +45,35 @@ def read_file(path: str | os.PathLike[str], most_bytes: int, remedy: str) -> byt
         InputError: If it is missing, empty, too large or no regular file; the message ends with the remedy, without the
             path.
     """
-    path = Path(path)
     try:
-        status = path.stat()
-        check_regular(status, remedy)
-        if status.st_size > most_bytes:
-            raise InputError(f"the file has {status.st_size} bytes; at most {most_bytes} expected; {remedy}")
-        content = path.read_bytes()
+        size = check_file(path)
+        if size > most_bytes:
+            raise InputError(f"the file has {size} bytes; at most {most_bytes} expected; {remedy}")
+        content = Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError(f"no such file; {remedy}") from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot be read ({reason}); check the path and its permissions") from None
+    except IsADirectoryError:
+        raise InputError(f"this is a folder; {remedy}") from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror or error}); check the path and its permissions") from None
     if not content:
         raise InputError(f"the file is empty; {remedy}")
     return content
 
 
-def check_regular(status: os.stat_result, remedy: str) -> None:
-    """Raise an `InputError` for a folder, and for pipes and devices, which may have no end."""
+def check_file(path: str | os.PathLike[str]) -> int:
+    """Return the size of a file in bytes.
+
+    Raises:
+        OSError: If it cannot be opened, or is a folder, pipe or device, which may have no end.
+    """
+    status = Path(path).stat()
     if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"this is a folder; {remedy}")
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"this is a pipe or device; save it as a file; {remedy}")
+        raise OSError(errno.EINVAL, "it is a pipe or device, not a file", os.fspath(path))
+    Path(path).open("rb").close()
+    return status.st_size
 
 
 def read_json(path: str | os.PathLike[str], remedy: str) -> Any:

@@ -1,6 +1,7 @@
 """Images as arrays: reading them, and cropping the square that is the input of a network."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.errors import InputError, naming, warn
+from handtailor_jax.errors import InputError, check_file, naming, warn
 from handtailor_jax.types import Box
 
 Image = npt.NDArray[np.uint8]
@@ -17,6 +18,7 @@ Image = npt.NDArray[np.uint8]
 
 def opencv() -> Any:
     """Import cv2, or raise an `InputError` that tells how to install it."""
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))  # which OpenCV reads when it is imported
     try:
         import cv2
     except ImportError as error:
@@ -32,6 +34,7 @@ def read_image(path: Path) -> Image:
     """
     cv2 = opencv()
     try:
+        check_file(path)
         data = np.frombuffer(path.read_bytes(), np.uint8)
     except OSError as error:
         raise InputError(f"{path}: the image cannot be read ({error.strerror}): correct its path") from None
@@ -41,7 +44,7 @@ def read_image(path: Path) -> Image:
     except cv2.error:
         image = None
     if image is None:
-        raise InputError(f"{path}: is not an image that can be read: give a complete PNG or JPEG file")
+        raise InputError(f"{path}: is not an image that can be read: give a complete PNG or JPEG, up to 2^28 pixels")
     with naming(path):
         return as_rgb(image[..., ::-1])
 

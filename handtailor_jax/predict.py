@@ -75,7 +75,7 @@ def find_sources(inputs: Sequence[str], **known: Any) -> list[Source]:
     sources: list[Source] = []
     taken: set[str] = set()
     for found in itertools.chain.from_iterable(map(_paths, inputs)):
-        name = f"webcam{found}" if isinstance(found, int) else found.stem
+        name = f"webcam{found}" if isinstance(found, int) else os.fsencode(found.stem).decode("utf-8", "replace")
         names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
         unique = next(each for each in names if each.lower() not in taken)
         taken.add(unique.lower())

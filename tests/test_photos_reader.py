@@ -63,7 +63,7 @@ def test_unusable_labels(tmp_path, content, message):
 
 
 def test_no_labels(tmp_path):
-    with pytest.raises(InputError, match=r"labels.json: cannot be read .*: give a folder"):
+    with pytest.raises(InputError, match=r"labels.json: no such file; give a folder"):
         read_labels(tmp_path, "train")
 
 

@@ -17,7 +17,7 @@ from flax import nnx
 
 from handtailor_jax.detector.landmark_network import HandLandmarkConfig, HandLandmarkNetwork
 from handtailor_jax.detector.palm_detector import PalmDetector, PalmDetectorConfig
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, check_file
 
 FORMAT = "handtailor detector"
 VERSION = "1"
@@ -83,7 +83,7 @@ def _load(embedded: str, given: str | os.PathLike[str] | None, kind: type[Networ
 def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     """Read the checked name of the network, and its tensors."""
     try:
-        path.open("rb").close()
+        check_file(path)
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata: dict[str, Any] = file.metadata() or {}
             if metadata.get("format") != FORMAT or metadata.get("network") not in CONFIGS:

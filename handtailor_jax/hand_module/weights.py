@@ -20,7 +20,7 @@ import safetensors.numpy
 from flax import nnx
 from jaxtyping import Array
 
-from handtailor_jax.errors import InputError, naming
+from handtailor_jax.errors import InputError, check_file, naming
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.mano.hand_model import HandModel
@@ -139,7 +139,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
         if path.is_dir():
             raise InputError(f"is a folder; {_REMEDY}")
         try:
-            path.open("rb").close()
+            check_file(path)
             with safetensors.safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:

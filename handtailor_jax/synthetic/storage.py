@@ -45,7 +45,11 @@ def read_photographs(folder: Path, side: int = 320, limit: int = 4000) -> np.nda
     Raises:
         InputError: If the folder does not exist or holds no image that can be read.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.is_file()
+    ]
     squares = []
     for path in files[:limit]:
         photograph = read_image(path)
@@ -76,6 +80,8 @@ def write_freihand(dataset: SyntheticDataset, count: int, out: Path, progress: b
     """
     if not 1 <= count <= len(dataset):
         raise InputError(f"count must be between 1 and {len(dataset)} for the {dataset.split} split, got {count}")
+    if out.resolve() == Path.cwd():
+        raise InputError(f"{out}: is the working folder: name a new folder as --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already: choose another --out or remove it")
     try:

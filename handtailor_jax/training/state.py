@@ -3,7 +3,8 @@
 import dataclasses
 import logging
 import re
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.weights import load_weights, module_structure
 from handtailor_jax.training.config import OptimizerConfig, TrainingConfig
 from handtailor_jax.types import pytree
+
+_CHECKSUM = "checksum"
 
 DEVICES = "devices"
 """Name of the mapped axis over devices."""
@@ -224,7 +227,10 @@ class Checkpoints:
                 f"{where} has another configuration ({len(different)} arrays differ, such as {different[0]}): "
                 "resume with the run's own configuration or choose another --out"
             )
-        return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(arrays[name]) for name in wanted])
+        if _checksum(arrays) != arrays[_CHECKSUM]:
+            raise InputError(f"{where} is damaged (its checksum differs): remove it to resume from the one before")
+        leaves = [jnp.asarray(arrays[name]) for name in wanted if name != _CHECKSUM]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def _writing(self, write: Callable[[], Any]) -> None:
         try:
@@ -241,7 +247,16 @@ class Checkpoints:
 def _named(state: TrainState) -> dict[str, np.ndarray]:
     """Return the arrays of a state by path."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {jax.tree_util.keystr(path).replace("/", "|"): np.asarray(leaf) for path, leaf in leaves}
+    named = {jax.tree_util.keystr(path).replace("/", "|"): np.asarray(leaf) for path, leaf in leaves}
+    return named | {_CHECKSUM: _checksum(named)}
+
+
+def _checksum(arrays: Mapping[str, Any]) -> np.ndarray:
+    """Return the CRC-32 of all arrays but itself."""
+    value = 0
+    for name in sorted(arrays.keys() - {_CHECKSUM}):
+        value = zlib.crc32(np.asarray(arrays[name]).tobytes(), value)
+    return np.asarray(value, np.uint32)
 
 
 def _line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, check_file
 from handtailor_jax.images import Image, opencv, quiet
 from handtailor_jax.results import appearing, mesh_library, write_atomically
 
@@ -51,9 +51,12 @@ class Video:
         self.name = f"webcam {source}" if self._live else str(source)
         if isinstance(source, Path):
             try:
-                source.open("rb").close()
+                check_file(source)
+                os.fsencode(source).decode()  # OpenCV takes no other names
             except OSError as error:
                 raise InputError(f"{source}: the video cannot be read ({error.strerror}): correct its name") from None
+            except UnicodeDecodeError:
+                raise InputError(f"{source}: the name is not UTF-8: rename the video") from None
         with quiet(cv2):
             self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():

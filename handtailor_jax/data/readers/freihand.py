@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from handtailor_jax.data.sample import JointDefinition, Sample, check_choice, check_folders, read_aligned
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, check_file
 from handtailor_jax.images import read_image
 from handtailor_jax.mano.loading import MANO_VERTICES, embedded_arrays
 from handtailor_jax.results import appearing
@@ -230,6 +230,7 @@ def converted_list(path: Path, dtype: npt.DTypeLike, cache: Path | None, remedy:
     The name of the array file contains size and time of the list, so the array of a changed list is not found.
     """
     try:
+        check_file(path)
         stat = path.stat()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}): {remedy}") from None

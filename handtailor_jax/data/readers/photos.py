@@ -1,7 +1,6 @@
 """Labelled photographs: a folder of images with a labels.json (docs/datasets.md, "Photographs")."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from handtailor_jax.data.sample import FloatArray, Sample, check_folders, mirrored_sample
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, read_json
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.images import Image, opencv, read_image
 from handtailor_jax.skeleton import BONES, FINGERS, KEYPOINTS, NUM_KEYPOINTS, ROOT, WRIST
@@ -51,11 +50,9 @@ def read_labels(folder: Path, split: str) -> list[PhotoLabel]:
         InputError: if there are none, or a label is invalid.
     """
     path = folder / "labels.json"
+    content: dict[str, Any] = read_json(path, "give a folder with labels.json")
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         entries = sorted((name, entry) for name, entry in content.items() if entry["split"] == split)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}): give a folder with labels.json") from None
     except (ValueError, AttributeError, KeyError, TypeError):
         raise InputError(f"{path}: is not a JSON object of labels, each with a split: correct the file") from None
     if not entries:

@@ -21,7 +21,7 @@ from handtailor_jax.data.sample import (
     mirrored_sample,
     read_aligned,
 )
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, check_file
 from handtailor_jax.images import Image, read_image
 from handtailor_jax.mano.safe_arrays import NUMPY_GLOBALS, UnreadableArray, array_of
 from handtailor_jax.mano.safe_pickle import ForeignGlobal, Limits, PickleCutShort, UnreadablePickle, unpickle
@@ -151,7 +151,7 @@ def _annotation(path: Path) -> tuple[list[int], DoubleArray, DoubleArray, Double
 def _content(path: Path) -> Any:
     """Unpickle the annotation without running it."""
     try:
-        size = path.stat().st_size
+        size = check_file(path)
         if size > _MOST_BYTES:
             raise InputError(f"{path}: has {size} bytes; at most {_MOST_BYTES} expected: {_REMEDY}")
         return unpickle(path.read_bytes(), lambda module, name: (module, name) in NUMPY_GLOBALS, _LIMITS).value
