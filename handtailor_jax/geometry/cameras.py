@@ -14,12 +14,13 @@ from handtailor_jax.types import Camera, HandParameters
 
 _LONGEST = 1e6
 """Largest number of an intrinsic matrix, pixels."""
+_NEAREST = 0.01  # metres; points behind the camera, which only untrained networks predict, project as from here
 
 
 def depth_divisor(camera: Camera, z: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
-    """Return the divisor of x and y in a projection: z in perspective, 1 in weak perspective."""
+    """Return the divisor of x and y in a projection: z, at least 10 mm, in perspective, 1 in weak perspective."""
     p = camera.perspectivity[..., None]
-    return p * z + (1.0 - p)
+    return p * jnp.maximum(z, _NEAREST) + (1.0 - p)
 
 
 def focal_length(camera: Camera) -> Float[Array, ""]:

@@ -23,6 +23,7 @@ from handtailor_jax.geometry.rotations import axis_angle_from_matrix, left_jacob
 from handtailor_jax.mano.hand_model import ANCESTRY, Anatomy, HandModel, PosedHand
 from handtailor_jax.mano.landmarks import KEYPOINT_JOINT, LandmarkConvention
 from handtailor_jax.skeleton import FINGER_JOINTS, JOINT_PARENTS, KEYPOINTS_FROM_MANO, ROOT, ROOT_JOINT
+from handtailor_jax.tailor.placement import held_depth
 from handtailor_jax.types import HandParameters, Observation, pytree
 
 # Places of the unknowns in x.
@@ -37,6 +38,8 @@ _MOVES = np.repeat(ANCESTRY[list(KEYPOINT_JOINT), 1:], 3, axis=1)
 _CHAIN = np.block([[ANCESTRY, np.zeros((16, 5))], [ANCESTRY[_TIP_JOINT], np.eye(5)]])[np.asarray(KEYPOINTS_FROM_MANO)]
 # Flexion coordinates of the four fingers, (finger, MCP PIP DIP).
 _FLEXION = 3 * (np.asarray(FINGER_JOINTS[1:], np.int32) - 1)
+# Largest move of the root, in hand sizes, and largest log zoom.
+_FARTHEST = 3.0
 # Mean flexion of a DIP or an MCP joint per flexion of the PIP joint of the same finger.
 _FLEXION_RATIO = 0.6
 
@@ -63,9 +66,9 @@ class CalibratedEnergy:
     """Identity: standard deviation of the finger rotations, radians."""
     betas_std: float = 1.0
     """Identity: standard deviation of the shape coefficients."""
-    pixel_std: float = math.inf
+    pixel_std: float = 20.0
     """Identity: standard deviation of the root's pixel, as a share of the hand size."""
-    zoom_std: float = math.inf
+    zoom_std: float = 20.0
     """Identity: standard deviation of the log depth (with intrinsics) or log scale (without)."""
     size_share: float = 0.0
     """Share of a zoom that changes the hand's scale instead of its depth, with intrinsics: 0 keeps the start's scale,
@@ -120,10 +123,10 @@ class CalibratedProblem:
 
     @property
     def size(self) -> Float[Array, ""]:
-        """Hand size: longer side of the box of the observed keypoints with a confidence above 0, pixels."""
+        """Hand size: longer side of the box of the observed keypoints with a confidence above 0, at least 1 pixel."""
         x, seen = self.observation.keypoints_2d, self.observation.confidence[:, None] > 0.0
         box = jnp.max(jnp.where(seen, x, -jnp.inf), axis=0) - jnp.min(jnp.where(seen, x, jnp.inf), axis=0)
-        return jnp.maximum(jnp.max(box), 1e-6)
+        return jnp.maximum(jnp.max(box), 1.0)
 
     def parameters(self, x: Float[Array, "unknowns"]) -> HandParameters:
         """Return the hand at x."""
@@ -156,11 +159,13 @@ class CalibratedProblem:
         """Return the global rotation (3, 3), the camera-frame root (3,) and the scale at x."""
         camera, start = self.observation.camera, self.start
         rotation = matrix_from_axis_angle(x[_ROTATION]) @ matrix_from_axis_angle(start.pose[0])
-        pixel = project(camera, start.translation[None])[0] + self.size * x[_PIXEL]
+        # No step of an ordinary hand reaches these limits: a network's first steps must not lose the hand.
+        moved, zoom = jnp.clip(x[_PIXEL], -_FARTHEST, _FARTHEST), jnp.clip(x[_ZOOM], -_FARTHEST, _FARTHEST)
+        pixel = project(camera, start.translation[None])[0] + self.size * moved
         scale_share, depth_share = self._shares()
-        depth = start.translation[2] * jnp.exp(-depth_share * x[_ZOOM])
+        depth = held_depth(camera, start.translation[2] * jnp.exp(-depth_share * zoom))
         root = unproject(camera, pixel[None], depth[None])[0]
-        return rotation, root, start.scale * jnp.exp(scale_share * x[_ZOOM])
+        return rotation, root, start.scale * jnp.exp(scale_share * zoom)
 
     def _shares(self) -> tuple[Array, Array]:
         """Return the shares of the zoom that change the scale and the (inverse) depth."""

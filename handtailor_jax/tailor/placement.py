@@ -14,7 +14,7 @@ from handtailor_jax.geometry.lifting import reference_bone_length
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.skeleton import ROOT, ROOT_JOINT
-from handtailor_jax.types import Hand, HandMesh, HandParameters, Observation
+from handtailor_jax.types import Camera, Hand, HandMesh, HandParameters, Observation
 
 StartScale = Literal["closed_form", "released", "proposed"]
 """Scale of the start: Eq. 12 (with intrinsics) or 17 (without); the released program's version of Eq. 12, which scales
@@ -23,6 +23,9 @@ together."""
 
 # A closed-form scale below this share of the scale at which the sizes agree belongs to a hand in a wrong orientation.
 _LEAST_SCALE = 0.3
+# An untrained network's root depth, metres, and bone over the model's are held in these ranges.
+_DEPTHS = (0.05, 50.0)
+_SIZES = (0.05, 20.0)
 # Smallest factor on the proposed bone in the released program.
 _RELEASED_FLOOR = 0.9
 
@@ -44,13 +47,13 @@ def initialize(
         pose: Proposed rotations, axis-angle, radians.
         betas: Proposed shape.
         observation: Keypoints of the model's own convention, and camera.
-        root_depth: z of the root in the camera frame, metres; ignored in weak perspective.
+        root_depth: z of the root in the camera frame, metres, held between 0.05 and 50; ignored in weak perspective.
         bone: Proposed length of the reference bone, metres, for "released" and "proposed"; None for the model's own.
         scale: Formula of the scale; see `StartScale`.
     """
     camera = observation.camera
     perspective = camera.perspectivity > 0.5
-    root_depth = jnp.where(perspective, root_depth, 0.0)
+    root_depth = held_depth(camera, root_depth)
     root = unproject(camera, observation.keypoints_2d[ROOT][None], root_depth[None])[0]
     keypoints = hand.shape(betas).pose(pose).keypoints
     keypoints = keypoints - keypoints[ROOT][None]
@@ -59,11 +62,16 @@ def initialize(
     # For a wrong orientation the closed form is near zero or negative, from where no refinement converges.
     start = closed_form_scale(observation, keypoints, root, least=_LEAST_SCALE if scale == "proposed" else None)
     if scale == "proposed":
-        start = jnp.where(perspective, bone / length, start)
+        start = jnp.where(perspective, jnp.clip(bone / length, *_SIZES), start)
     if scale == "released":
         correction = closed_form_scale_with_depths(observation, keypoints / length, root, bone)
         start = jnp.where(perspective, jnp.maximum(correction, _RELEASED_FLOOR) * bone / length, start)
     return HandParameters(pose=pose, betas=betas, scale=start, translation=root)
+
+
+def held_depth(camera: Camera, depth: Float[Array, ""]) -> Float[Array, ""]:
+    """Clip the depth of a root, metres, to 0.05 ... 50; in weak perspective return 0."""
+    return jnp.where(camera.perspectivity > 0.5, jnp.clip(depth, *_DEPTHS), 0.0)
 
 
 def closed_form_scale(
@@ -134,7 +142,7 @@ def place_proposal(
     per_metre = jnp.where(per_metre > 0.2 * spread, per_metre, spread)
     root_pixel = camera.linear @ (ray_center + per_metre * (posed.joints[ROOT_JOINT, :2] - model_center)) / focal
     perspective = camera.perspectivity > 0.5
-    depth = jnp.where(perspective, focal / per_metre, 0.0)
+    depth = held_depth(camera, focal / per_metre)
     translation = unproject(camera, root_pixel[None], depth[None])[0]
     return HandParameters(pose, betas, jnp.where(perspective, 1.0, per_metre / focal), translation)
 

@@ -20,7 +20,12 @@ _TWO_STEPS = LevenbergMarquardt(iterations=2, damping=0.003)
 
 @dataclasses.dataclass(frozen=True)
 class TailorConfig:
-    """Energy, solver and differentiation of the tailor."""
+    """Energy, solver and differentiation of the tailor.
+
+    Every preset says for which start it is meant. From any other finite start the hand stays bounded, as in the first
+    steps of a training: its depth is held between 0.05 and 50 m, and with a calibrated energy its root within 3 hand
+    sizes of the start's and its log zoom within 3.
+    """
 
     energy: CalibratedEnergy | PaperEnergy
     """The energy that is minimised."""
@@ -35,6 +40,8 @@ class TailorConfig:
     def default(cls) -> "TailorConfig":
         """Return the default for proposals with good keypoints: calibrated robust energy, Levenberg-Marquardt.
 
+        It is meant for starts within about 0.15 radians a joint, of the right size.
+
         Its standard deviations are the noise of a good proposal and of a good detector, selected among about forty
         settings on seed 1 of benchmarks/simulation.py; benchmarks/tailor.py reports on another seed. A more robust
         residual treats a bad start as an outlier, so it needs a third iteration, and is no more accurate.
@@ -48,8 +55,9 @@ class TailorConfig:
 
         The embedded weights' keypoints have errors of about 4 % of the hand size at confidence 0.95 and 25 % at 0.2.
         Their hand sizes are more accurate than their depths. The preset was selected with these weights on rendered
-        images and photographs of training splits (docs/model-card.md). If almost all confidences are low, only
-        `pixel_std` and `zoom_std` keep the hand in place.
+        images and photographs of training splits (docs/model-card.md). It is meant for the starts of a network, also in
+        the first steps of its training. If almost all confidences are low, only `pixel_std` and `zoom_std` keep the
+        hand in place.
         """
         energy = CalibratedEnergy(
             keypoint_std=0.03, confidence_power=4, robustness=16.0, betas_std=0.5, pixel_std=0.3, zoom_std=0.3
@@ -58,13 +66,19 @@ class TailorConfig:
 
     @classmethod
     def paper(cls) -> "TailorConfig":
-        """Return the paper's constants: Eq. 13 with weights 1, 100 and 0.1; 20 Adam steps at 0.003."""
+        """Return the paper's constants: Eq. 13 with weights 1, 100 and 0.1; 20 Adam steps at 0.003.
+
+        They are meant for starts whose pose is at most 0.06 radians a joint off: the steps reach no further.
+        """
         return cls(PaperEnergy(), Adam())
 
     @classmethod
     def official(cls) -> "TailorConfig":
         """Return the released program's constants, which differ from the paper's: means instead of sums; Adam at 0.03
-        with b1 = b2 = 0.5 and a bias correction that is one step ahead."""
+        with b1 = b2 = 0.5 and a bias correction that is one step ahead.
+
+        They are meant for starts of the released network.
+        """
         energy = PaperEnergy(
             joint=1.0 / 42.0,
             non_planarity=100.0 * 1e4 / 5.0,
@@ -77,13 +91,19 @@ class TailorConfig:
 
     @classmethod
     def plug_in(cls) -> "TailorConfig":
-        """Return the preset for a pose of another method without placement: free placement, ten iterations."""
+        """Return the preset for a pose of another method without placement: free placement, ten iterations.
+
+        It is meant for starts from `initialize` or `place_proposal`, however far off their size and place are.
+        """
         energy = CalibratedEnergy(keypoint_std=0.0125, robustness=8.0, rotation_std=0.3, finger_std=0.2)
         return cls(energy, LevenbergMarquardt(iterations=10))
 
     @classmethod
     def keypoints_only(cls) -> "TailorConfig":
-        """Return the preset for 2D keypoints without a proposal: pose prior and joint limits replace the identity."""
+        """Return the preset for 2D keypoints without a proposal: pose prior and joint limits replace the identity.
+
+        It is meant for the starts of `search`. Its gradients through 20 iterations from a bad start have no bound.
+        """
         energy = CalibratedEnergy(
             keypoint_std=0.012,
             depth_std=0.09,
