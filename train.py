@@ -85,6 +85,9 @@ def connect(options: Command) -> None:
         if count != 1:
             raise InputError("--processes needs --coordinator HOST:PORT, the same for all processes")
         return
+    port = address.rpartition(":")[2]
+    if not (port.isascii() and port.isdecimal() and 0 < int(port[:9]) < 2**16):
+        raise InputError(f"--coordinator {address} has no port: give HOST:PORT with a port of 1 to 65535")
     if not 0 <= process < count:
         raise InputError(f"--process {process} is not one of 0 to {count - 1}: number the processes from 0")
     try:

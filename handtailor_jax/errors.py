@@ -98,6 +98,13 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> Any:
             raise InputError(f"holds a number of thousands of digits; {remedy}") from None
 
 
+def check_range(name: str, values: Any, low: int | float, high: int | float = 1e9) -> None:
+    """Raise an `InputError` unless a number, or each of a tuple of numbers, is from `low` to `high`."""
+    for value in values if isinstance(values, tuple) else (values,):
+        if not low <= value <= high:
+            raise InputError(f"{name} is {str(value)[:40]}: give {low:g} to {high:g}")
+
+
 def numbers(name: str, values: Any) -> Any:
     """Convert nested sequences of numbers to a float64 array.
 

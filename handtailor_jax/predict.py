@@ -87,6 +87,8 @@ def _paths(given: str) -> list[Path | int]:
     """Return the files or the webcam that one argument names."""
     path = Path(given)
     if given.isdecimal() and not os.path.exists(given):  # noqa: PTH110 - Path.exists raises for names that are too long
+        if len(given) > 4:
+            raise InputError(f"{given[:40]}: no webcam has this number: give 0 for the first, 1 for the second")
         return [int(given)]
     if os.path.isdir(given):  # noqa: PTH112
         try:

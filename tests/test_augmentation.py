@@ -108,7 +108,7 @@ def test_pixels_land_where_the_map_says():
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"), [("fill", (0.5, 0.2), "fill is"), ("grey", 1.5, "grey is 1.5: give a probability")]
+    ("field", "value", "message"), [("fill", (0.5, 0.2), "fill is"), ("grey", 1.5, "grey is 1.5: give 0 to 1")]
 )
 def test_bad_settings(field, value, message):
     with pytest.raises(InputError, match=message):

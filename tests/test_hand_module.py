@@ -173,7 +173,7 @@ def test_configurations():
     assert parameters(HandModuleConfig.small()) <= 3_000_000
     with pytest.raises(InputError, match="choose a multiple of 32"):
         dataclasses.replace(HandModuleConfig.small(), image_size=120)
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match="give 1 to 16"):
         dataclasses.replace(TINY, stacks_3d=0)
 
 

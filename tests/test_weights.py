@@ -122,10 +122,10 @@ KERNEL = "stacks_2d.0.head.kernel"
         (changed_config(dtype="int8"), "dtype = int8"),
         (changed_config(batch_axis=3), "batch_axis = 3"),
         (changed_config(image_size=31), "image_size 31 does not fit"),
-        (changed_config(shape_blocks=10**9), "too few for its configuration"),
+        (changed_config(shape_blocks=10**9), "shape_blocks is 1000000000: give 1 to 16"),
         (
-            changed_config(channels=10**9, shape_channels=10**9),
-            r"has shape \(.*8,?\) instead of \(.*1000000000,?\)",
+            changed_config(channels=10**4, shape_channels=10**4),
+            r"has shape \(.*8,?\) instead of \(.*10000,?\)",
         ),
         (changed_config(ik_hidden=[8, 8]), "lacks 6 tensors .iknet.mlp.hidden.1"),
         (changed_config(ik_hidden=[]), r"has 6 tensors \(iknet.mlp.hidden.0\S*, ...\) too many"),

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 
 from handtailor_jax.data.draws import Draws
 from handtailor_jax.data.sample import Batch
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, check_range
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import (
     crop_affine,
@@ -74,11 +74,12 @@ class AugmentationConfig:
 
     def __post_init__(self) -> None:
         """Raise an InputError if a field is out of range."""
+        for name, value in vars(self).items():
+            check_range(f"AugmentationConfig: {name}", value, 0)
         if not 0.0 < self.fill[0] <= self.fill[1]:
             raise InputError(f"AugmentationConfig: fill is {self.fill}: give an increasing range of positive numbers")
         for name in ("drop_intrinsics", "grey", "cut_out"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise InputError(f"AugmentationConfig: {name} is {getattr(self, name)}: give a probability, 0 to 1")
+            check_range(f"AugmentationConfig: {name}", getattr(self, name), 0, 1)
 
 
 def augment(batch: Batch, keys: Key[Array, "batch"], config: AugmentationConfig, size: int) -> Batch:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +47,19 @@ class HandModuleConfig:
     """Name of a mapped device axis over which training averages batch statistics."""
 
     def __post_init__(self) -> None:
+        for name in ("depth", "shape_levels", "shape_blocks", "stacks_2d", "stacks_3d"):
+            check_range(name, getattr(self, name), 1, 16)
+        for name in ("channels", "shape_channels", "shape_hidden", "ik_hidden"):
+            check_range(name, getattr(self, name), 1, 16384)
+        check_range("stem_channels", self.stem_channels, 1 if self.stem == "strided" else 0, 16384)
+        check_range("confidence_radius", self.confidence_radius, 1e-3)
+        check_range("image_size", self.image_size, 1, 4096)
         cells = 2 ** max(self.depth, self.shape_levels)
-        if self.image_size <= 0 or self.map_size * 4 != self.image_size or self.map_size % cells:
+        if self.map_size * 4 != self.image_size or self.map_size % cells:
             raise InputError(
                 f"image_size {self.image_size} does not fit a hand module with {self.depth} hourglass levels and "
                 f"{self.shape_levels} shape levels: choose a multiple of {4 * cells}"
             )
-        for name in ("stacks_2d", "stacks_3d", "depth", "shape_levels", "shape_blocks"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
     @property
     def map_size(self) -> int:

@@ -58,8 +58,8 @@ class SyntheticConfig:
     """Number of images rendered together. The memory grows with it, and on an accelerator the speed."""
 
     def __post_init__(self) -> None:
-        if self.size < 32 or self.size % 16:
-            raise InputError(f"SyntheticConfig: size must be a multiple of 16 and at least 32, got {self.size}")
+        if not 32 <= self.size <= 4096 or self.size % 16:
+            raise InputError(f"SyntheticConfig: size must be a multiple of 16 from 32 to 4096, got {self.size}")
         if self.images_at_once < 1:
             raise InputError(f"SyntheticConfig: images_at_once must be at least 1, got {self.images_at_once}")
 

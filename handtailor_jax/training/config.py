@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from handtailor_jax.data.augmentation import AugmentationConfig
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, check_range
 from handtailor_jax.hand_module.config import HandModuleConfig
 
 Stage = Literal["keypoints", "ik", "end_to_end"]
@@ -54,6 +54,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Raise an InputError if counts or shares give no data."""
         _check(min(self.pool, self.test) > 0, f"data.pool and data.test must be positive: {self.pool}, {self.test}")
+        check_range("data.size", self.size, 32, 4096)
+        check_range("data.photograph_3d", self.photograph_3d, 0)
         share, dataset = self.photograph_share, self.dataset_share
         _check(0.0 <= share <= 1.0, f"data.photograph_share is a share between 0 and 1, got {share}")
         _check(
@@ -123,6 +125,11 @@ class LossWeights:
     tailored_mesh: float = 0.0
     """Weight of the Huber error of the tailored hand's vertices, root-relative, in reference bones."""
 
+    def __post_init__(self) -> None:
+        """Raise an InputError if a weight is negative or not finite."""
+        for name, value in vars(self).items():
+            check_range(f"loss.{name}", value, 0)
+
     @classmethod
     def ours(cls) -> "LossWeights":
         """Return our weights for `HandModuleConfig.small`."""
@@ -159,6 +166,14 @@ class OptimizerConfig:
     """Decay of the exponential moving average of the weights, which is evaluated and exported."""
     accumulate: int = 1
     """Number of microbatches that a batch is split into to save memory; their gradients are averaged."""
+
+    def __post_init__(self) -> None:
+        """Raise an InputError if a number is out of range."""
+        for name in ("learning_rate", "clip"):
+            check_range(f"optimizer.{name}", getattr(self, name), 1e-12)
+        for name in ("weight_decay", "average", "final"):
+            check_range(f"optimizer.{name}", getattr(self, name), 0, 1)
+        check_range("optimizer.warm_up", self.warm_up, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +220,10 @@ class TrainingConfig:
         """Raise an InputError if the settings contradict each other."""
         for name in ("steps", "batch", "log_every", "evaluate_every", "checkpoint_every"):
             _check(getattr(self, name) > 0, f"{name} must be at least 1, got {getattr(self, name)}")
+        check_range("batch", self.batch, 1, 8192)
+        check_range("seed", self.seed, 0, 2**31 - 1)
+        check_range("joint_noise", self.joint_noise, 0)
+        check_range("heatmap_sigma", self.heatmap_sigma, 1e-3)
         parts = self.optimizer.accumulate
         _check(
             parts > 0 and self.batch % parts == 0,

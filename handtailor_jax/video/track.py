@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from handtailor_jax.detector.detector import merge_hands
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, check_range
 from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.geometry.mirror import choose, mirror_hand, mirror_observation, mirror_parameters
 from handtailor_jax.hand_tailor import Found, HandTailor, check_arguments, side_prior
@@ -91,6 +91,7 @@ class HandVideo:
             config: How hands are followed.
         """
         check_arguments(side, config.hands)
+        check_range("rate", rate, 0.01, 1e6)
         self._tailor, self._camera, self._prior = tailor, as_camera(camera), side_prior(side)
         self._config, self._box = config if box is None else dataclasses.replace(config, hands=1), box
         self._smoothing = SmoothingConfig.at(rate) if config.smooth else None

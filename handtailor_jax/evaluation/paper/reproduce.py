@@ -11,7 +11,7 @@ import numpy as np
 
 from handtailor_jax.data import open_dataset, readable
 from handtailor_jax.data.sample import Sample
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, check_range
 from handtailor_jax.evaluation.alignment import GivenTruth, Protocol, WristRecipe
 from handtailor_jax.evaluation.freihand import freihand_joints, write_predictions
 from handtailor_jax.evaluation.paper import figures
@@ -132,6 +132,11 @@ def evaluate(config: EvaluationConfig) -> Findings:
 
 
 def _check(config: EvaluationConfig) -> None:
+    for name in ("count", "rounds", "iterations", "damped_iterations", "shown", "rendered"):
+        value = getattr(config, name)
+        if value is not None:
+            check_range(f"--{name.replace('_', '-')}", value, 1)
+    check_range("--seed", config.seed, 0, 2**31 - 1)
     if config.predictions is None and config.weights is None:
         raise InputError("nothing to evaluate: give --weights FILE, or --predictions simulated or an npz")
     if config.predictions is not None and config.weights is not None:
