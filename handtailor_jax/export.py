@@ -116,7 +116,7 @@ def export_tailor(
     def fit(keypoints_2d: Array, confidence: Array, pose: Array, betas: Array, *rest: Array) -> dict[str, Array]:
         root_depth, intrinsics = rest if perspective else (jnp.zeros((), dtype), None)
         camera = Camera.weak_perspective() if intrinsics is None else Camera.from_matrix(intrinsics)
-        observation = Observation(keypoints_2d, confidence, camera)
+        observation = config.weighted(Observation(keypoints_2d, confidence, camera))
         start = initialize(hand, pose, betas, observation, root_depth=root_depth, scale=config.scale)
         return _placed(hand, tailor(hand, start, observation, config))
 

@@ -37,7 +37,6 @@ from handtailor_jax.geometry.rotations import rotate_towards
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
-from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.placement import (
     camera_keypoints,
     describe,
@@ -109,14 +108,13 @@ def recover(
     Returns:
         The tailored hands in pixels of the images, with a batch axis; they hold the `proposed` ones.
     """
-    confidence = estimate.confidence
-    if config is not None and isinstance(config.energy, PaperEnergy):
-        confidence = jnp.ones_like(confidence)  # the paper weighs all keypoints equally
     back = inverse_affine(to_crop)
     pixels = transform_pixels(back, estimate.keypoints_2d)
-    unplaced = estimate.root_depth is None
-    depths = jax.vmap(relative_depth)(estimate.joints, pixels, confidence) if unplaced else None
-    seen = Observation(pixels, confidence, cameras, depths)
+    seen = Observation(pixels, estimate.confidence, cameras)
+    seen = seen if config is None else config.weighted(seen)
+    if estimate.root_depth is None:
+        depths = jax.vmap(relative_depth)(estimate.joints, pixels, seen.confidence)
+        seen = dataclasses.replace(seen, relative_depth=depths)
     right, seen, memory = jax.vmap(_as_right)(estimate, seen, memory)
     convention = jax.tree.map(lambda leaf: leaf.astype(hand.dtype), load_convention(estimate.convention))
     middle = transform_pixels(back, jnp.full_like(back[:, None, :, 2], 0.5 * (size - 1)))[:, 0]

@@ -32,7 +32,7 @@ from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.skeleton import FINGER_KEYPOINTS, KEYPOINT_ORDERS, KEYPOINTS, permutation
 from handtailor_jax.synthetic.dataset import SyntheticDataset
-from handtailor_jax.tailor.tailor import TailorConfig
+from handtailor_jax.tailor.tailor import PRESETS, TailorConfig
 from handtailor_jax.types import Camera
 from tests.fixtures import write_freihand_fixture, write_rhd, write_stb
 
@@ -84,6 +84,18 @@ def test_the_tailor_gains(subject):
     # Without a root depth intrinsics are of no use: the hand is placed in weak perspective, and scored by shape.
     blind = propose(subject.truth, dataclasses.replace(subject.predictions, root_depth=None))
     assert not np.asarray(blind.observation.camera.perspectivity).any()
+
+
+@pytest.mark.parametrize("name", ["paper", "official"])
+def test_the_papers_energies_weigh_all_keypoints_equally(hand, truth, predictions, rng, name):
+    """The same rule as in `recover`, by which `predict` works: confidences have no effect, unless they are 0."""
+    config = PRESETS[name]()
+    config = dataclasses.replace(config, solver=dataclasses.replace(config.solver, iterations=3))
+    confidence = np.ones_like(predictions.confidence)
+    some = rng.uniform(0.1, 1.0, confidence.shape).astype(np.float32)
+    both = [dataclasses.replace(predictions, confidence=each) for each in (confidence, some)]
+    first, second = (tailored(hand, propose(truth, each), config).joints for each in both)
+    np.testing.assert_array_equal(first, second)
 
 
 def test_freihands_joints(mano):

@@ -36,6 +36,16 @@ class TailorConfig:
     gradient: GradientMode = "unrolled"
     """Differentiation of the result; see `GradientMode`."""
 
+    def weighted(self, observation: Observation) -> Observation:
+        """Return an observation with the confidences that the energy uses.
+
+        The paper's energies weigh all keypoints equally, except those of confidence 0, which are unknown.
+        """
+        if isinstance(self.energy, CalibratedEnergy):
+            return observation
+        known = (observation.confidence > 0.0).astype(observation.confidence.dtype)
+        return dataclasses.replace(observation, confidence=known)
+
     @classmethod
     def default(cls) -> "TailorConfig":
         """Return the default for proposals with good keypoints: calibrated robust energy, Levenberg-Marquardt.
@@ -193,4 +203,4 @@ def pose_problem(
             f"the paper's energy is defined for the model's own keypoints, not for {convention.name!r} landmarks: "
             "use a calibrated energy"
         )
-    return PaperProblem(config.energy, hand, start, observation)
+    return PaperProblem(config.energy, hand, start, config.weighted(observation))

@@ -230,6 +230,7 @@ def placed(hand: HandModel, proposals: Proposals) -> Hands:
 
 def tailored(hand: HandModel, proposals: Proposals, config: TailorConfig) -> Hands:
     """Return the hands after the tailor."""
+    proposals = dataclasses.replace(proposals, observation=config.weighted(proposals.observation))
     starts = _starts(hand, proposals, config.scale)
     count = starts.scale.shape[0]
     parts = []
