@@ -390,17 +390,23 @@ def test_losses_by_hand(rng):
 
 
 def test_loss_of_rotations():
-    """A rotation by 90 degrees has 1 - cos = 1 and a squared distance of 4; a wrong raw length adds to the loss."""
+    """L_ik as published for quaternions, ours for matrices; a wrong raw length adds to the loss."""
     turn = matrix_from_axis_angle(jnp.asarray([0.0, 0.0, 0.5 * np.pi], jnp.float32))
     target = jnp.broadcast_to(turn, (16, 3, 3))
     identity = jnp.broadcast_to(jnp.asarray([1.0, 0.0, 0.0, 0.0], jnp.float32), (16, 4))
-    np.testing.assert_allclose(losses.ik_loss(rotations_from_raw(identity), target), 5.0, rtol=1e-5)
-    np.testing.assert_allclose(losses.ik_loss(rotations_from_raw(2.0 * identity), target), 5.0 + 9.0, rtol=1e-5)
+    # By 90 degrees: Re(q* q^-1) = cos 45 degrees, so L_cos = 1 - cos and L_l2 = 2 (1 - cos).
+    away = 3.0 * (1.0 - np.sqrt(0.5))
+    np.testing.assert_allclose(losses.ik_loss(rotations_from_raw(identity), target), away, rtol=1e-5)
+    np.testing.assert_allclose(losses.ik_loss(rotations_from_raw(2.0 * identity), target), away + 9.0, rtol=1e-5)
+    # The sign matters: the ground truth has w >= 0.
+    other = 3.0 * (1.0 + np.sqrt(0.5))
+    np.testing.assert_allclose(losses.ik_loss(rotations_from_raw(-identity), target), other, rtol=1e-5)
+    # Two orthonormal columns 90 degrees away: 1 - cos = 1 and a squared distance of 4.
+    rest = jnp.broadcast_to(jnp.asarray([1.0, 0.0, 0.0, 0.0, 1.0, 0.0], jnp.float32), (16, 6))
+    np.testing.assert_allclose(losses.ik_loss(rotations_from_raw(rest), target), 5.0, rtol=1e-5)
     columns = jnp.broadcast_to(jnp.asarray([0.0, 1.0, 0.0, -1.0, 0.5, 0.0], jnp.float32), (16, 6))
     # Gram-Schmidt turns it into the truth; the second column's squared length is 1.25 and its overlap 0.5.
     np.testing.assert_allclose(losses.ik_loss(rotations_from_raw(columns), target), 0.0625 + 0.25, rtol=1e-5)
-    both = (losses.ik_loss(rotations_from_raw(q), target) for q in (identity, -identity))
-    np.testing.assert_allclose(*both, rtol=1e-6)
 
 
 def test_losses_refuse_to_broadcast():

@@ -342,6 +342,7 @@ def test_configurations_of_the_paper(monkeypatch):
         assert not each.detached
         schedule = learning_rate(each.optimizer, each.steps)
         np.testing.assert_allclose([schedule(step) for step in (0, 1, each.steps - 1)], rate, rtol=1e-6)
+    assert poses.betas_std == 3.0
     for each in (first, last):
         assert each.data.dataset == "rhd"
         assert each.data.counts(each.batch).dataset == each.batch

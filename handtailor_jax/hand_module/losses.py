@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from handtailor_jax.hand_module.iknet import Rotations
+from handtailor_jax.geometry.rotations import quaternion_from_matrix
+from handtailor_jax.hand_module.iknet import Rotations, normalise_quaternion
 from handtailor_jax.types import pytree
 
 Maps = Float[Array, "*batch rows columns k"]
@@ -76,9 +77,15 @@ def mano_loss(joints: Joints, target: Joints) -> Joints:
 def ik_loss(rotations: Rotations, target: Float[Array, "*batch 16 3 3"]) -> Float[Array, "*batch 16"]:
     """L_cos + L_l2 + L_norm of L_ik, per rotation (Zhou et al., CVPR 2020); L_xyz is a loss of the posed keypoints.
 
-    Written for matrices, which do not depend on the sign of a quaternion: L_cos = 1 - cos of the angle between
-    prediction and ground truth, and L_l2 is the squared distance of the matrices.
+    For quaternions as published, L_cos = 1 - Re(q* q^-1) and L_l2 = ||q* - q||^2, with w >= 0 in the ground truth q*.
+    For matrices ours, L_cos = 1 - cos of the angle between prediction and ground truth, L_l2 their squared distance.
     """
+    if rotations.raw.shape[-1] == 4:
+        true = quaternion_from_matrix(target)
+        true = jnp.where(true[..., :1] < 0.0, -true, true)
+        squared = jnp.sum(_squared_error(normalise_quaternion(rotations.raw), true), axis=-1)
+        # ||q* - q||^2 = 2 (1 - Re(q* q^-1)) for unit quaternions.
+        return 0.5 * squared + squared + normalisation_loss(rotations.raw)
     difference = jnp.sum(_squared_error(rotations.matrices, target), axis=(-2, -1))
     # ||R - R*||^2 = 2 (3 - tr(R^T R*)) = 4 (1 - cos), without the cancellation that 1 - cos would suffer.
     return 0.25 * difference + difference + normalisation_loss(rotations.raw)

@@ -95,7 +95,8 @@ class LossWeights:
     rotations_from_truth: float = 0.0
     """Weight of L_ik (without L_xyz) of the rotations predicted from the true joints with noise."""
     model_keypoints: float = 0.0
-    """Weight of the Huber error of the posed hand model's keypoints, root-relative, in reference bones."""
+    """Weight of L_xyz of L_ik: error (squared for quaternions, Huber's for matrices) of the posed hand model's keypoints,
+    root-relative, in reference bones."""
     model_keypoints_2d: float = 0.0
     """Weight of the Huber error of the posed hand model's keypoints after the best-fitting scale and shift in the
     image, in hand sizes; needs no 3D ground truth."""
@@ -204,6 +205,8 @@ class TrainingConfig:
     """Standard deviation of the target Gaussians, in heatmap cells."""
     joint_noise: float = 0.05
     """Standard deviation of the noise on the true joints that IKNet is trained on, in reference bones."""
+    betas_std: float = 1.0
+    """Standard deviation of the shapes that IKNet is trained on in stage "ik"."""
     optimizer: OptimizerConfig = OptimizerConfig()
     weights: Path | None = None
     """Weight file to start from (.safetensors)."""

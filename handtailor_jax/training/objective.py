@@ -105,8 +105,13 @@ def rotations_from_truth(batch: Batch, prediction: Prediction) -> Term:
 
 
 def model_keypoints(batch: Batch, prediction: Prediction) -> Term:
-    """Huber error of the posed hand model's keypoints, root-relative, in reference bones; L_xyz of L_ik."""
+    """L_xyz of L_ik: error of the posed hand model's keypoints, root-relative, in reference bones.
+
+    It is the squared distance for quaternions, as published, and the Huber error for matrices.
+    """
     error = normalise_joints(prediction.model_keypoints) - _relative_in_bones(batch)
+    if prediction.config.module.rotation == "quaternion":
+        return weighted_mean(jnp.sum(jnp.square(error), axis=-1), batch.has_joints)
     return weighted_mean(_huber(error, 0.05), batch.has_joints)
 
 

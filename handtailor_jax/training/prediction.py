@@ -149,12 +149,13 @@ def rendered_maps(
     return jax.vmap(one)(betas, rotations, jnp.asarray(batch.joints[:, ROOT]), cameras)
 
 
-def sampled_poses(hand: HandModel, keys: Key[Array, "batch"]) -> Batch:
+def sampled_poses(hand: HandModel, keys: Key[Array, "batch"], betas_std: float = 1.0) -> Batch:
     """Sample poses and shapes for IKNet, one per key, as a batch whose images are empty."""
+    config = PoseConfig(betas=betas_std)
 
     def one(key: PRNGKeyArray) -> tuple[Array, Array, Array]:
         first, second = jax.random.split(key)
-        pose, betas = sample_pose(hand, first, PoseConfig()), sample_betas(hand, second, PoseConfig())
+        pose, betas = sample_pose(hand, first, config), sample_betas(hand, second, config)
         return pose, betas, hand.shape(betas).pose(pose).keypoints
 
     pose, betas, joints = jax.vmap(one)(keys)

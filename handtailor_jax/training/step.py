@@ -137,7 +137,7 @@ def _gradients(
     """Return the gradients over all devices, the new statistics and the losses."""
     noise_keys = jax.vmap(lambda key: jax.random.fold_in(key, 7))(keys)
     if batch is None:
-        crops = sampled_poses(hand, keys)
+        crops = sampled_poses(hand, keys, config.betas_std)
     else:
         crops = augment(batch, keys, config.augmentation, config.module.image_size)
 
