@@ -95,8 +95,8 @@ class LossWeights:
     rotations_from_truth: float = 0.0
     """Weight of L_ik (without L_xyz) of the rotations predicted from the true joints with noise."""
     model_keypoints: float = 0.0
-    """Weight of L_xyz of L_ik: error (squared for quaternions, Huber's for matrices) of the posed hand model's keypoints,
-    root-relative, in reference bones."""
+    """Weight of L_xyz of L_ik: error of the posed hand model's keypoints, root-relative, in reference bones; squared if
+    IKNet's output is quaternions, else Huber's."""
     model_keypoints_2d: float = 0.0
     """Weight of the Huber error of the posed hand model's keypoints after the best-fitting scale and shift in the
     image, in hand sizes; needs no 3D ground truth."""
