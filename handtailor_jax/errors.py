@@ -67,7 +67,10 @@ def check_file(path: str | os.PathLike[str]) -> int:
     Raises:
         OSError: If it cannot be opened, or is a folder, pipe or device, which may have no end.
     """
-    status = Path(path).stat()
+    try:
+        status = Path(path).stat()
+    except ValueError as error:  # of a zero byte
+        raise OSError(errno.EINVAL, str(error), os.fspath(path)) from None
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(status.st_mode):

@@ -1,7 +1,9 @@
 """Images as arrays: reading them, and cropping the square that is the input of a network."""
 
 import contextlib
+import io
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.errors import InputError, check_file, naming, warn
+from handtailor_jax.errors import InputError, check_file, naming, numbers, warn
 from handtailor_jax.types import Box
 
 Image = npt.NDArray[np.uint8]
@@ -29,8 +31,10 @@ def opencv() -> Any:
 def read_image(path: Path) -> Image:
     """Read an image file as uint8 RGB, rotated by its EXIF orientation; 16-bit, grey and RGBA images are converted.
 
+    Pillow, if it is installed, reads what OpenCV cannot; with pillow-heif also HEIC.
+
     Raises:
-        InputError: If the file is missing or OpenCV cannot read it.
+        InputError: If the file is missing or cannot be read.
     """
     cv2 = opencv()
     try:
@@ -43,10 +47,33 @@ def read_image(path: Path) -> Image:
             image = None if _cut_short(data.tobytes()) else cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error:
         image = None
+    if image is None and (image := _read_by_pillow(data.tobytes())) is not None:
+        return image
+    if image is None and data[4:8].tobytes() == b"ftyp":
+        raise InputError(f"{path}: is a HEIC or AVIF image: pip install 'handtailor-jax[heif]', or convert it to JPEG")
     if image is None:
         raise InputError(f"{path}: is not an image that can be read: give a complete PNG or JPEG, up to 2^28 pixels")
     with naming(path):
         return as_rgb(image[..., ::-1])
+
+
+def _read_by_pillow(data: bytes) -> Image | None:
+    if _cut_short(data):
+        return None
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+
+        with contextlib.suppress(ImportError):
+            import pillow_heif
+
+            pillow_heif.register_heif_opener()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of too many pixels
+            with PIL.Image.open(io.BytesIO(data)) as image:
+                return np.array(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception:  # missing, or of any kind where a file is damaged
+        return None
 
 
 def as_rgb(image: Any) -> Image:
@@ -87,7 +114,7 @@ def check_box(box: Any, image: Image) -> Box:
     Raises:
         InputError: If it is not four finite numbers, is too small or too large, or lies outside the image.
     """
-    values = np.asarray(box, np.float64)
+    values = np.asarray(numbers("box", box))
     if values.shape != (4,) or not np.isfinite(values).all():
         raise InputError(f"box is {box}: give four finite numbers x y w h")
     x, y, w, h = map(float, values)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, warn
 from handtailor_jax.hand_tailor import HandTailor, check_finite
 from handtailor_jax.images import Image, opencv, read_image
 from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, overlay_figure
@@ -33,7 +33,9 @@ from handtailor_jax.types import Camera, Hand, Side
 from handtailor_jax.video.files import Video, json_lines, video_writer, write_animation
 from handtailor_jax.video.track import HandVideo, VideoConfig
 
-IMAGES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
+IMAGES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .bmp .tif .tiff .webp .gif .avif .heic .heif .jp2 .ppm .pgm".split()  # noqa: SIM905
+)
 """Suffixes of files in folders that count as images."""
 VIDEOS = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"))
 """Suffixes of files that count as videos."""
@@ -92,11 +94,16 @@ def _paths(given: str) -> list[Path | int]:
         return [int(given)]
     if os.path.isdir(given):  # noqa: PTH112
         try:
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES | VIDEOS and p.is_file())
+            found = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            inside = [p for p in found if p.suffix.lower() in IMAGES | VIDEOS]
         except OSError as error:
             raise InputError(f"{given}: cannot be read ({error.strerror}): check its permissions") from None
         if not inside:
             raise InputError(f"{given}: holds no files with a suffix of images or videos: name a folder that does")
+        if passed := [p.name for p in found if p not in set(inside)]:
+            more = ", ..." if len(passed) > 5 else ""
+            count = f"{len(passed)} file{'s' if len(passed) > 1 else ''} passed over"
+            warn(f"{given}: {count}, no images or videos by the suffix: {', '.join(passed[:5])}{more}")
         return list(inside)
     if os.path.exists(given):  # noqa: PTH110
         return [path]

@@ -92,6 +92,8 @@ def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
                 version = str(metadata.get("version"))[:20]
                 raise InputError(f"{path}: has format version {version}, this program reads {VERSION}; {_REMEDY}")
             return metadata["network"], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (AttributeError, TypeError):
+        raise InputError(f"{path}: holds a type of numbers that NumPy has not, such as bfloat16; {_REMEDY}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); {_REMEDY}") from None
     except safetensors.SafetensorError as error:

@@ -149,6 +149,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
                     problem = f"has format version {version}, this program reads {VERSION}"
                     raise InputError(f"{problem}; convert or train them again, or install the version that wrote them")
                 return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (AttributeError, TypeError):
+            raise InputError(f"holds a type of numbers that NumPy has not, such as bfloat16; {_REMEDY}") from None
         except FileNotFoundError:
             raise InputError(f"no such file; {_REMEDY}") from None
         except OSError as error:

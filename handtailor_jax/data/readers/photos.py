@@ -67,7 +67,7 @@ def _label(path: Path, name: str, entry: dict[str, Any]) -> PhotoLabel:
         side, convention = entry["side"], entry.get("convention", "mediapipe")
     except KeyError as error:
         raise InputError(f"{path}: {name} lacks {error}: correct the label") from None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RecursionError):
         raise InputError(f"{path}: {name} has a coordinate that is not a number: correct the label") from None
     columns = ((keypoints, 2),) if joints is None else ((keypoints, 2), (joints, 3))
     valid = all(points.shape == (NUM_KEYPOINTS, n) and np.isfinite(points).all() for points, n in columns)

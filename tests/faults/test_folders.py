@@ -1,0 +1,61 @@
+"""Folders of photographs in the formats of phones and cameras: read, or named."""
+
+import builtins
+
+import cv2
+import numpy as np
+import PIL.Image
+import pytest
+
+from handtailor_jax.errors import InputError, InputWarning
+from handtailor_jax.images import read_image
+from handtailor_jax.predict import find_sources
+
+PIXELS = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (48, 64, 3)).copy()
+HEIC = (24).to_bytes(4, "big") + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(300)
+
+
+def test_what_is_passed_over_is_counted_and_named(tmp_path):
+    for name in ("a.jpg", "b.HEIC", "c.gif", "d.mp4", "e.JFIF", "f.mpo", "g.avif", "n.txt", "r.cr2", ".hidden.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "below").mkdir()
+    with pytest.warns(InputWarning, match=r"2 files passed over, no images or videos by the suffix: n\.txt, r\.cr2$"):
+        found = find_sources([str(tmp_path)])
+    assert [source.id for source in found] == list("abcdefg")
+    for number in range(9):
+        (tmp_path / f"{number}.dng").write_bytes(b"x")
+    with pytest.warns(InputWarning, match=r"11 files passed over.*0\.dng, 1\.dng, 2\.dng, 3\.dng, 4\.dng, \.\.\.$"):
+        find_sources([str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.jfif", "a.mpo", "a.jp2", "a.avif", "a.tiff", "a.webp", "a.ppm"])
+def test_formats_that_opencv_or_pillow_reads(tmp_path, name):
+    try:
+        PIL.Image.fromarray(PIXELS).save(tmp_path / name)
+    except (OSError, KeyError, ValueError):
+        pytest.skip("this build of Pillow cannot write the format")
+    found = read_image(tmp_path / name)
+    assert found.shape == PIXELS.shape
+    assert np.abs(found.astype(int) - PIXELS).mean() < 6
+
+
+def test_heic_is_named_with_its_remedy(tmp_path):
+    (tmp_path / "a.heic").write_bytes(HEIC)
+    with pytest.raises(InputError, match=r"a\.heic: is a HEIC or AVIF image: pip install 'handtailor-jax\[heif\]'"):
+        read_image(tmp_path / "a.heic")
+
+
+def test_without_pillow(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments, **more):
+        if name.startswith(("PIL", "pillow")):
+            raise ImportError(name)
+        return real(name, *arguments, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    (tmp_path / "a.png").write_bytes(b"text")
+    with pytest.raises(InputError, match="is not an image that can be read"):
+        read_image(tmp_path / "a.png")
+    assert cv2.imwrite(str(tmp_path / "b.png"), PIXELS)
+    assert read_image(tmp_path / "b.png").shape == PIXELS.shape
