@@ -93,4 +93,4 @@ def keep_compiled_programs() -> None:
     cache = os.environ.get("XDG_CACHE_HOME") or home
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not cache.startswith("~"):
         jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "handtailor_jax"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

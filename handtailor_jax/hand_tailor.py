@@ -17,11 +17,12 @@ from flax import nnx
 from handtailor_jax.detector import squares
 from handtailor_jax.detector.detector import HandDetector
 from handtailor_jax.detector.regions import cut, from_landmarks, square_region, to_image
+from handtailor_jax.detector.weights import load_landmark_network
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
 from handtailor_jax.hand_module.layers import inference_form
-from handtailor_jax.hand_module.weights import load_module
+from handtailor_jax.hand_module.weights import load_iknet, load_module
 from handtailor_jax.images import Image, as_rgb, check_box, crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
@@ -116,7 +117,7 @@ class HandTailor:
         """Load the networks.
 
         Args:
-            weights: Weight file of a hand module, of which "landmarks" uses IKNet alone; the embedded one if None.
+            weights: Weight file of a hand module, of which "landmarks" uses IKNet alone; the embedded ones if None.
             hand: Hand model; the one that the weights were trained with for "hourglass". The embedded hand if None.
             config: Energy and solver of the tailor; "auto" for the preset of this network, None for no tailor.
             network: "landmarks": all hands of any image, both sides. "hourglass": the paper's network, one hand.
@@ -127,7 +128,7 @@ class HandTailor:
         if network not in get_args(NetworkName):
             raise InputError(f"network is {network!r}: use landmarks or hourglass")
         if network == "landmarks":
-            return cls(LandmarkHandModule.beside(load_module(weights, None)), hand, config)
+            return cls(LandmarkHandModule(load_landmark_network(), load_iknet(weights)), hand, config)
         return cls(load_module(weights, hand), hand, config)
 
     def __call__(

@@ -8,6 +8,7 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.alignment import Protocol
 from handtailor_jax.evaluation.freihand import freihand_joints
 from handtailor_jax.evaluation.metrics import GRID_5_20, auc
-from handtailor_jax.evaluation.paper import ablations, figures
+from handtailor_jax.evaluation.paper import ablations, figures, networks
 from handtailor_jax.evaluation.paper.figures import figure3b_claim
 from handtailor_jax.evaluation.paper.reproduce import EvaluationConfig, evaluate, read_truth
 from handtailor_jax.evaluation.paper.sources import (
@@ -32,8 +33,9 @@ from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.skeleton import FINGER_KEYPOINTS, KEYPOINT_ORDERS, KEYPOINTS, permutation
 from handtailor_jax.synthetic.dataset import SyntheticDataset
+from handtailor_jax.tailor.placement import describe
 from handtailor_jax.tailor.tailor import PRESETS, TailorConfig
-from handtailor_jax.types import Camera
+from handtailor_jax.types import Camera, Observation
 from tests.fixtures import write_freihand_fixture, write_rhd, write_stb
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -296,3 +298,28 @@ def test_a_submission_uses_no_label(tmp_path):
     assert x + 0.5 * w == y + 0.5 * h == pytest.approx(111.5)
     with pytest.raises(InputError, match="has no 3D joints or no intrinsics"):
         read_truth(dataclasses.replace(config, what="table1"))
+
+
+def test_both_networks_are_scored_on_the_hands_that_are_found(hand, truth, subject, monkeypatch):
+    with pytest.raises(InputError, match="networks compares hand modules, not the simulated network: give --weights"):
+        networks.networks(subject)
+
+    def exact(i):
+        parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), truth.parameters)
+        camera = Camera.from_matrix(truth.intrinsics[i])
+        seen = Observation(jnp.asarray(truth.keypoints_2d[i]), jnp.ones(21), camera)
+        found = describe(hand, parameters, seen)
+        return jax.device_get(dataclasses.replace(found, proposed=found))
+
+    elsewhere = dataclasses.replace(exact(0), detected_keypoints_2d=truth.keypoints_2d[0] + 1000.0)
+    hands = {0: [elsewhere], 1: [elsewhere, exact(1)], 2: [exact(2)], 3: []}
+    some = dataclasses.replace(truth, read_image=lambda i: np.full((1, 1, 3), i, np.uint8))
+    predicted = dataclasses.replace(subject.predictions, method="hand module")
+    monkeypatch.setattr(networks.HandTailor, "load", lambda: lambda image, camera: hands[int(image[0, 0, 0])])
+    findings = networks.networks(dataclasses.replace(subject, truth=some, predictions=predicted).at(slice(4)))
+    (table,) = findings.tables
+    names = [row[0] for row in table.rows]
+    assert names[:2] == [f"landmark network, finds the hand: {stage}" for stage in ("hand module", "HandTailor")]
+    np.testing.assert_allclose(np.asarray([row[1:] for row in table.rows[:2]], float), [[1, 1, 0, 0, 0]] * 2, atol=0.02)
+    assert all(0.0 < row[2] < 1.0 for row in table.rows[2:])
+    assert any("finds 2 of 4 hands, 2 of them with the right side" in note for note in table.notes)

@@ -378,7 +378,7 @@ def test_weights_that_are_refused(refused, weights, tmp_path):
     (tmp_path / "cut").write_bytes(raw[:-100])
     (tmp_path / "torch.pt").write_bytes(b"PK\x03\x04" + bytes(300))
     file("foreign", {"format": "pt"})
-    file("other", {**header["__metadata__"], "config": json.dumps({**config, "channels": 16, "shape_channels": 16})})
+    file("other", {**header["__metadata__"], "config": json.dumps({**config, "ik_hidden": [8]})})
     reasons = {"cut": "truncated", "torch.pt": "not a safetensors file", "foreign": "weights of", "other": "has shape"}
     for name, reason in reasons.items():
         line = refused(image, "--weights", tmp_path / name, *out)

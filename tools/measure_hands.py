@@ -36,7 +36,7 @@ from tqdm import tqdm
 from handtailor_jax import predict, results
 from handtailor_jax.cli import keep_compiled_programs
 from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.boxes import hand_size
+from handtailor_jax.geometry.boxes import hand_size, overlap
 from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import read_image
 from handtailor_jax.types import Hand, NetworkName
@@ -84,13 +84,6 @@ class Counts:
 def share(part: int, whole: int) -> str:
     """Return a share as text."""
     return f"{part / whole:.3f}" if whole else "-"
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the intersection over union of two boxes (x, y, w, h)."""
-    lower, upper = np.maximum(a[:2], b[:2]), np.minimum(a[:2] + a[2:], b[:2] + b[2:])
-    shared = float(np.maximum(upper - lower, 0.0).prod())
-    return shared / (float(a[2:].prod()) + float(b[2:].prod()) - shared)
 
 
 def match(labels: Sequence[dict[str, Any]], hands: Sequence[Hand]) -> dict[int, int]:

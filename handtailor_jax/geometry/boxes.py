@@ -22,3 +22,10 @@ def centered_square(center: npt.NDArray[np.floating], side: float) -> Box:
     """Return the square of a side, in pixels, about a centre (u, v)."""
     # A pixel's coordinate is its centre, but a box begins at its edge.
     return (float(center[0]) + 0.5 - 0.5 * side, float(center[1]) + 0.5 - 0.5 * side, side, side)
+
+
+def overlap(first: Float[np.ndarray, "4"], second: Float[np.ndarray, "4"]) -> float:
+    """Return the intersection over union of two boxes (x, y, w, h)."""
+    lower, upper = np.maximum(first[:2], second[:2]), np.minimum(first[:2] + first[2:], second[:2] + second[2:])
+    shared = float(np.maximum(upper - lower, 0.0).prod())
+    return shared / (float(first[2:].prod()) + float(second[2:].prod()) - shared)

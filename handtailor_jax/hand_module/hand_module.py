@@ -13,7 +13,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from handtailor_jax.detector.landmark_network import HandLandmarkNetwork, Landmarks
-from handtailor_jax.detector.weights import load_landmark_network
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import inverse_linear
 from handtailor_jax.geometry.heatmaps import (
@@ -226,11 +225,6 @@ class LandmarkHandModule(nnx.Module):
     def __init__(self, network: HandLandmarkNetwork, iknet: IKNet):
         self.network, self.iknet = network, iknet
 
-    @classmethod
-    def beside(cls, module: HandModule) -> "LandmarkHandModule":
-        """Combine the embedded landmark network with the IKNet of another hand module."""
-        return cls(load_landmark_network(), module.iknet)
-
     @property
     def image_size(self) -> int:
         """Side of the crops, pixels."""
@@ -260,7 +254,7 @@ class LandmarkHandModule(nnx.Module):
         likelihood = jnp.clip(landmarks.right, 1e-6, 1.0 - 1e-6)
         probability = likelihood * prior / (likelihood * prior + (1.0 - likelihood) * (1.0 - prior))
         left = probability <= 0.5
-        keypoints, joints, mirrored = landmarks.crop[..., :2], _joints(landmarks, camera), left[:, None, None]
+        keypoints, joints, mirrored = landmarks.crop[..., :2], camera_joints(landmarks, camera), left[:, None, None]
         pose = self.iknet(normalise_joints(jnp.where(mirrored, mirror_points(joints), joints))).pose
         return HandEstimate(
             left=left,
@@ -277,7 +271,7 @@ class LandmarkHandModule(nnx.Module):
         )
 
 
-def _joints(landmarks: Landmarks, camera: Camera) -> Float[Array, "batch 21 3"]:
+def camera_joints(landmarks: Landmarks, camera: Camera) -> Float[Array, "batch 21 3"]:
     """Return 3D keypoints in camera axes: directions of the 2D keypoints, and depths of the world landmarks.
 
     The 2D keypoints are more accurate than the world landmarks' x and y. The world landmarks are in the frame of the

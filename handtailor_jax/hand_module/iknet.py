@@ -32,6 +32,7 @@ class IKNet(nnx.Module):
     """An MLP from joints to rotations; it can be trained alone, on poses without images."""
 
     def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
+        self.config = config
         identity = np.tile(_QUATERNION if config.rotation == "quaternion" else _COLUMNS, NUM_JOINTS)
         self.mlp = MLP(3 * NUM_KEYPOINTS, config.ik_hidden, identity.size, config, rngs=rngs)
         # Training starts at the rest pose, far from the singularities.

@@ -9,9 +9,9 @@ import functools
 import importlib.resources
 import json
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxtyping import Array
 from handtailor_jax.errors import InputError, check_file, naming
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.iknet import IKNet
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.results import write_atomically
 
@@ -30,17 +31,20 @@ FORMAT = "handtailor hand module"
 VERSION = "1"
 EMBEDDED = "small.safetensors"
 """Name of the embedded weights among the package's assets."""
+LANDMARK_IKNET = "landmark_iknet.safetensors"
+"""Name of the embedded weights of the IKNet behind the hand landmark network (tools/train_landmark_iknet.py)."""
 
+Module = TypeVar("Module", bound=HandModule | IKNet)
 FileType = Literal["float32", "float16"]
 
+_IKNET = "iknet."  # the part of a hand module's path
 _REMEDY = "give a file written by `handtailor convert-official` or by training"
 
 
 @functools.cache
 def module_structure(config: HandModuleConfig) -> tuple[nnx.GraphDef[HandModule], Mapping[tuple[Any, ...], Any]]:
     """Return the graph definition and the variables (shapes only, by path) of a hand module that is to be loaded."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: HandModule(config, rngs=_OneKey())))
-    return graphdef, dict(nnx.to_flat_state(state))
+    return _structure(HandModule, config)
 
 
 class _OneKey(nnx.Rngs):
@@ -52,13 +56,13 @@ class _OneKey(nnx.Rngs):
 
 
 def save_weights(
-    path: Path | str, module: HandModule, provenance: Mapping[str, str], *, dtype: FileType = "float32"
+    path: Path | str, module: HandModule | IKNet, provenance: Mapping[str, str], *, dtype: FileType = "float32"
 ) -> None:
-    """Write all parameters and batch statistics of a hand module. The file is complete or does not appear.
+    """Write all parameters and batch statistics of a hand module or of an IKNet. The file is complete or absent.
 
     Args:
         path: The file, by convention ending in .safetensors.
-        module: The hand module.
+        module: The hand module, or an IKNet alone.
         provenance: Origin of the weights, such as data, commit and licence.
         dtype: Type of the numbers in the file; they are read as float32. "float16" keeps 3 digits in half the space.
 
@@ -66,7 +70,9 @@ def save_weights(
         InputError: If a number is too large for float16, or the file cannot be written.
     """
     path = Path(path)
-    tensors = {_name(place): np.asarray(variable[...]) for place, variable in nnx.to_flat_state(nnx.state(module))}
+    prefix = _IKNET if isinstance(module, IKNet) else ""
+    state = nnx.to_flat_state(nnx.state(module))
+    tensors = {prefix + _name(place): np.asarray(variable[...]) for place, variable in state}
     if dtype == "float16":
         for name, tensor in tensors.items():
             if np.abs(tensor).max(initial=0.0) > np.finfo(np.float16).max:
@@ -90,18 +96,27 @@ def load_weights(path: Path | str) -> HandModule:
     """
     metadata, tensors = _read(Path(path))
     with naming(path):
-        config = _parse_config(metadata.get("config", ""))
-        counts = (config.stacks_2d, config.stacks_3d, config.depth, config.shape_levels, config.shape_blocks)
-        if max(*counts, len(config.shape_hidden), len(config.ik_hidden)) > len(tensors):  # before a module is built
-            raise InputError(f"has {len(tensors)} tensors, too few for its configuration; {_REMEDY}")
-        graphdef, structure = module_structure(config)
-        variables = dict(structure)
-        _compare({_name(place): variable.shape for place, variable in variables.items()}, tensors)
-    for place, variable in variables.items():
-        variables[place] = variable.replace(jnp.asarray(tensors[_name(place)].astype(variable.dtype)))
-    module = nnx.merge(graphdef, nnx.from_flat_state(variables))
-    module.eval()
-    return module
+        return _filled(*module_structure(_config(metadata, tensors)), tensors)
+
+
+def load_iknet(path: Path | str | None = None) -> IKNet:
+    """Load the IKNet of a weight file, which may hold nothing else, in evaluation mode.
+
+    Args:
+        path: Weight file; the embedded IKNet behind the hand landmark network if None.
+
+    Raises:
+        InputError: As `load_weights` does.
+    """
+    if path is None:
+        with importlib.resources.as_file(
+            importlib.resources.files("handtailor_jax") / "assets" / LANDMARK_IKNET
+        ) as own:
+            return load_iknet(own)
+    metadata, tensors = _read(Path(path))
+    with naming(path):
+        structure = _structure(IKNet, _config(metadata, tensors))
+        return _filled(*structure, {name: t for name, t in tensors.items() if name.startswith(_IKNET)}, _IKNET)
 
 
 def embedded_weights() -> HandModule:
@@ -127,6 +142,38 @@ def load_module(weights: str | Path | None, hand: HandModel | None) -> HandModul
 def provenance(path: Path | str) -> dict[str, str]:
     """Read the provenance of a weight file."""
     return json.loads(_read(Path(path))[0]["provenance"])
+
+
+def _structure(
+    kind: Callable[..., Module], config: HandModuleConfig
+) -> tuple[nnx.GraphDef[Module], dict[tuple[Any, ...], Any]]:
+    """Return the graph definition and the variables (shapes only, by path) of a module that is to be loaded."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=_OneKey())))
+    return graphdef, dict(nnx.to_flat_state(state))
+
+
+def _filled(
+    graphdef: nnx.GraphDef[Module],
+    structure: Mapping[tuple[Any, ...], Any],
+    tensors: Mapping[str, np.ndarray],
+    prefix: str = "",
+) -> Module:
+    """Return the module with tensors named by prefix and path."""
+    named = {prefix + _name(place): (place, variable) for place, variable in structure.items()}
+    _compare({name: variable.shape for name, (_, variable) in named.items()}, tensors)
+    filled = {p: v.replace(jnp.asarray(tensors[name].astype(v.dtype))) for name, (p, v) in named.items()}
+    module = nnx.merge(graphdef, nnx.from_flat_state(filled))
+    module.eval()
+    return module
+
+
+def _config(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> HandModuleConfig:
+    """Return the configuration in a file, if the file has enough tensors for it, before a module is built."""
+    config = _parse_config(metadata.get("config", ""))
+    counts = (config.stacks_2d, config.stacks_3d, config.depth, config.shape_levels, config.shape_blocks)
+    if max(*counts, len(config.shape_hidden), len(config.ik_hidden)) > len(tensors):
+        raise InputError(f"has {len(tensors)} tensors, too few for its configuration; {_REMEDY}")
+    return config
 
 
 def _name(place: Iterable[object]) -> str:

@@ -126,7 +126,7 @@ def table4(subject: Subject, count: int, rounds: int, shape_networks: Sequence[t
     Raises:
         InputError: If the true poses, from which depth and silhouette are rendered, are unknown.
     """
-    findings = _shape_losses(subject, shape_networks) + _energies(subject.first(count), rounds)
+    findings = _shape_losses(subject, shape_networks) + _energies(subject.at(slice(count)), rounds)
     effects = [claim for preset in CLAIM_PRESETS for claim in _effects_on_mesh(subject, preset)]
     return findings + Findings(claims=tuple(effects))
 
@@ -209,7 +209,7 @@ def _effects_on_mesh(subject: Subject, preset: PresetName) -> list[Claim]:
     """Compare how far the mesh moves without E_g or E_id with how far the score moves."""
     config = PRESETS[preset]()
     assert isinstance(config.energy, PaperEnergy)
-    some = subject.first(_CLAIM_HANDS)
+    some = subject.at(slice(_CLAIM_HANDS))
     proposals = rows(subject.with_k.proposals, np.arange(len(some.truth)))
 
     def evaluated(energy: PaperEnergy) -> tuple[np.ndarray, float]:

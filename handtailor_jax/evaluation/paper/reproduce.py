@@ -17,6 +17,7 @@ from handtailor_jax.evaluation.freihand import freihand_joints, write_prediction
 from handtailor_jax.evaluation.paper import figures
 from handtailor_jax.evaluation.paper.ablations import table3, table4
 from handtailor_jax.evaluation.paper.accuracy import table1, table2
+from handtailor_jax.evaluation.paper.networks import networks
 from handtailor_jax.evaluation.paper.sources import (
     network_predictions,
     read_predictions,
@@ -32,7 +33,7 @@ from handtailor_jax.mano.loading import MANO_VERTICES, load_hand
 from handtailor_jax.results import prepare_folder, write_atomically, write_json
 from handtailor_jax.tailor.tailor import PresetName
 
-Part = Literal["table1", "table2", "table3", "table4", "figure2", "figure3", "figure4"]
+Part = Literal["table1", "table2", "table3", "table4", "figure2", "figure3", "figure4", "networks"]
 Dataset = Literal["synthetic", "rhd", "stb", "freihand"]
 
 _SHAPE_LOSSES = ("L_beta", "L_beta + depth", "L_beta + silhouette")
@@ -117,6 +118,7 @@ def evaluate(config: EvaluationConfig) -> Findings:
         "figure2": lambda: figures.figure2(subject, config.out, config.shown),
         "figure3": lambda: figures.figure3(subject, config.out),
         "figure4": lambda: figures.figure4(subject, config.out, config.shown),
+        "networks": lambda: networks(subject),
     }
     findings = Findings()
     for name, compute in parts.items():

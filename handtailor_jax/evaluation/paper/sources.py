@@ -29,6 +29,9 @@ from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_BETAS, NUM_K
 from handtailor_jax.synthetic import dataset as synthetic
 from handtailor_jax.types import Camera
 
+HAND_MODULE = "hand module"
+"""Name of predictions by a hand module of this project."""
+
 _IMAGE_SIZE = 256  # pixels, of rendered images
 _CENTRAL_SQUARE = 130.0 / 224.0  # of the image's width: HandMesh's box on FreiHAND, which needs no ground truth
 _PIECE = 250
@@ -180,7 +183,7 @@ def network_predictions(truth: GroundTruth, module: HandModule, hand: HandModel)
     def joined(parts: list[tuple[Array, ...]]) -> Predictions:
         arrays = (np.concatenate(each)[: len(truth)] for each in zip(*parts, strict=True))
         keypoints, confidence, pose, betas, depth, bone = arrays
-        return Predictions("hand module", keypoints, confidence, pose, betas, root_depth=depth, bone=bone)
+        return Predictions(HAND_MODULE, keypoints, confidence, pose, betas, root_depth=depth, bone=bone)
 
     with_k: list[tuple[Array, ...]] = []
     without_k: list[tuple[Array, ...]] = []

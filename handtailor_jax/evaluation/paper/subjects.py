@@ -162,10 +162,10 @@ class Subject:
     def _before_and_after(self, proposals: Proposals) -> BeforeAndAfter:
         return BeforeAndAfter(proposals, placed(self.hand, proposals), tailored(self.hand, proposals, self.config))
 
-    def first(self, count: int) -> "Subject":
-        """Return the subject on the first hands only."""
+    def at(self, indices: Any) -> "Subject":
+        """Return the subject on some of the hands only."""
         parts = (self.truth, self.predictions, self.predictions_without_k)
-        truth, with_k, without_k = rows(parts, slice(count))
+        truth, with_k, without_k = rows(parts, indices)
         return dataclasses.replace(self, truth=truth, predictions=with_k, predictions_without_k=without_k)
 
     def errors_mm(self, hands: Hands, alignment: Alignment = "lit") -> npt.NDArray[np.float64]:

@@ -1,0 +1,158 @@
+"""From an image or a video to the meshes of all hands: time of a warm call, frames per second, and time of the start.
+
+The images are packaged examples with one and with two hands, the videos the same images moving to and fro, with
+decoding. The hourglass gets a box and looks twice. Starts are measured in processes of their own, from the import to
+the first result, without and with the compiled programs of an earlier process.
+"""
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timing import check_json, check_positive, command, interleaved, publish, seconds
+
+import handtailor_jax
+from handtailor_jax.evaluation.report import environment, markdown_table
+from handtailor_jax.hand_tailor import HandTailor
+from handtailor_jax.images import Image, opencv, read_image
+from handtailor_jax.video.files import Video
+from handtailor_jax.video.track import HandVideo, VideoConfig
+
+EXAMPLES = Path(handtailor_jax.__file__).parent / "assets" / "examples"
+ONE, TWO = "open.jpg", "greeting.jpg"
+REFERENCE = "hourglass, one hand"
+
+_START = """
+import pathlib, sys, time
+begin = time.perf_counter()
+import jax
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+from handtailor_jax.hand_tailor import HandTailor
+from handtailor_jax.images import read_image
+image = read_image(pathlib.Path(sys.argv[1]))
+assert HandTailor.load(network=sys.argv[2])(image)
+print(time.perf_counter() - begin)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagesBenchmark:
+    """Options of the benchmark."""
+
+    rounds: int = 30
+    """Rounds of timing of the images."""
+    frames: int = 150
+    """Frames of each video."""
+    starts: bool = True
+    """Measure the start of new processes, too."""
+    seed: int = 0
+    """Seed of the order of the calls."""
+    json: Path | None = None
+    """Also write the figures to this JSON file."""
+
+
+def measure(config: ImagesBenchmark) -> dict[str, Any]:
+    """Measure, print the tables, and write the JSON file if one is asked for.
+
+    Raises:
+        InputError: An option is not positive, or the JSON file cannot be written.
+    """
+    check_positive(config, "rounds", "frames")
+    check_json(config.json)
+    landmarks = HandTailor.load()
+    calls = image_calls(landmarks)
+    first = {name: seconds(lambda call=call: call(0)) for name, call in calls.items()}  # type: ignore[misc]
+    warm = {
+        name: 1e3 * float(np.median(t[1]))
+        for name, t in interleaved(calls, config.rounds, config.seed, "images").items()
+    }
+    body = [[name, f"{warm[name]:.1f}", f"{warm[name] / warm[REFERENCE]:.2f}", f"{first[name]:.1f}"] for name in calls]
+    lines = [", ".join(f"{key} {value}" for key, value in environment().items()), ""]
+    lines += markdown_table(["image to meshes", "ms", "of the hourglass", "first call, s"], body)
+    rates = {
+        f"{hands} followed": frames_per_second(landmarks, image, hands, config.frames)
+        for image, hands in ((ONE, 1), (TWO, 2))
+    }
+    lines += [
+        "",
+        *markdown_table(["video: hands", "frames/s"], [[name, f"{rate:.1f}"] for name, rate in rates.items()]),
+    ]
+    starts = {network: start_seconds(network) for network in ("landmarks", "hourglass")} if config.starts else {}
+    if starts:
+        body = [[name, f"{cold:.1f}", f"{cached:.1f}"] for name, (cold, cached) in starts.items()]
+        lines += ["", *markdown_table(["new process to first result, s", "first", "later"], body)]
+    content = {
+        "environment": environment(),
+        "milliseconds": warm,
+        "first_call_seconds": first,
+        "frames_per_second": rates,
+        "start_seconds": starts,
+    }
+    publish("\n".join(lines), content, config.json)
+    return content
+
+
+def image_calls(landmarks: HandTailor) -> dict[str, Callable[[int], Any]]:
+    """Return the calls to time, which recover the hands of an image; their argument is not used."""
+    one, two = read_image(EXAMPLES / ONE), read_image(EXAMPLES / TWO)
+    hourglass = HandTailor.load(network="hourglass")
+    box = (40.0, 10.0, 250.0, 265.0)
+    return {
+        "landmarks, one hand": lambda _: landmarks(one),
+        "landmarks, two hands": lambda _: landmarks(two),
+        "landmarks, one hand in a box": lambda _: landmarks.one(one, box=box),
+        REFERENCE: lambda _: hourglass.one(one, box=box),
+    }
+
+
+def frames_per_second(tailor: HandTailor, name: str, hands: int, count: int) -> float:
+    """Return the rate at which the frames of a video are decoded and its hands are followed; overlays do not count."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        write_video(path, read_image(EXAMPLES / name), count)
+
+        def follow() -> None:
+            with Video(path) as video:
+                tracker = HandVideo(tailor, 30.0, config=VideoConfig(hands=hands))
+                for frame in video:
+                    found = tracker(frame.image, frame.time)
+                    assert len(found) == hands, f"frame {frame.index} of {name}: {len(found)} hands instead of {hands}"
+
+        follow()  # compiles
+        return count / seconds(follow)
+
+
+def write_video(path: Path, image: Image, count: int) -> None:
+    """Write a video in which an image moves to and fro."""
+    cv2 = opencv()
+    height, width = image.shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 30.0, (width, height))
+    for i in range(count):
+        phase = 2.0 * math.pi * i / 60.0
+        move = np.asarray([[1.0, 0.0, 8.0 * math.sin(phase)], [0.0, 1.0, 5.0 * math.cos(phase)]])
+        moved = cv2.warpAffine(image, move, (width, height), borderMode=cv2.BORDER_REPLICATE)
+        writer.write(moved[:, :, ::-1])
+    writer.release()
+
+
+def start_seconds(network: str) -> tuple[float, float]:
+    """Return the seconds from the import to the first result in a new process: without and with a compile cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
+        command = [sys.executable, "-c", _START, str(EXAMPLES / ONE), network]
+        first, later = (
+            float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+            for _ in range(2)
+        )
+    return first, later
+
+
+if __name__ == "__main__":
+    command(ImagesBenchmark, measure, __doc__)
