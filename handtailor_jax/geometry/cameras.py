@@ -23,6 +23,14 @@ def depth_divisor(camera: Camera, z: Float[Array, "*batch n"]) -> Float[Array, "
     return p * jnp.maximum(z, _NEAREST) + (1.0 - p)
 
 
+def held_depth(camera: Camera, depth: Float[Array, ""]) -> Float[Array, ""]:
+    """Clip the depth of a root, metres, to 0.05 ... 50; in weak perspective return 0.
+
+    The range bounds hands from an untrained network.
+    """
+    return jnp.where(camera.perspectivity > 0.5, jnp.clip(depth, 0.05, 50.0), 0.0)
+
+
 def focal_length(camera: Camera) -> Float[Array, ""]:
     """Return the geometric mean of the focal lengths, pixels (perspective) or pixels per unit (weak perspective)."""
     return jnp.sqrt(jnp.abs(jnp.linalg.det(camera.linear)))

@@ -18,12 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from handtailor_jax.geometry.cameras import depth_divisor, focal_length, inverse_linear, project, unproject
+from handtailor_jax.geometry.cameras import depth_divisor, focal_length, held_depth, inverse_linear, project, unproject
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, left_jacobian, matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import ANCESTRY, Anatomy, HandModel, PosedHand
 from handtailor_jax.mano.landmarks import KEYPOINT_JOINT, LandmarkConvention
 from handtailor_jax.skeleton import FINGER_JOINTS, JOINT_PARENTS, KEYPOINTS_FROM_MANO, ROOT, ROOT_JOINT
-from handtailor_jax.tailor.placement import held_depth
 from handtailor_jax.types import HandParameters, Observation, pytree
 
 # Places of the unknowns in x.

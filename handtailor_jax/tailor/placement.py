@@ -9,12 +9,20 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from handtailor_jax.geometry.cameras import depth_divisor, focal_length, inverse_linear, place, project, unproject
+from handtailor_jax.geometry.cameras import (
+    depth_divisor,
+    focal_length,
+    held_depth,
+    inverse_linear,
+    place,
+    project,
+    unproject,
+)
 from handtailor_jax.geometry.lifting import reference_bone_length
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.skeleton import ROOT, ROOT_JOINT
-from handtailor_jax.types import Camera, Hand, HandMesh, HandParameters, Observation
+from handtailor_jax.types import Hand, HandMesh, HandParameters, Observation
 
 StartScale = Literal["closed_form", "released", "proposed"]
 """Scale of the start: Eq. 12 (with intrinsics) or 17 (without); the released program's version of Eq. 12, which scales
@@ -23,8 +31,7 @@ together."""
 
 # A closed-form scale below this share of the scale at which the sizes agree belongs to a hand in a wrong orientation.
 _LEAST_SCALE = 0.3
-# An untrained network's root depth, metres, and bone over the model's are held in these ranges.
-_DEPTHS = (0.05, 50.0)
+# An untrained network's bone over the model's is held in this range.
 _SIZES = (0.05, 20.0)
 # Smallest factor on the proposed bone in the released program.
 _RELEASED_FLOOR = 0.9
@@ -67,11 +74,6 @@ def initialize(
         correction = closed_form_scale_with_depths(observation, keypoints / length, root, bone)
         start = jnp.where(perspective, jnp.maximum(correction, _RELEASED_FLOOR) * bone / length, start)
     return HandParameters(pose=pose, betas=betas, scale=start, translation=root)
-
-
-def held_depth(camera: Camera, depth: Float[Array, ""]) -> Float[Array, ""]:
-    """Clip the depth of a root, metres, to 0.05 ... 50; in weak perspective return 0."""
-    return jnp.where(camera.perspectivity > 0.5, jnp.clip(depth, *_DEPTHS), 0.0)
 
 
 def closed_form_scale(
