@@ -261,6 +261,10 @@ def _predict_video(source: Source, tailor: HandTailor, files: HandFiles, config:
         write_animation(out / f"{source.id}.glb", meshes, times)
     note = f", {undecoded} frames could not be decoded" if undecoded else ""
     tqdm.write(f"{source.id}: hands found in {seen} of {follow.frames} frames{note}")
+    if undecoded >= follow.frames:
+        raise InputError(
+            f"{undecoded} of {undecoded + follow.frames} frames could not be decoded: the results lack them"
+        )
 
 
 def _draw(image: Image, hands: Sequence[Hand]) -> Image:

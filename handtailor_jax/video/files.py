@@ -58,7 +58,7 @@ class Video:
             except UnicodeDecodeError:
                 raise InputError(f"{source}: the name is not UTF-8: rename the video") from None
         with quiet(cv2):
-            self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+            self._capture = cv2.VideoCapture(source if isinstance(source, int) else _address(source))
         if not self._capture.isOpened():
             remedy = "connect it or choose another number" if self._live else "give an MP4, AVI, MOV or WebM file"
             raise InputError(f"{self.name}: {'does not answer' if self._live else 'is no video'}: {remedy}")
@@ -66,7 +66,7 @@ class Video:
         self.rate: float | None = float(rate) if 0.5 <= rate <= 1000.0 else None
         """Frames per second; None if unknown."""
         self.count: int | None = int(count) if not self._live and 1 <= count < 1e9 else None
-        """Number of frames that the file announces; None if unknown."""
+        """Number of frames that the file announces, which may be an estimate; None if unknown."""
 
     def __enter__(self) -> "Video":
         return self
@@ -75,7 +75,7 @@ class Video:
         self._capture.release()
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yield the remaining frames.
+        """Yield the remaining frames. Those that cannot be decoded count if one follows that can.
 
         Raises:
             InputError: At the end, if no frame could be decoded.
@@ -83,6 +83,7 @@ class Video:
         cv2 = _opencv()
         start, last = time.monotonic(), -math.inf
         index = decoded = failures = 0
+        undecoded: list[Frame] = []
         while True:
             with quiet(cv2):
                 grabbed = self._capture.grab()
@@ -97,11 +98,19 @@ class Video:
                 now = max(last, 0.0) + 1.0 / (self.rate or 30.0)
             last = now
             whole = np.ascontiguousarray(image[..., ::-1]) if done and image is not None else None
-            decoded += whole is not None
-            yield Frame(index, now, whole)
+            undecoded.append(Frame(index, now, whole))
             index += 1
+            if whole is not None:
+                decoded += 1
+                yield from undecoded
+                undecoded.clear()
         if not decoded:
             raise InputError(f"{self.name}: no frame could be decoded: give a video that other programs can play")
+
+
+def _address(path: Path) -> str:
+    """Return the absolute name of a file: FFmpeg takes what is before a colon in a relative one for a protocol."""
+    return str(path.absolute())
 
 
 def _opencv() -> Any:
@@ -132,7 +141,7 @@ def video_writer(path: Path, rate: float) -> Iterator[Callable[[Image], None]]:
                 shape = image.shape
                 code = cv2.VideoWriter_fourcc(*"mp4v")
                 with quiet(cv2):
-                    writer = cv2.VideoWriter(str(temporary), code, rate, (shape[1] // 2 * 2, shape[0] // 2 * 2))
+                    writer = cv2.VideoWriter(_address(temporary), code, rate, (shape[1] // 2 * 2, shape[0] // 2 * 2))
                 if not writer.isOpened():
                     remedy = "choose another folder, and images of at least 2 x 2"
                     raise InputError(f"{path}: the video cannot be written: {remedy}")
@@ -149,7 +158,7 @@ def video_writer(path: Path, rate: float) -> Iterator[Callable[[Image], None]]:
         if writer is not None:
             # OpenCV's writer does not report a full disk, so the file is opened again.
             with quiet(cv2):
-                check = cv2.VideoCapture(str(temporary))
+                check = cv2.VideoCapture(_address(temporary))
                 playable = check.isOpened() and check.read()[0]
                 check.release()
             if not playable:

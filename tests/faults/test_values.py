@@ -165,3 +165,21 @@ def test_another_name_of_an_input_is_the_input(tmp_path):
     with pytest.raises(InputError, match="is an input"):
         prepare_folder(tmp_path, ["out.json"], [tmp_path / "in.json"])
     prepare_folder(tmp_path, ["new.json"], [tmp_path / "in.json", None, tmp_path / "missing"])
+
+
+def test_conversion_onto_its_checkpoint(refused, tmp_path, monkeypatch):
+    from handtailor_jax.hand_module import official, torch_file
+
+    monkeypatch.setattr(torch_file, "read_state_dict", lambda _: {})
+    monkeypatch.setattr(official, "load_official", lambda _: None)
+    (tmp_path / "m.pt").write_bytes(b"checkpoint")
+    untouched(refused, tmp_path / "m.pt", "convert-official", tmp_path / "m.pt", tmp_path / "m.pt")
+
+
+def test_export_onto_its_weights(refused, tmp_path, monkeypatch):
+    from handtailor_jax.hand_module import weights
+
+    monkeypatch.setattr(weights, "load_module", lambda *_: object())
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"weights")
+    untouched(refused, path, "export", "hand-module", path, "--weights", path)
