@@ -27,7 +27,7 @@ first = runpy.run_path(str(Path(__file__).with_name("paper_keypoints.py")))["con
 config = dataclasses.replace(
     first,
     stage="end_to_end",
-    loss=LossWeights.paper("end_to_end"),
+    loss=dataclasses.replace(LossWeights.paper("end_to_end"), bone=first.loss.bone),
     optimizer=dataclasses.replace(first.optimizer, learning_rate=3e-5),
     weights=Path("runs/keypoints/weights.safetensors"),
     iknet_weights=Path("runs/iknet/weights.safetensors"),

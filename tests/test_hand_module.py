@@ -192,6 +192,30 @@ def released():
     return module, program(module)
 
 
+def test_the_papers_decoding_has_no_bias():
+    """A perfect map has no bias, a background of 1e-2 (which moves the released decoding by 35 pixels) hardly any."""
+    wanted = np.random.default_rng(1).uniform(40.0, 216.0, (1, 21, 2)).astype(np.float32)
+    wanted[0, 0] = 40.0
+    peaks = gaussian_heatmaps(indices_from_pixels(jnp.asarray(wanted), 4), (64, 64), 2.0)
+
+    def decode(name, background):
+        share = jnp.clip(jnp.maximum(peaks, background), 1e-7, 1.0 - 1e-6)
+        flat = jnp.full((1, 64, 64, 21), 0.5)
+        maps = StackOutput(flat, flat, jnp.log(share) - jnp.log1p(-share), flat, flat)
+        module = HandModule(dataclasses.replace(TINY_RELEASED, decoding=name), rngs=nnx.Rngs(0))
+        module.eval()
+        camera, features = perspective(1, 300.0), jnp.zeros((1, 8))
+        return jax.jit(lambda: module.decode(camera, [maps], features, jnp.zeros((1, 12))))()
+
+    exact, noisy = decode("paper", 0.0), decode("paper", 1e-2)
+    np.testing.assert_allclose(exact.keypoints_2d, wanted, atol=0.02)
+    np.testing.assert_allclose(noisy.keypoints_2d, wanted, atol=0.3)
+    assert jnp.max(jnp.abs(decode("released", 1e-2).keypoints_2d - wanted)) > 35.0
+    # It starts at a usual bone and a usual distance in bones, and reaches RHD's 1.18 m.
+    np.testing.assert_allclose([exact.bone[0], exact.root_depth[0]], [0.09, 0.72], rtol=1e-6)
+    assert jnp.all(exact.joints[0, :, 2] == exact.root_depth[0])
+
+
 def test_corrected_decoding_has_no_bias(small):
     """Keypoints have no half-pixel bias, depths are relative to the root; root depth scales with the focal length."""
     module, _ = small

@@ -18,7 +18,6 @@ from flax import nnx
 
 from handtailor_jax.data.augmentation import augment
 from handtailor_jax.data.sample import Batch
-from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.weights import load_weights, save_weights
 from handtailor_jax.skeleton import ROOT
@@ -175,7 +174,7 @@ PAPER = dataclasses.replace(
     stem="strided",
     stem_channels=8,
     rotation="quaternion",
-    decoding=HandModuleConfig.official().decoding,
+    decoding="paper",
 )
 EQ_7 = ("paper_heatmap", "paper_joints", "paper_root_depth", "paper_betas", "paper_model_keypoints")
 

@@ -338,7 +338,7 @@ def test_configurations_of_the_paper(monkeypatch):
     )
     for each, stage, rate in ((first, "keypoints", 3e-4), (poses, "ik", 3e-4), (last, "end_to_end", 3e-5)):
         assert each.stage == stage
-        assert each.module == HandModuleConfig.official()
+        assert each.module == dataclasses.replace(HandModuleConfig.official(), decoding="paper")
         assert not each.detached
         schedule = learning_rate(each.optimizer, each.steps)
         np.testing.assert_allclose([schedule(step) for step in (0, 1, each.steps - 1)], rate, rtol=1e-6)
@@ -352,6 +352,6 @@ def test_configurations_of_the_paper(monkeypatch):
     text = (ROOT / "configs" / "paper_keypoints.py").read_text()
     for samples in (15_000, 130_240):
         assert f"--steps {math.ceil(100 * samples / first.batch)}" in text
-    eq_6 = LossWeights(paper_heatmap=100.0, paper_joints=1.0, paper_root_depth=0.1)
+    eq_6 = LossWeights(paper_heatmap=100.0, paper_joints=1.0, paper_root_depth=0.1, bone=0.1)
     assert first.loss == eq_6
     assert last.loss == dataclasses.replace(eq_6, paper_betas=1.0, paper_model_keypoints=0.1)

@@ -37,8 +37,9 @@ class HandModuleConfig:
     """Widths of the hidden layers of IKNet."""
     rotation: Literal["quaternion", "matrix"] = "quaternion"
     """Output of IKNet: quaternions, or the first two columns of each rotation matrix, which is continuous."""
-    decoding: Literal["released", "corrected"] = "released"
-    """Decoding of maps and shape vector to keypoints and lengths: the released program's, or one without its biases."""
+    decoding: Literal["released", "paper", "corrected"] = "released"
+    """Decoding of maps and shape vector to keypoints and lengths: the released program's, for its weights; the paper's
+    without that program's biases, with the root depth in reference bones, for new networks; or ours."""
     confidence_radius: float = 6.0
     """Radius, in map cells, of the window around a keypoint in which the heatmap's mass is its confidence."""
     dtype: Literal["float32", "bfloat16"] | None = None

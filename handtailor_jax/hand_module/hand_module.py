@@ -15,14 +15,7 @@ from jaxtyping import Array, Float
 from handtailor_jax.detector.landmark_network import HandLandmarkNetwork, Landmarks
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import inverse_linear
-from handtailor_jax.geometry.heatmaps import (
-    expected_index,
-    expected_value,
-    mass_near,
-    pixels_from_indices,
-    sigmoid_heatmaps,
-    softmax_heatmaps,
-)
+from handtailor_jax.geometry.heatmaps import expected_index, expected_value, mass_near, normalised, pixels_from_indices
 from handtailor_jax.geometry.lifting import lift, lift_scale, root_depth_in_bones, turn_to_axis
 from handtailor_jax.geometry.mirror import mirror_points, mirror_pose
 from handtailor_jax.hand_module.config import HandModuleConfig
@@ -34,8 +27,10 @@ from handtailor_jax.types import Camera, HandEstimate, pytree
 # Range of relative depth, in reference bones, that the released network's depth maps cover.
 _DEPTH_MIN, _DEPTH_RANGE = -1.5, 3.0
 
-# Reference bone of an adult, metres: the corrected decoding predicts a bone length relative to it.
+# Reference bone of an adult, metres: new networks predict a bone length relative to it.
 _USUAL_BONE = 0.09
+# Root depth in reference bones at which a network with the paper's decoding starts: it predicts 1.8 to 36 bones.
+_USUAL_DEPTH = 8.0
 
 
 @pytree
@@ -123,22 +118,21 @@ class HandModule(nnx.Module):
         shape_vector: Float[Array, "batch 12"],
     ) -> HourglassEstimate:
         """Convert maps and shape vector to an estimate, in at least float32 (Eq. 4, 5, 14, 15 of the paper)."""
-        released = self.config.decoding == "released"
+        decoding = self.config.decoding
         precision = camera.linear.dtype
         last = jax.tree.map(lambda a: a.astype(precision), stacks[-1])
         shape_vector = shape_vector.astype(precision)
 
-        heatmaps = (sigmoid_heatmaps if released else softmax_heatmaps)(last.heatmap_logits)
+        heatmaps = normalised(last.heatmap_logits, decoding)
         index = expected_index(heatmaps)
         depth = expected_value(heatmaps, last.depth_maps)
         stride = self.config.image_size // self.config.map_size
-        if released:
-            keypoints_2d = stride * index
+        keypoints_2d = stride * index if decoding == "released" else pixels_from_indices(index, stride)
+        if decoding == "released":
             # Without intrinsics the released program leaves out the minimum, which only moves the hand along z.
             relative_depth = _DEPTH_RANGE * depth + (_DEPTH_MIN * camera.perspectivity)[:, None]
         else:
-            keypoints_2d = pixels_from_indices(index, stride)
-            relative_depth = depth - depth[:, ROOT, None]
+            relative_depth = (_DEPTH_RANGE if decoding == "paper" else 1.0) * (depth - depth[:, ROOT, None])
         bone, scale, root_depth, joints = self._lift(camera, keypoints_2d, relative_depth, shape_vector[:, :2])
         rotations = self.iknet(normalise_joints(joints))
         return HourglassEstimate(
@@ -172,22 +166,25 @@ class HandModule(nnx.Module):
         raw_lengths: Float[Array, "batch 2"],
     ) -> tuple[Float[Array, "batch"], Float[Array, "batch"], Float[Array, "batch"], Float[Array, "batch 21 3"]]:
         """Return bone, scale, root depth and joints; see the fields of `HourglassEstimate`."""
-        released = self.config.decoding == "released"
+        decoding = self.config.decoding
         perspective = camera.perspectivity > 0.5
         rays = jnp.einsum("bij,bkj->bki", inverse_linear(camera), keypoints_2d - camera.center[:, None])
         turn = None
-        if not released:
+        if decoding == "corrected":
             # A crop does not show where in the image it was, so depths are predicted along the line of sight to the
             # root. The hand is lifted in a frame with this line as its z axis, and the joints are rotated back.
             rays, turn = _along_line_of_sight(rays, camera.perspectivity)
         rays_per_bone = lift_scale(jnp.concatenate([rays, relative_depth[..., None]], axis=-1))
-        if released:
+        if decoding == "released":
             bone, root_depth = jax.nn.sigmoid(raw_lengths[:, 0]), jax.nn.sigmoid(raw_lengths[:, 1])
         else:
-            # Depth is predicted relative to the depth implied by the apparent bone length, so the prediction does not
-            # depend on the focal length.
+            # Our depth is relative to the depth implied by the apparent bone length, so the prediction does not depend
+            # on the focal length.
             bone = _USUAL_BONE * jnp.exp(jnp.tanh(raw_lengths[:, 0]))
-            root_depth = bone * root_depth_in_bones(rays, relative_depth) * jnp.exp(jnp.tanh(raw_lengths[:, 1]))
+            if decoding == "paper":
+                root_depth = bone * _USUAL_DEPTH * jnp.exp(1.5 * jnp.tanh(raw_lengths[:, 1]))
+            else:
+                root_depth = bone * root_depth_in_bones(rays, relative_depth) * jnp.exp(jnp.tanh(raw_lengths[:, 1]))
         scale = jnp.where(perspective, bone, rays_per_bone)
         root_depth = jnp.where(perspective, root_depth, 0.0)
         # Rays are already points of the plane z = 1 (x and y in weak perspective): a camera with K = I lifts them.

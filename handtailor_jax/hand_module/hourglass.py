@@ -99,7 +99,7 @@ class Stack(nnx.Module):
         self.head = head(channels, maps, config, rngs=rngs)
         self.merge = Block(linear(channels + maps, channels, config, bias=False, rngs=rngs), config, rngs=rngs)
         self.depth_maps = depth_maps
-        self.depths_in_unit_interval = config.decoding == "released"
+        self.depths_in_unit_interval = config.decoding != "corrected"
 
     def __call__(self, x: Float[Array, "batch rows columns channels"]) -> StackOutput:
         """Compute maps and features from features."""

@@ -233,9 +233,9 @@ class TrainingConfig:
             f"batch {self.batch} cannot be split into optimizer.accumulate = {parts} parts: choose a divisor of it",
         )
         _check(
-            not self.detached or not (self.module.decoding == "released" or self.through_tailor),
-            "detached needs our decoding and no losses through the tailor: set detached to False for the released "
-            "decoding or to train through the tailor",
+            not self.detached or not (self.module.decoding != "corrected" or self.through_tailor),
+            "detached needs our decoding and no losses through the tailor: set detached to False for the paper's "
+            "decodings or to train through the tailor",
         )
         _check(self.module.batch_axis is None, "module.batch_axis is set by the training itself: leave it out")
         data, dataset = self.data, self.data.counts(self.batch).dataset

@@ -80,7 +80,7 @@ def keypoints_2d(batch: Batch, prediction: Prediction) -> Term:
 
 def relative_depth(batch: Batch, prediction: Prediction) -> Term:
     """Huber error of the relative depths, in reference bones."""
-    along_camera = prediction.config.module.decoding == "released"
+    along_camera = prediction.config.module.decoding != "corrected"
     error = prediction.estimated.relative_depth - true_relative_depth(batch, along_camera)
     return weighted_mean(_huber(error[..., None], 0.05), batch.has_joints)
 
