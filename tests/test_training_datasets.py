@@ -13,6 +13,7 @@ import pytest
 from handtailor_jax.data.augmentation import AugmentationConfig, augment
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
+from handtailor_jax.evaluation.freihand import freihand_joints
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.losses import shape_depth_loss, shape_silhouette_loss
@@ -355,3 +356,16 @@ def test_configurations_of_the_paper(monkeypatch):
     eq_6 = LossWeights(paper_heatmap=100.0, paper_joints=1.0, paper_root_depth=0.1, bone=0.1)
     assert first.loss == eq_6
     assert last.loss == dataclasses.replace(eq_6, paper_betas=1.0, paper_model_keypoints=0.1)
+
+
+def test_freihands_joints_in_training(mano, folders, rng):
+    """FreiHAND's ground truth is compared with its own definition of the joints: on its chain MANO differs by mm."""
+    pose = jnp.asarray(0.3 * rng.normal(size=(4, 16, 3)), jnp.float32)
+    betas = jnp.asarray(rng.normal(size=(4, 10)), jnp.float32)
+    rotations = matrix_from_axis_angle(pose)
+    vertices = jax.jit(jax.vmap(lambda b, r: mano.shape(b).articulate(r).skin().vertices))(betas, rotations)
+    truth = freihand_joints(mano, np.asarray(vertices))
+    assert config(folders, "freihand").freihand_joints
+    assert not config(folders, "rhd").freihand_joints
+    np.testing.assert_allclose(posed_keypoints(mano, betas, rotations, True), truth, atol=1e-6)
+    assert np.abs(posed_keypoints(mano, betas, rotations) - truth).max() > 1e-3

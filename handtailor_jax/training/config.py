@@ -265,6 +265,11 @@ class TrainingConfig:
         return self.loss.tailored_keypoints + self.loss.tailored_mesh > 0.0
 
     @property
+    def freihand_joints(self) -> bool:
+        """Whether the joints are those that FreiHAND regresses from the posed mesh, not the hand model's chain."""
+        return self.data.dataset == "freihand" and self.data.counts(self.batch).dataset == self.batch
+
+    @property
     def rendered(self) -> int:
         """Number of samples per step that are rendered on the devices."""
         on_devices = self.stage != "ik" and self.data.synthetic == "rendered"

@@ -99,13 +99,13 @@ class Errors:
     """Predicted keypoints, pixels of the crop."""
 
 
-def errors_of(module: HandModule, hand: HandModel, batch: Batch) -> Errors:
+def errors_of(module: HandModule, hand: HandModel, batch: Batch, freihand: bool = False) -> Errors:
     """Return the errors of a network in evaluation mode on crops."""
     estimate = module(batch.image.astype(hand.dtype) / 255.0, batch.camera)
     distance = jnp.sqrt(jnp.sum(jnp.square(estimate.keypoints_2d - batch.keypoints_2d), axis=-1))
     truth = batch.joints - batch.joints[:, ROOT, None]
     lifted = normalise_joints(estimate.joints) * estimate.bone[:, None, None]
-    model = posed_keypoints(hand, estimate.betas, estimate.rotations)
+    model = posed_keypoints(hand, estimate.betas, estimate.rotations, freihand)
     angle = angle_between(estimate.rotations, matrix_from_axis_angle(jnp.asarray(batch.pose)))
     return Errors(
         keypoints=distance / hand_size(batch.keypoints_2d)[:, None],
@@ -124,7 +124,8 @@ def create_evaluator(network: Network, hand: HandModel, config: TrainingConfig) 
 
 def _on_images(network: Network, hand: HandModel, config: TrainingConfig) -> Callable[[TrainState], Figures]:
     sets = test_sets(config, hand)
-    compiled = jax.jit(lambda state, batch, hand: errors_of(network.averaged(state), hand, batch))
+    freihand = config.freihand_joints
+    compiled = jax.jit(lambda state, batch, hand: errors_of(network.averaged(state), hand, batch, freihand))
 
     def evaluate(state: TrainState) -> Figures:
         figures: dict[str, float] = {}

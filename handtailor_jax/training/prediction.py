@@ -6,18 +6,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from handtailor_jax.data.augmentation import MAP_STRIDE, map_affine
 from handtailor_jax.data.sample import Batch, labelled_batch
+from handtailor_jax.evaluation.freihand import FREIHAND_TIPS
 from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.geometry.heatmaps import expected_index, expected_value, pixels_from_indices, softmax_heatmaps
 from handtailor_jax.hand_module.hand_module import HandModule, HourglassEstimate
 from handtailor_jax.hand_module.iknet import Rotations, normalise_joints
 from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.mano.loading import MANO_VERTICES
 from handtailor_jax.pipeline import recover
 from handtailor_jax.render.soft import SoftMaps, soft_rasterise
-from handtailor_jax.skeleton import ROOT
+from handtailor_jax.skeleton import KEYPOINTS_FROM_MANO, ROOT
 from handtailor_jax.synthetic.poses import PoseConfig, sample_betas, sample_pose
 from handtailor_jax.tailor.placement import camera_mesh
 from handtailor_jax.tailor.tailor import TailorConfig
@@ -62,7 +65,7 @@ class Prediction:
         """Keypoints of the hand model under the predicted pose and shape (the true shape in stage "ik"), metres."""
         if self.estimate is None:
             return posed_keypoints(self.hand, jnp.asarray(self.batch.betas), self.rotations_from_truth.matrices)
-        return posed_keypoints(self.hand, self.estimate.betas, self.estimate.rotations)
+        return posed_keypoints(self.hand, self.estimate.betas, self.estimate.rotations, self.config.freihand_joints)
 
     @cached_property
     def maps(self) -> SoftMaps:
@@ -125,9 +128,20 @@ def _detached_estimate(
 
 
 def posed_keypoints(
-    hand: HandModel, betas: Float[Array, "batch 10"], rotations: Float[Array, "batch 16 3 3"]
+    hand: HandModel,
+    betas: Float[Array, "batch 10"],
+    rotations: Float[Array, "batch 16 3 3"],
+    freihand: bool = False,
 ) -> Float[Array, "batch 21 3"]:
-    """Return the hand model's keypoints, metres, in its own frame turned by the global rotation."""
+    """Return the hand model's keypoints, metres, in its own frame turned by the global rotation.
+
+    With `freihand` MANO's are FreiHAND's: regressed from the posed mesh, with FreiHAND's fingertips.
+    """
+    if freihand and hand.skin.template.shape[0] == MANO_VERTICES:
+        vertices = jax.vmap(lambda b, r: hand.shape(b).articulate(r).skin().vertices)(betas, rotations)
+        joints = jnp.einsum("jv,nvi->nji", hand.joint_regressor, vertices)
+        both = jnp.concatenate([joints, vertices[:, np.asarray(FREIHAND_TIPS)]], axis=1)
+        return both[:, np.asarray(KEYPOINTS_FROM_MANO)]
     return jax.vmap(lambda b, r: hand.shape(b).articulate(r).keypoints)(betas, rotations)
 
 
