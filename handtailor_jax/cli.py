@@ -1,6 +1,6 @@
 """The `handtailor` command: hand meshes from images, videos and keypoints; rendered hands; conversion and export.
 
-Input that cannot be used prints one line and exits with status 2, before anything is written.
+Input that cannot be used is reported in one line, and the exit status is 2.
 """
 
 # A command is a class: docstring and fields are its help, and a call runs it and only then imports anything heavy.
@@ -183,7 +183,7 @@ class Synth:
     out: Path
     """Folder to write; it must not exist, or be empty."""
     split: Literal["train", "test"] = "train"
-    """train: as many samples as wanted, by seed. test: the 4,000 samples of this project's evaluation."""
+    """train: as many samples as wanted, by seed. test: the first ones of the 4,000 samples of this project's evaluation."""
     count: int = 1000
     """Number of samples."""
     size: int = 224

@@ -9,7 +9,7 @@ from handtailor_jax.tailor import PRESETS, TailorConfig, initialize, tailor
 from handtailor_jax.tailor.placement import camera_keypoints
 from handtailor_jax.types import Camera, Observation
 
-COUNT, PIECE = 10_000, 500
+COUNT, PIECE = 1_000, 500  # 10,000 starts, which take minutes for each preset, were tried once
 
 
 def random_starts(seed, count):
