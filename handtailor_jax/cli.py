@@ -183,7 +183,7 @@ class Synth:
     out: Path
     """Folder to write; it must not exist, or be empty."""
     split: Literal["train", "test"] = "train"
-    """train: as many samples as wanted, by seed. test: the first ones of the 4,000 samples of this project's evaluation."""
+    """train: as many samples as wanted, by seed. test: the first of the 4,000 samples of this project's evaluation."""
     count: int = 1000
     """Number of samples."""
     size: int = 224
