@@ -166,7 +166,7 @@ def test_everything_from_a_noise_model(tmp_path, truth, predictions, script, mon
     for name in ("figure2.jpg", "figure3a.png", "figure3b.png", "figure4.jpg"):
         assert (out / name).stat().st_size > 5000
     content = json.loads((out / "results.json").read_text())
-    assert content["left_out"] == []
+    assert [reason.partition(":")[0] for reason in content["left_out"]] == ["networks"]  # they need --weights
     [table2] = [table for table in content["tables"] if table["name"] == "table2"]
     [somebody] = [row for row in table2["rows"] if "somebody" in str(row[0])]
     # Joints 4 mm off about each axis, in another order: reordered rightly they are some 7 mm off.

@@ -9,6 +9,7 @@ how right.
 
 import dataclasses
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from handtailor_jax import predict, results
 from handtailor_jax.cli import keep_compiled_programs
 from handtailor_jax.data.readers.photos import PhotoLabel, read_labels
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, InputWarning
 from handtailor_jax.evaluation.alignment import similarity
 from handtailor_jax.evaluation.report import markdown_table
 from handtailor_jax.geometry.boxes import hand_size, square_around
@@ -110,7 +111,10 @@ def _predict(
     hands: list[Hand] = []
     for label in tqdm(labels, desc=f"{config.split}, box {margin:g}x", unit="photograph"):
         box = square_around(label.keypoints_2d, margin)
-        hand = tailor.one(read_image(label.path), None, box, label.side, passes=config.passes)
+        with warnings.catch_warnings():
+            # The boxes are loose on purpose, and some photographs are hardly larger than the hand.
+            warnings.simplefilter("ignore", InputWarning)
+            hand = tailor.one(read_image(label.path), None, box, label.side, passes=config.passes)
         assert hand is not None  # the hourglass always outputs one
         hands.append(hand)
     return hands
