@@ -7,20 +7,15 @@ from collections.abc import Sequence
 
 import tyro
 
-from handtailor_jax.commands import command
+from handtailor_jax.commands import command, parse
 from handtailor_jax.evaluation.paper.reproduce import EvaluationConfig, evaluate
 
 
 @command("evaluate.py")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and evaluate."""
-    config = tyro.cli(
-        EvaluationConfig,
-        args=arguments,
-        description=__doc__,
-        prog="evaluate.py",
-        config=(tyro.conf.PositionalRequiredArgs,),
-    )
+    positional = (tyro.conf.PositionalRequiredArgs,)
+    config = parse(EvaluationConfig, "evaluate.py", arguments, description=__doc__, config=positional)
     findings = evaluate(config)
     if findings.tables or findings.claims:
         print(findings.markdown())

@@ -13,8 +13,8 @@ from typing import Annotated
 
 import tyro
 
-from handtailor_jax.commands import command
-from handtailor_jax.errors import InputError
+from handtailor_jax.commands import command, parse
+from handtailor_jax.errors import InputError, install
 from handtailor_jax.training.config import TrainingConfig
 
 
@@ -49,11 +49,11 @@ class Command:
 @command("train.py")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and train."""
-    file, _ = tyro.cli(ConfigFile, args=arguments, return_unknown_args=True, add_help=False)
+    file, _ = parse(ConfigFile, "train.py", arguments, return_unknown_args=True, add_help=False)
     if file.config is None and not {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments):
         raise InputError("--config is missing: give one of the files in configs/")
     default = Command() if file.config is None else Command(training=read_config(file.config))
-    print(run(tyro.cli(Command, default=default, args=arguments, description=__doc__, prog="train.py")))
+    print(run(parse(Command, "train.py", arguments, default=default, description=__doc__)))
 
 
 def run(options: Command) -> Path:
@@ -67,7 +67,7 @@ def run(options: Command) -> Path:
     try:
         from handtailor_jax.training import loop
     except ImportError as error:
-        raise InputError(f"training needs more packages ({error}): pip install 'handtailor-jax[train]'") from None
+        raise InputError(f"training needs more packages ({error}): {install('train')}") from None
     connect(options)
     return loop.train(options.training, options.out, resume=options.resume, devices=options.devices)
 

@@ -23,7 +23,7 @@ from timing import check_json, check_positive, command, interleaved, publish, se
 from torch_network import seeded_state, torch_network
 
 from handtailor_jax.detector.regions import square_region
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, install
 from handtailor_jax.evaluation.report import environment, markdown_table, usable_cores
 from handtailor_jax.geometry.cameras import as_camera, transform_camera
 from handtailor_jax.hand_module.config import HandModuleConfig
@@ -137,7 +137,7 @@ class PredictReport:
             body = [[name, *(f"{ratios[batch][name]:.3f}" for batch in batches)] for name in compared]
             lines += markdown_table(["", *(f"batch {batch}" for batch in batches)], body)
         elif "torch" not in self.environment:
-            lines += ["", "For the comparison with PyTorch: pip install 'handtailor-jax[bench]'"]
+            lines += ["", f"For the comparison with PyTorch: {install('bench')}"]
         return "\n".join(lines) + "\n"
 
 

@@ -11,16 +11,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 
-from handtailor_jax.commands import command, keep_compiled_programs
+from handtailor_jax.commands import command, keep_compiled_programs, parse
 from handtailor_jax.errors import InputError
 from handtailor_jax.tailor.tailor import PresetName
 from handtailor_jax.types import NetworkName, Side
 
-Out = Annotated[Path, arg(aliases=["-o"])]
-MeshFormat = Literal["obj", "ply", "glb"]
+# The help shows what to write in place of types, and no default of None.
+Out = Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")]
+File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+Four = tuple[float, float, float, float]
+Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+MeshFormat = Annotated[Literal["obj", "ply", "glb"] | None, arg(metavar="{obj,ply,glb}", help_behavior_hint="")]
+Preset = Annotated[PresetName | None, arg(metavar="{default,network,paper,official}", help_behavior_hint="")]
 EXAMPLES = Path(__file__).with_name("assets") / "examples" / "hands.json"
 
 
@@ -33,34 +37,34 @@ class Predict:
     meshes. Inputs that cannot be read are reported and skipped; the exit status is then 2.
     """
 
-    inputs: Positional[tuple[str, ...]]
+    inputs: Annotated[Positional[tuple[str, ...]], arg(metavar="INPUT ...", help_behavior_hint="")]
     """Images, folders, patterns such as "photos/*.jpg", videos, or the number of a webcam."""
     network: NetworkName = "landmarks"
     """Network that recovers the hands: landmarks (palm detector, hand landmark network and IKNet: all hands, both
     sides) or hourglass (the paper's network: one hand, without a detector)."""
-    hands: int | None = None
+    hands: Number = None
     """Largest number of hands; in images all hands if not given, in videos 2."""
     thorough: bool = False
     """Search overlapping tiles of images as well, for small or faint hands. This takes four to ten times as long. It is
     done by itself for images in which no hand is found otherwise."""
-    weights: Path | None = None
+    weights: File = None
     """Weights of the hand module (.safetensors), from training or `handtailor convert-official`; network landmarks uses
     their IKNet alone. The embedded weights if not given."""
     out: Out = Path("hands")
     """Folder for the results."""
-    camera: tuple[float, float, float, float] | None = None
+    camera: Annotated[Four | None, arg(metavar="FX FY CX CY", help_behavior_hint="")] = None
     """Intrinsics FX FY CX CY of the images, pixels; weak perspective if not given."""
-    side: Side | None = None
+    side: Annotated[Side | None, arg(metavar="{right,left}", help_behavior_hint="")] = None
     """Side of all hands; estimated for each hand if not given (network hourglass assumes right hands)."""
-    box: tuple[float, float, float, float] | None = None
+    box: Annotated[Four | None, arg(metavar="X Y W H", help_behavior_hint="")] = None
     """Box X Y W H around the only hand to recover, pixels, in videos of the first frame; hands are searched if not
     given."""
-    hand: Path | None = None
+    hand: File = None
     """Hand model (MANO_RIGHT.pkl, MANO_LEFT.pkl or npz); with network hourglass, --weights must be trained for it. The
     embedded hand if not given."""
-    mesh: MeshFormat | None = None
+    mesh: MeshFormat = None
     """Format of the meshes, glb for videos; no meshes if not given."""
-    preset: PresetName | None = None
+    preset: Preset = None
     """Energy and solver of the tailor: for the hourglass's keypoints (network), for precise keypoints (default), the
     paper's (paper) or the released program's (official); the two last ones are for network hourglass. The preset of the
     network if not given."""
@@ -125,15 +129,15 @@ class Fit:
     are checked first. Keypoints that no hand fits are reported and skipped; the exit status is then 2.
     """
 
-    file: Positional[Path | None] = None
+    file: Positional[File] = None
     """JSON file: an object or a list of objects with keypoints_2d (21 [u, v] pairs, pixels) and optionally id, image,
     convention, order, confidence, joints_3d, pose, betas, camera {fx, fy, cx, cy}, side; the packaged examples if not
     given."""
     out: Out = Path("fits")
     """Folder for the results."""
-    mesh: MeshFormat | None = None
+    mesh: MeshFormat = None
     """Format of the meshes; no meshes if not given."""
-    hand: Path | None = None
+    hand: File = None
     """Hand model: MANO_RIGHT.pkl, MANO_LEFT.pkl or npz; the embedded hand if not given."""
     overlay: bool = True
     """Write overlays: the keypoints, the mesh over the image, and the mesh from the side."""
@@ -181,16 +185,16 @@ class Synth:
     """Render hands with exact labels, as files in the layout of the FreiHAND dataset."""
 
     out: Path
-    """Folder to write; it must not exist, or be empty."""
+    """Folder to write; it must not exist, or be empty. An interrupted command continues if it is given again."""
     split: Literal["train", "test"] = "train"
     """train: as many samples as wanted, by seed. test: the first of the 4,000 samples of this project's evaluation."""
-    count: int = 1000
-    """Number of samples."""
+    count: Number = None
+    """Number of samples; if not given, 1,000 of train and all of test."""
     size: int = 224
     """Side of the images in pixels, a multiple of 16."""
     seed: int = 0
     """Seed of the train split."""
-    backgrounds: Path | None = None
+    backgrounds: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Folder of images to put behind half of the hands; generated backgrounds only if not given."""
 
     def __call__(self) -> None:
@@ -200,7 +204,8 @@ class Synth:
 
         images = None if self.backgrounds is None else read_photographs(self.backgrounds)
         dataset = SyntheticDataset(SyntheticConfig(size=self.size), self.split, self.seed, images)
-        write_freihand(dataset, self.count, self.out)
+        count = self.count if self.count is not None else len(dataset) if self.split == "test" else 1000
+        write_freihand(dataset, count, self.out)
         print(f"written to {self.out}")
 
 
@@ -235,11 +240,11 @@ class Export:
     pose and shape out. pipeline: crop and camera in, placed mesh out."""
     out: Positional[Path]
     """File to write."""
-    weights: Path | None = None
+    weights: File = None
     """Weights of the hand module (.safetensors) that become part of the file; the embedded weights if not given."""
-    hand: Path | None = None
+    hand: File = None
     """Hand model that becomes part of the file; the embedded hand if not given."""
-    preset: PresetName | None = None
+    preset: Preset = None
     """Energy and solver of the tailor; if not given, `default` for the tailor and `network` for the pipeline."""
     tailor: bool = True
     """Fit the network's hand to the detected keypoints, in the pipeline."""
@@ -271,8 +276,7 @@ class Export:
         module = None if self.part == "tailor" else load_module(self.weights, None if self.hand is None else hand)
         preset = PRESETS[self.preset or ("default" if self.part == "tailor" else "network")]()
         # The folder is made after everything that can be wrong with the inputs.
-        names = [self.out.name, f"{self.out.name}.json"]
-        prepare_folder(self.out.absolute().parent, names, [self.weights, self.hand])
+        prepare_folder(self.out.absolute().parent, [self.out.name, f"{self.out.name}.json"], [self.weights, self.hand])
         if module is None:
             export.export_tailor(self.out, hand, preset, perspective=self.perspective, platforms=self.platforms)
         elif self.part == "hand-module":
@@ -285,9 +289,9 @@ class Export:
 @command("handtailor")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and run the command."""
-    config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
     commands = Predict | Demo | Fit | Synth | ConvertOfficial | Export
-    run = tyro.cli(commands, prog="handtailor", description=__doc__, args=arguments, config=config)  # type: ignore[arg-type]
+    config = (OmitSubcommandPrefixes, OmitArgPrefixes)
+    run = parse(commands, "handtailor", arguments, description=__doc__, config=config)
     keep_compiled_programs()
     run()
 

@@ -1,12 +1,13 @@
-"""What all programs share: how expected errors end them, and where their compiled programs are kept."""
+"""What all programs share: command lines, how expected errors end them, and where their compiled programs are kept."""
 
 import contextlib
 import functools
 import io
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -14,12 +15,19 @@ from handtailor_jax.errors import InputError, InputWarning
 
 P = ParamSpec("P")
 
+_MEMORY = "not enough memory: give smaller inputs"
+_FRAME = re.compile(r"\x1b\[[0-9;]*m|^[│╭╰]|[│╮╯]$", re.MULTILINE)
+_UNION = re.compile("no type matching .* could be instantiated from")
+_HEADINGS = {"Argument helptext:": "expected", "Perhaps you meant:": "perhaps you meant", "Missing from": "missing is"}
+_RULE = re.compile(r"^[^\n]*─{4}[^\n]*$", re.MULTILINE)
+
 
 def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Decorate the main function of a program, so that expected errors end it with one line and an exit status.
 
     An `InputError`, an error of the operating system and a lack of memory are printed to stderr after the program's
-    name and exit with status 2; Ctrl-C exits with status 130, and a reader of stdout that has ended with 141.
+    name and exit with status 2; Ctrl-C exits with status 130, and a reader of stdout that has ended with 141. Other
+    errors are mistakes of this package: they keep their traceback, which ends with a request to report it.
     """
 
     def decorate(main: Callable[P, None]) -> Callable[P, None]:
@@ -40,9 +48,14 @@ def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
             except UnicodeEncodeError as error:
                 reason, status = f"{str(error.object)[:200]!r}: the name is not UTF-8: choose another", 2
             except MemoryError:
-                reason, status = "not enough memory: give smaller inputs", 2
+                reason, status = _MEMORY, 2
             except KeyboardInterrupt:
                 reason, status = "", 130
+            except Exception as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):  # of XLA
+                    error.add_note(f"This is a mistake in {program}, not in its input: please report it with this text")
+                    raise
+                reason, status = _MEMORY, 2
             else:
                 return
             if reason:
@@ -85,12 +98,44 @@ def _printing(program: str) -> Iterator[None]:
             raise
 
 
+def parse(kind: Any, program: str, arguments: Sequence[str] | None, **options: Any) -> Any:
+    """Parse a command line by tyro; the keywords are those of `tyro.cli`.
+
+    Raises:
+        InputError: In place of tyro's boxes of several lines.
+    """
+    import tyro
+
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            return tyro.cli(kind, prog=program, args=arguments, **options)
+        except SystemExit as end:
+            if not end.code:
+                raise
+    parts = []
+    for section in _RULE.split(_FRAME.sub("", said.getvalue())):
+        # The first paragraph is the message, or a heading with the options below it.
+        lines = [line.strip() for line in section.strip().splitlines()]
+        paragraph = lines[: lines.index("")] if "" in lines else lines
+        for heading, short in _HEADINGS.items():
+            if paragraph and paragraph[0].startswith(heading):
+                paragraph = [short, *(paragraph[1:2] if heading != "Missing from" else paragraph[1:])]
+        parts.append(" ".join(paragraph).rstrip("."))
+    raise InputError(_UNION.sub("no value can be made of", "; ".join(filter(None, parts))))
+
+
+def cache_folder() -> Path | None:
+    """Return the folder of this package in the user's cache; None for users without a home."""
+    home = os.path.expanduser("~/.cache")  # noqa: PTH111 - Path.home raises for them
+    cache = os.environ.get("XDG_CACHE_HOME") or home
+    return None if cache.startswith("~") else Path(cache) / "handtailor_jax"
+
+
 def keep_compiled_programs() -> None:
     """Keep compiled programs between runs in the user's cache folder, because compiling takes half a minute."""
     import jax
 
-    home = os.path.expanduser("~/.cache")  # noqa: PTH111 - Path.home raises for users without a home
-    cache = os.environ.get("XDG_CACHE_HOME") or home
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not cache.startswith("~"):
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "handtailor_jax"))
+    folder = cache_folder()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder is not None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -29,6 +29,11 @@ def warn(text: str) -> None:
     warnings.warn(InputWarning(text), stacklevel=2)
 
 
+def install(extra: str) -> str:
+    """Return the command that installs an extra of this package, which is in no package registry."""
+    return f"pip install '.[{extra}]' in this project's folder"
+
+
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str], kind: type[InputError] = InputError) -> Iterator[None]:
     """Put the name of a file before the message of an `InputError` that is raised inside the block."""

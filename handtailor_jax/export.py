@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Float
 
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, install
 from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.layers import inference_form
@@ -226,7 +226,7 @@ def _export(
 ) -> Path:
     """Write a function of arrays with a leading batch axis, and its description."""
     if importlib.util.find_spec("flatbuffers") is None:
-        raise InputError("export needs the package flatbuffers: pip install 'handtailor-jax[export]'")
+        raise InputError(f"export needs the package flatbuffers: {install('export')}")
     path = Path(path)
     (batch,) = jax.export.symbolic_shape("batch")
     arguments = [jax.ShapeDtypeStruct((batch, *each.shape), each.dtype) for each in inputs.values()]

@@ -11,55 +11,73 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.errors import InputError, check_file, naming, numbers, warn
+from handtailor_jax.errors import InputError, check_file, install, naming, numbers, warn
 from handtailor_jax.types import Box
 
 Image = npt.NDArray[np.uint8]
 """An RGB image (height, width, 3)."""
 
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .bmp .tif .tiff .webp .gif .avif .heic .heif .jp2 .ppm .pgm".split()  # noqa: SIM905
+)
+"""Suffixes of files in folders that count as images."""
+
+# OpenCV reads this variable when it is imported: the largest number of pixels of an image.
+_LIMIT, _MOST_PIXELS = "OPENCV_IO_MAX_IMAGE_PIXELS", 2**28
+_MOST_BYTES = 2**31
+
 
 def opencv() -> Any:
     """Import cv2, or raise an `InputError` that tells how to install it."""
-    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))  # which OpenCV reads when it is imported
+    os.environ.setdefault(_LIMIT, str(_MOST_PIXELS))
     try:
         import cv2
     except ImportError as error:
-        raise InputError(f"OpenCV cannot be imported ({error}): pip install opencv-python-headless") from None
+        # Another package of OpenCV that is uninstalled takes cv2 with it, and pip believes that this one is complete.
+        remedy = "pip install --force-reinstall --no-deps opencv-python-headless"
+        raise InputError(f"OpenCV cannot be imported ({error}): {remedy}") from None
     return cv2
 
 
 def read_image(path: Path) -> Image:
     """Read an image file as uint8 RGB, rotated by its EXIF orientation; 16-bit, grey and RGBA images are converted.
 
-    Pillow, if it is installed, reads what OpenCV cannot; with pillow-heif also HEIC.
+    Pillow, if it is installed, reads what OpenCV cannot; with pillow-heif also HEIC. Images of more than 2^28 pixels
+    are refused, or of more than the environment variable OPENCV_IO_MAX_IMAGE_PIXELS says.
 
     Raises:
         InputError: If the file is missing or cannot be read.
     """
-    cv2 = opencv()
     try:
-        check_file(path)
-        data = np.frombuffer(path.read_bytes(), np.uint8)
+        if check_file(path) > _MOST_BYTES:
+            raise InputError(f"{path}: the image has more than {_MOST_BYTES} bytes: give a smaller file")
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: the image cannot be read ({error.strerror}): correct its path") from None
+    with naming(path):
+        # OpenCV does not turn AVIF images by the orientation in their container.
+        heif = data[4:8] == b"ftyp"
+        for decode in (_by_pillow, _by_opencv) if heif else (_by_opencv, _by_pillow):
+            if not _cut_short(data) and (image := decode(data)) is not None:
+                return image
+        if heif:
+            raise InputError(f"is a HEIC or AVIF image: {install('heif')}, or convert it to JPEG")
+        raise InputError("is not an image that can be read: give a complete PNG or JPEG")
+
+
+def _by_opencv(data: bytes) -> Image | None:
+    cv2 = opencv()
     try:
         with quiet(cv2):
-            image = None if _cut_short(data.tobytes()) else cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error:
-        image = None
-    if image is None and (image := _read_by_pillow(data.tobytes())) is not None:
-        return image
-    if image is None and data[4:8].tobytes() == b"ftyp":
-        raise InputError(f"{path}: is a HEIC or AVIF image: pip install 'handtailor-jax[heif]', or convert it to JPEG")
-    if image is None:
-        raise InputError(f"{path}: is not an image that can be read: give a complete PNG or JPEG, up to 2^28 pixels")
-    with naming(path):
-        return as_rgb(image[..., ::-1])
-
-
-def _read_by_pillow(data: bytes) -> Image | None:
-    if _cut_short(data):
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:
+        if "MAX_IMAGE_PIXELS" in str(error):
+            raise _too_large() from None
         return None
+    return None if image is None else as_rgb(image[..., ::-1])
+
+
+def _by_pillow(data: bytes) -> Image | None:
     try:
         import PIL.Image
         import PIL.ImageOps
@@ -69,11 +87,20 @@ def _read_by_pillow(data: bytes) -> Image | None:
 
             pillow_heif.register_heif_opener()
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of too many pixels
+            warnings.simplefilter("ignore")  # of many pixels
             with PIL.Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > int(os.environ.get(_LIMIT, _MOST_PIXELS)):
+                    raise _too_large()
                 return np.array(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+    except InputError:
+        raise
     except Exception:  # missing, or of any kind where a file is damaged
         return None
+
+
+def _too_large() -> InputError:
+    limit = os.environ.get(_LIMIT, _MOST_PIXELS)
+    return InputError(f"has more than {limit} pixels: reduce it, or set the environment variable {_LIMIT}")
 
 
 def as_rgb(image: Any) -> Image:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from handtailor_jax.errors import InputError, warn
 from handtailor_jax.hand_tailor import HandTailor, check_finite
-from handtailor_jax.images import Image, opencv, read_image
+from handtailor_jax.images import SUFFIXES, Image, opencv, read_image
 from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, overlay_figure
 from handtailor_jax.render.shading import render_mesh
 from handtailor_jax.results import (
@@ -33,10 +33,6 @@ from handtailor_jax.types import Camera, Hand, Side
 from handtailor_jax.video.files import Video, json_lines, video_writer, write_animation
 from handtailor_jax.video.track import HandVideo, VideoConfig
 
-IMAGES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .bmp .tif .tiff .webp .gif .avif .heic .heif .jp2 .ppm .pgm".split()  # noqa: SIM905
-)
-"""Suffixes of files in folders that count as images."""
 VIDEOS = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"))
 """Suffixes of files that count as videos."""
 
@@ -95,7 +91,7 @@ def _paths(given: str) -> list[Path | int]:
     if os.path.isdir(given):  # noqa: PTH112
         try:
             found = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-            inside = [p for p in found if p.suffix.lower() in IMAGES | VIDEOS]
+            inside = [p for p in found if p.suffix.lower() in SUFFIXES | VIDEOS]
         except OSError as error:
             raise InputError(f"{given}: cannot be read ({error.strerror}): check its permissions") from None
         if not inside:

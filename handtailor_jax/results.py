@@ -133,11 +133,12 @@ def write_image(path: Path, image: Image) -> None:
 
 
 def prepare_folder(folder: Path, names: Iterable[str] = (), inputs: Iterable[Path | None] = ()) -> None:
-    """Create an output folder with its parents, and check that files of the given names can be written there.
+    """Check that files of the given names can be written to a folder, which the first of them creates.
 
     Raises:
         InputError: If the folder cannot be written to, or a folder or one of the input files has one of the names.
     """
+    place = folder.absolute()
     try:
         read = {_identity(path) for path in inputs if path is not None}
         for path in (folder / name for name in names):
@@ -145,11 +146,21 @@ def prepare_folder(folder: Path, names: Iterable[str] = (), inputs: Iterable[Pat
                 raise InputError(f"{path}: is a folder where a file is to be written: choose another --out")
             if _identity(path) is not None and _identity(path) in read:
                 raise InputError(f"{path}: is an input and would be overwritten: choose another --out")
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        while not _exists(place):
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise InputError(f"{folder}: cannot be written to ({error.strerror}): choose another --out") from None
+
+
+def _exists(folder: Path) -> bool:
+    """Return whether there is a folder; raise an OSError if there cannot be one."""
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -162,7 +173,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` at the end, or remove it after an error.
+    """Yield a temporary path beside `path`, whose folder is created; rename it to `path`, or remove it after an error.
 
     The caller writes a file or a folder there, or nothing. The temporary name is random, because process numbers repeat
     in containers. It keeps the suffix, because writers choose the format by it.
@@ -172,6 +183,7 @@ def appearing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if temporary.exists():
             temporary.replace(path)

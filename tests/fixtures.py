@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, install
 from handtailor_jax.images import Image, opencv
 from handtailor_jax.mano.loading import MANO_VERTICES, embedded_arrays
 from handtailor_jax.skeleton import (
@@ -258,7 +258,7 @@ def write_stb(
     try:
         from scipy.io import savemat
     except ImportError as error:
-        raise InputError(f"STB's labels need scipy ({error}): pip install 'handtailor-jax[datasets]'") from None
+        raise InputError(f"STB's labels need scipy ({error}): {install('datasets')}") from None
     hands = random_hands(len(sequences) * frames, 2) if hands is None else hands
     (root / "labels").mkdir(parents=True)
     truth: dict[str, dict[str, list[WrittenHand]]] = {"SK": {}, "BB_left": {}, "BB_right": {}}

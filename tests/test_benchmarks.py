@@ -87,7 +87,7 @@ def test_tiny_run_of_predict(hand, tmp_path, capsys):
     report = predict_benchmark.measure(batches, hand)
     printed = capsys.readouterr().out
     assert "| small" in printed
-    assert "handtailor-jax[bench]" in printed
+    assert "'.[bench]'" in printed
     stages = [
         ("small", "preprocess"),
         ("small", "network"),

@@ -333,5 +333,5 @@ def test_without_grain_the_remedy_is_named():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stderr
-    assert "pip install 'handtailor-jax[datasets]'" in result.stdout
+    assert "pip install '.[datasets]'" in result.stdout
     assert len(result.stdout.splitlines()) == 1

@@ -667,7 +667,7 @@ def test_stb_without_scipy(stb):
     code += "from pathlib import Path; from handtailor_jax.data import open_dataset\n"
     code += f"try: open_dataset('stb', Path({str(stb[0])!r}), 'test')\nexcept ValueError as error: print(error)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "pip install 'handtailor-jax[datasets]'" in found
+    assert "pip install '.[datasets]'" in found
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_bad_requests(dataset, tmp_path):
         dataset.batch([0.5])
     with pytest.raises(InputError, match="photographs"):
         load_assets(np.zeros((2, 8, 8, 3), np.float32))
-    with pytest.raises(InputError, match="no JPEG or PNG"):
+    with pytest.raises(InputError, match="holds no images"):
         read_photographs(tmp_path)
 
 
@@ -273,14 +273,37 @@ def test_files_in_freihands_layout(hand, dataset, samples, tmp_path):
         write_freihand(SyntheticDataset(CONFIG, "test"), TEST_SAMPLES + 1, tmp_path / "none", progress=False)
 
 
-def test_a_failed_write_leaves_no_files(dataset, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+def test_an_interrupted_write_continues(dataset, tmp_path, monkeypatch):
+    """The folder appears when it is complete; what was written before is not rendered again, also for another count."""
+    from handtailor_jax.synthetic import storage
 
-    monkeypatch.setattr("handtailor_jax.synthetic.storage.contact_sheet", full)
+    real, calls = storage.write_image, []
+    step = dataset.config.images_at_once
+
+    def fails_after(most):
+        def write(path, image):
+            if len(calls) == most:
+                raise OSError(28, "No space left on device")
+            calls.append(path.name)
+            real(path, image)
+
+        calls.clear()
+        monkeypatch.setattr(storage, "write_image", write)
+
+    fails_after(2 * step + 3)
     with pytest.raises(InputError, match="No space left"):
-        write_freihand(dataset, 2, tmp_path / "set", progress=False)
-    assert list(tmp_path.iterdir()) == []
+        write_freihand(dataset, 3 * step, tmp_path / "set", progress=False)
+    (partial,) = tmp_path.iterdir()
+    assert partial.name.startswith(".set.")
+    (partial / "training" / "rgb" / ".00000001.0123abcd.tmp.jpg").write_bytes(b"of a killed run")
+    fails_after(10**6)
+    write_freihand(dataset, step + 1, tmp_path / "set", progress=False)
+    assert calls == 2 * [f"{step:08d}.jpg"] + ["contact_sheet.jpg"]
+    write_freihand(dataset, step + 1, tmp_path / "whole", progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"set", "whole"}
+    written, whole = ({p.relative_to(r): p for p in r.rglob("*.*")} for r in (tmp_path / "set", tmp_path / "whole"))
+    assert written.keys() == whole.keys()
+    assert all(written[name].read_bytes() == path.read_bytes() for name, path in whole.items())
 
 
 def test_skin_chart():

@@ -297,7 +297,7 @@ def test_without_tensorflow_datasets_the_remedy_is_named():
         "except InputError as error:\n    print(json.dumps(str(error)))\n"
     )
     message = run(code, ["tensorflow_datasets"])
-    assert "pip install 'handtailor-jax[datasets]'" in message
+    assert "pip install '.[datasets]'" in message
     assert "\n" not in message
 
 

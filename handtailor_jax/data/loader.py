@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from handtailor_jax.data.sample import Batch, Reader, crop_sample
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, install
 
 _THREADS = min(8, os.cpu_count() or 1)
 
@@ -27,7 +27,7 @@ def index_stream(count: int, seed: int, *, shuffle: bool = True, epochs: int | N
     try:
         import grain
     except ImportError as error:
-        raise InputError(f"Grain cannot be imported ({error}): pip install 'handtailor-jax[datasets]'") from None
+        raise InputError(f"Grain cannot be imported ({error}): {install('datasets')}") from None
     stream = grain.MapDataset.range(count).seed(seed)
     return (stream.shuffle() if shuffle else stream).repeat(epochs)
 

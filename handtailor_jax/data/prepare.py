@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from handtailor_jax.commands import command
+from handtailor_jax.commands import command, parse
 from handtailor_jax.data.readers import open_archive, reader_options
 from handtailor_jax.data.sample import Reader, Sample
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, install
 from handtailor_jax.images import opencv
 from handtailor_jax.mano.loading import load_hand
 
@@ -219,19 +219,16 @@ def _tfds() -> Any:
     try:
         import tensorflow_datasets
     except ImportError as error:
-        remedy = "pip install 'handtailor-jax[datasets]'"
-        raise InputError(f"tensorflow-datasets cannot be imported ({error}): {remedy}") from None
+        raise InputError(f"tensorflow-datasets cannot be imported ({error}): {install('datasets')}") from None
     return tensorflow_datasets
 
 
 @command("handtailor_jax.data.prepare")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prepare a dataset from the command line."""
-    import tyro
     from tyro.conf import PositionalRequiredArgs
 
-    program = "python -m handtailor_jax.data.prepare"
-    config = tyro.cli(Prepare, args=arguments, prog=program, config=(PositionalRequiredArgs,))
+    config = parse(Prepare, "python -m handtailor_jax.data.prepare", arguments, config=(PositionalRequiredArgs,))
     options = {name: value for name in ("mask", "depth", "camera", "wrist") if (value := getattr(config, name))}
     if config.hand is not None:
         options["hands_mean"] = np.asarray(load_hand(config.hand).pose_mean)

@@ -17,7 +17,8 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 # Sides of the tiles of a thorough pass, in shorter sides of the image.
 _TILE_SIDES = (1.0, 2.0 / 3.0)
-# Tiles along the longer side of an image, at most; tiles of narrower images are larger.
+# Squares along the longer side of an image, at most about twice as many, because they overlap; in narrower images they
+# are larger.
 _MOST_TILES = 16
 # Sides of the hourglass's squares, in shorter sides of the image.
 _SCAN_SIDES = (1.0, 0.5)
@@ -37,14 +38,18 @@ ACQUIRE, KEEP = 0.5, 0.3
 
 def tiles(width: int, height: int) -> list[Box]:
     """List the squares of a thorough pass; none equals the whole image."""
-    longer, shorter = max(width, height), min(width, height)
-    sides = [max(share * shorter, 2.0 * longer / _MOST_TILES) for share in _TILE_SIDES]
-    return [box for side in sides if side < longer for box in _cover(width, height, side)]
+    sides = dict.fromkeys(_sides(width, height, _TILE_SIDES))
+    return [box for side in sides if side < max(width, height) for box in _cover(width, height, side)]
 
 
 def scan_squares(width: int, height: int) -> list[Box]:
     """List the squares in which the hourglass looks after the whole image, largest first."""
-    return [box for share in _SCAN_SIDES for box in _cover(width, height, share * min(width, height))]
+    return [box for side in dict.fromkeys(_sides(width, height, _SCAN_SIDES)) for box in _cover(width, height, side)]
+
+
+def _sides(width: int, height: int, shares: tuple[float, ...]) -> list[float]:
+    """Return the sides of squares in pixels from their shares of the shorter side of the image."""
+    return [max(share * min(width, height), 2.0 * max(width, height) / _MOST_TILES) for share in shares]
 
 
 def _cover(width: int, height: int, side: float) -> list[Box]:

@@ -108,6 +108,8 @@ def check_own_arrays(arrays: Arrays) -> None:
         expected = f"at least {_SMALLEST_STD} rad expected; give the standard deviations of the prior in radians"
         raise InputError(f"anatomy_std contains {std:.3g}; {expected}")
     check_bones(arrays)
+    if _side(arrays["joint_regressor"], arrays["template"]) != "right":
+        raise InputError("its fingers point along +x, as a left hand's; mirror it to a right hand, fingers along -x")
 
 
 def check_mano_arrays(arrays: Arrays, side: Side) -> None:
@@ -118,11 +120,9 @@ def check_mano_arrays(arrays: Arrays, side: Side) -> None:
     parents = tuple(-1 if p == 2**32 - 1 else int(p) for p in arrays["kintree_table"][0].tolist())
     if parents != JOINT_PARENTS:
         raise InputError(f"the joints have the parents {parents}, not MANO's {JOINT_PARENTS}; is it a MANO hand model?")
-    joints = _rest_joints(arrays["J_regressor"], arrays["v_template"])
-    along_x = joints[JOINT_KEYPOINTS.index(ROOT), 0] - joints[0, 0]
-    if (along_x < 0.0) != (side == "right"):
+    if _side(arrays["J_regressor"], arrays["v_template"]) != side:
         other = "left" if side == "right" else "right"
-        raise InputError(f"its fingers point the way of a {other} hand; rename the file or pass side={other!r}")
+        raise InputError(f"its fingers point the way of a {other} hand; put {other!r} into the file's name")
 
 
 def check_bones(arrays: Arrays) -> None:
@@ -142,6 +142,12 @@ def rest_keypoints(arrays: Arrays) -> npt.NDArray[np.float64]:
     tips = arrays["template"][arrays["tip_vertices"].astype(np.int64)].astype(np.float64)
     joints = _rest_joints(arrays["joint_regressor"], arrays["template"])
     return np.concatenate([joints, tips])[list(KEYPOINTS_FROM_MANO)]
+
+
+def _side(regressor: npt.NDArray[Any], template: npt.NDArray[Any]) -> Side:
+    """Return the side whose fingers point the way of this hand's."""
+    joints = _rest_joints(regressor, template)
+    return "right" if joints[JOINT_KEYPOINTS.index(ROOT), 0] < joints[0, 0] else "left"
 
 
 def _rest_joints(regressor: npt.NDArray[Any], template: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -189,7 +195,11 @@ def _check_values(arrays: Arrays, names: Mapping[str, str]) -> None:
     least = np.min(arrays[weights])
     if least < -1e-3:
         raise InputError(f"{weights} has a weight of {least:.3g}; 0 to 1 expected; {UNDAMAGED}")
-    _check_indices(arrays[names["faces"]], len(arrays[names["template"]]), names["faces"])
+    faces = arrays[names["faces"]]
+    _check_indices(faces, len(arrays[names["template"]]), names["faces"])
+    flat = np.flatnonzero(np.any(faces == np.roll(faces, 1, axis=1), axis=1))
+    if flat.size:
+        raise InputError(f"{names['faces']} names a vertex twice in face {flat[0]}; {UNDAMAGED}")
     still = np.flatnonzero(~np.any(arrays[directions][..., :NUM_BETAS], axis=(0, 1)))
     if still.size:
         raise InputError(f"{directions} moves no vertex in direction {still[0]}; {UNDAMAGED}")

@@ -121,7 +121,7 @@ def load_mano(
     stored = read_arrays(path)
     with naming(path, HandModelError):
         if side is None and named is None:
-            raise InputError("the name does not contain a side; pass side='right' or side='left'")
+            raise InputError("its name contains no side; put 'right' or 'left' into it, as in MANO_RIGHT.pkl")
         if side is not None and named is not None and side != named:
             raise InputError(f"the name says {named} but side={side!r} was given; load it as {named} and mirror it")
         holds = cast(Side, side or named)

@@ -8,10 +8,11 @@ of shards; a shard is a folder of .npy files, which training maps into memory. O
 name, so interrupted rendering continues with the next shard, and a pool can grow.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
+import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from tqdm import tqdm
 from handtailor_jax.data.readers.freihand import RENDERED_PARTS
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
-from handtailor_jax.images import crop_square, read_image
+from handtailor_jax.images import SUFFIXES, crop_square, read_image
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.render.overlay import contact_sheet
-from handtailor_jax.results import appearing, write_image
-from handtailor_jax.skeleton import NUM_KEYPOINTS, ROOT
+from handtailor_jax.results import appearing, write_image, write_json
+from handtailor_jax.skeleton import NUM_BETAS, NUM_JOINTS, NUM_KEYPOINTS, ROOT
 from handtailor_jax.synthetic.dataset import Split, SyntheticConfig, SyntheticDataset, SyntheticSample
 
 SHARD = 128
@@ -38,18 +39,14 @@ _FIELDS = ("image", "keypoints_2d", "intrinsics", "joints", "pose", "betas")
 
 
 def read_photographs(folder: Path, side: int = 320, limit: int = 4000) -> np.ndarray:
-    """Read the middle squares of at most `limit` JPEG and PNG photographs as uint8 RGB (photographs, side, side, 3).
+    """Read the middle squares of at most `limit` photographs as uint8 RGB (photographs, side, side, 3).
 
     Subfolders are searched, too, in the order of names.
 
     Raises:
         InputError: If the folder does not exist or holds no image that can be read.
     """
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.is_file()
-    ]
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
     squares = []
     for path in files[:limit]:
         photograph = read_image(path)
@@ -58,16 +55,19 @@ def read_photographs(folder: Path, side: int = 320, limit: int = 4000) -> np.nda
         box = (float((width - short) // 2), float((height - short) // 2), float(short), float(short))
         squares.append(crop_square(photograph, box, side)[0])
     if not squares:
-        raise InputError(f"{folder}: holds no JPEG or PNG images: give a folder of photographs")
+        raise InputError(f"{folder}: holds no images: give a folder of photographs")
     return np.stack(squares)
 
 
 def write_freihand(dataset: SyntheticDataset, count: int, out: Path, progress: bool = True) -> None:
-    """Write the first samples of a dataset to a folder; on a failure nothing is written.
+    """Write the first samples of a dataset to a folder, which appears when it is complete.
 
     `K`, `xyz` (metres) and `verts` are in the camera frame. `mano` holds 48 pose values (fingers relative to the
     model's mean pose, as in FreiHAND), 10 shape coefficients, u and v of the root, and pixels per metre at its depth.
     `scale` is the length of the middle finger's proximal phalanx.
+
+    Samples are collected in a hidden folder beside `out`, whose name ends in .partial. After an interruption the same
+    call continues there, also with another count.
 
     Args:
         dataset: Source of the samples.
@@ -84,37 +84,60 @@ def write_freihand(dataset: SyntheticDataset, count: int, out: Path, progress: b
         raise InputError(f"{out}: is the working folder: name a new folder as --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already: choose another --out or remove it")
+    seed = dataset.seed if dataset.split == "train" else 0
+    photographs = zlib.crc32(np.asarray(dataset.assets.photographs).tobytes())
+    partial = out.with_name(f".{out.name}.{_digest(dataset.config, dataset.split, seed, photographs)}.partial")
     try:
-        with appearing(out) as folder:
-            _write_layout(dataset, count, folder, RENDERED_PARTS[dataset.split], progress)
+        _write_layout(dataset, count, partial, RENDERED_PARTS[dataset.split], progress)
+        partial.replace(out)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}): choose another --out") from None
 
 
+def _digest(config: SyntheticConfig, *more: Any) -> str:
+    """Return a name for samples, which do not depend on the number of images rendered at once."""
+    settings = dataclasses.asdict(dataclasses.replace(config, images_at_once=1))
+    text = json.dumps([settings, *more] if more else settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def _write_layout(dataset: SyntheticDataset, count: int, folder: Path, part: str, progress: bool) -> None:
-    for name in ("rgb", "mask"):
-        (folder / part / name).mkdir(parents=True)
-    images: list[np.ndarray] = []
+    """Write a dataset; labels of complete batches that exist already are kept."""
+    labels, images = folder / "labels", folder / part / "rgb"
+    labels.mkdir(parents=True, exist_ok=True)
     step = dataset.config.images_at_once
-    with contextlib.ExitStack() as stack:
-        # Entry by entry, because the vertices of a whole dataset do not fit into memory as text.
-        paths = {name: folder / f"{part}_{name}.json" for name in _LISTS}
-        lists = {name: stack.enter_context(path.open("w", encoding="utf-8")) for name, path in paths.items()}
-        bar = stack.enter_context(tqdm(total=count, unit="image", disable=not progress))
-        for index in range(count):
-            if index % step == 0:
-                batch = jax.device_get(dataset.batch(np.arange(index, min(index + step, count))))
-            sample = jax.tree.map(lambda leaf, i=index % step: leaf[i], batch)
-            images += [sample.image] if index < _SHEET else []
-            write_image(folder / part / "rgb" / f"{index:08d}.jpg", sample.image)
-            mask = np.repeat(255 * sample.mask[..., None].astype(np.uint8), 3, axis=-1)
-            write_image(folder / part / "mask" / f"{index:08d}.jpg", mask)
-            for name, entry in _annotation(sample, dataset.assets.hand).items():
-                lists[name].write((",\n" if index else "[") + json.dumps(entry, separators=(",", ":")))
-            bar.update()
-        for file in lists.values():
+    pieces = []
+    for first in tqdm(range(0, count, step), unit=f"{step} images", disable=not progress):
+        last = min(first + step, count)
+        pieces.append(labels / f"{first:08d}-{last:08d}.json")
+        if not pieces[-1].is_file():
+            _write_batch(dataset, first, last, folder / part, pieces[-1])
+    for name in _LISTS:
+        # Batch by batch, because the vertices of a whole dataset do not fit into memory as text.
+        with (folder / f"{part}_{name}.json").open("w", encoding="utf-8") as file:
+            for number, piece in enumerate(pieces):
+                file.write((",\n" if number else "[") + ",\n".join(json.loads(piece.read_text("utf-8"))[name]))
             file.write("]\n")
-    write_image(folder / "contact_sheet.jpg", contact_sheet(images, 8))
+    sheet = [read_image(images / f"{index:08d}.jpg") for index in range(min(count, _SHEET))]
+    write_image(folder / "contact_sheet.jpg", contact_sheet(sheet, 8))
+    shutil.rmtree(labels)
+    for path in [*folder.rglob("*.jpg")]:  # temporary files of killed runs, and images of a larger count
+        if path.name.startswith(".") or (path.stem.isdecimal() and int(path.stem) >= count):
+            path.unlink()
+
+
+def _write_batch(dataset: SyntheticDataset, first: int, last: int, folder: Path, piece: Path) -> None:
+    """Write the images of some samples, and then their entries of each list, as text."""
+    batch = jax.device_get(dataset.batch(np.arange(first, last)))
+    lists: dict[str, list[str]] = {name: [] for name in _LISTS}
+    for index in range(first, last):
+        sample = jax.tree.map(lambda leaf, row=index - first: leaf[row], batch)
+        write_image(folder / "rgb" / f"{index:08d}.jpg", sample.image)
+        mask = np.repeat(255 * sample.mask[..., None].astype(np.uint8), 3, axis=-1)
+        write_image(folder / "mask" / f"{index:08d}.jpg", mask)
+        for name, entry in _annotation(sample, dataset.assets.hand).items():
+            lists[name].append(json.dumps(entry, separators=(",", ":")))
+    write_json(piece, lists)
 
 
 def _annotation(sample: SyntheticSample, hand: HandModel) -> dict[str, Any]:
@@ -155,11 +178,8 @@ class SamplePool:
         Raises:
             InputError: If the folder cannot be written or a shard is damaged.
         """
-        # The samples do not depend on the number of images rendered at once.
-        settings = dataclasses.asdict(dataclasses.replace(config, images_at_once=1))
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
         self.count = count
-        self.folder = folder / f"{split}-{config.size}px-seed{seed}-{digest}"
+        self.folder = folder / f"{split}-{config.size}px-seed{seed}-{_digest(config)}"
         shards = [self.folder / f"{i:05d}" for i in range(-(-count // SHARD))]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +189,7 @@ class SamplePool:
         except OSError as error:
             message = f"{self.folder}: cannot be written ({error.strerror}): choose another cache folder"
             raise InputError(message) from None
-        self._arrays = [_open(shard) for shard in shards]
+        self._arrays = [_open(shard, config.size) for shard in shards]
 
     def __len__(self) -> int:
         return self.count
@@ -186,10 +206,22 @@ class SamplePool:
         return Batch(keypoint_weight=weights, **known, **columns)
 
 
-def _open(shard: Path) -> dict[str, np.ndarray]:
+def _open(shard: Path, size: int) -> dict[str, np.ndarray]:
+    shapes = {
+        "image": (SHARD, size, size, 3),
+        "keypoints_2d": (SHARD, NUM_KEYPOINTS, 2),
+        "intrinsics": (SHARD, 3, 3),
+        "joints": (SHARD, NUM_KEYPOINTS, 3),
+        "pose": (SHARD, NUM_JOINTS, 3),
+        "betas": (SHARD, NUM_BETAS),
+    }
     try:
-        return {name: np.load(shard / f"{name}.npy", mmap_mode="r") for name in _FIELDS}
-    except (OSError, ValueError) as error:
+        arrays = {name: np.load(shard / f"{name}.npy", mmap_mode="r") for name in _FIELDS}
+        for name, array in arrays.items():
+            if array.shape != shapes[name] or array.dtype != (np.uint8 if name == "image" else np.float32):
+                raise ValueError(f"{name} holds {array.dtype} of shape {array.shape}")
+        return arrays
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{shard}: is damaged ({error}): remove this folder to render it again") from None
 
 

@@ -148,13 +148,16 @@ class Recorder:
                 self._board.add_scalar(name, value, step)
 
     def _lines(self) -> list[dict[str, Any]]:
-        """Return all lines of the metrics; a line that a crash has truncated is left out."""
+        """Return all lines of the metrics; lines that are damaged are left out."""
         found = []
-        for line in self._path.read_text("utf-8").splitlines() if self._path.is_file() else ():
+        for text in self._path.read_bytes().splitlines() if self._path.is_file() else ():
             try:
-                found.append(json.loads(line))
-            except ValueError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 continue
+            numbers = isinstance(line, dict) and all(type(value) in (int, float) for value in line.values())
+            if numbers and type(line.get("step")) is int:
+                found.append(line)
         return found
 
 

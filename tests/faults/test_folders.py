@@ -41,7 +41,7 @@ def test_formats_that_opencv_or_pillow_reads(tmp_path, name):
 
 def test_heic_is_named_with_its_remedy(tmp_path):
     (tmp_path / "a.heic").write_bytes(HEIC)
-    with pytest.raises(InputError, match=r"a\.heic: is a HEIC or AVIF image: pip install 'handtailor-jax\[heif\]'"):
+    with pytest.raises(InputError, match=r"a\.heic: is a HEIC or AVIF image: pip install '.\[heif\]'"):
         read_image(tmp_path / "a.heic")
 
 

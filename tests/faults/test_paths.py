@@ -203,7 +203,18 @@ def test_too_many_pixels(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     run = [sys.executable, "-c", program]
     done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert "bomb.png: is not an image that can be read" in done.stdout
+    limit = "has more than 268435456 pixels: reduce it, or set the environment variable OPENCV_IO_MAX_IMAGE_PIXELS"
+    assert done.stdout == f"bomb.png: {limit}\n"
+    environment["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(2**29)
+    done = subprocess.run(
+        [*run[:2], run[2].replace("read_image(", "print(read_image(").replace("))\nexcept", ")).shape)\nexcept")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "(20000, 20000, 3)\n"
 
 
 def test_whole_files(tmp_path):

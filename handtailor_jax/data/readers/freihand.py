@@ -9,6 +9,8 @@ FreiHAND_pub_v2_eval.
 """
 
 import dataclasses
+import os
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from handtailor_jax.commands import cache_folder
 from handtailor_jax.data.sample import JointDefinition, Sample, check_choice, check_folders, read_aligned
 from handtailor_jax.errors import InputError, check_file
 from handtailor_jax.images import read_image
@@ -61,7 +64,8 @@ def open_freihand(
             None.
         vertices: whether samples have a mesh.
         mask: whether samples have a mask. Training split only; all versions share the mask of the green screen.
-        cache: folder of the converted lists; .handtailor_cache next to the lists if None.
+        cache: folder of the converted lists; if None, .handtailor_cache next to the lists, or the user's cache where
+            that cannot be written.
         versions: backgrounds of the training samples to read, one after the other.
         truth: folder with the ground truth of the evaluation split; the root, or FreiHAND_pub_v2_eval beside it, if
             None.
@@ -236,7 +240,11 @@ def converted_list(path: Path, dtype: npt.DTypeLike, cache: Path | None, remedy:
         raise InputError(f"{path}: cannot be read ({error.strerror}): {remedy}") from None
     folder = path.parent / ".handtailor_cache" if cache is None else cache
     prefix = f"{path.resolve().parent.name}.{path.stem}."
-    file = folder / f"{prefix}{stat.st_size}.{stat.st_mtime_ns}.npy"
+    name = f"{prefix}{stat.st_size}.{stat.st_mtime_ns}.npy"
+    read_only = not os.access(folder if folder.is_dir() else path.parent, os.W_OK)
+    if cache is None and read_only and not (folder / name).is_file():
+        folder = (cache_folder() or Path(tempfile.gettempdir())) / "lists"
+    file = folder / name
     try:
         if not file.is_file():
             folder.mkdir(parents=True, exist_ok=True)

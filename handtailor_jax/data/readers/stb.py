@@ -20,7 +20,7 @@ from handtailor_jax.data.sample import (
     mirrored_sample,
     read_aligned,
 )
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, install
 from handtailor_jax.images import Image, read_image
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_KEYPOINTS, ROOT, WRIST, permutation
 
@@ -168,8 +168,7 @@ def _labels(path: Path) -> DoubleArray:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        remedy = "pip install 'handtailor-jax[datasets]'"
-        raise InputError(f"scipy, which reads STB's labels, is missing ({error}): {remedy}") from None
+        raise InputError(f"scipy, which reads STB's labels, is missing ({error}): {install('datasets')}") from None
     if not path.is_file():
         raise InputError(f"{path}: no such file: {_REMEDY}")
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, install
 from handtailor_jax.evaluation.metrics import GRID_20_50, GRID_FIGURE_3A, FloatArray, auc, pck, reduction_ratio
 from handtailor_jax.evaluation.paper.subjects import CROP, Hands, Numbers, Subject, meshes, propose, rows, tailored
 from handtailor_jax.evaluation.report import Claim, Findings
@@ -167,7 +167,7 @@ def _axes(subject: Subject) -> tuple[Any, Any]:
     try:
         import matplotlib
     except ImportError as error:
-        raise InputError(f"figures need matplotlib ({error}): pip install 'handtailor-jax[figures]'") from None
+        raise InputError(f"figures need matplotlib ({error}): {install('figures')}") from None
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
