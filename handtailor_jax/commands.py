@@ -16,10 +16,10 @@ from handtailor_jax.errors import InputError, InputWarning
 P = ParamSpec("P")
 
 _MEMORY = "not enough memory: give smaller inputs"
-_FRAME = re.compile(r"\x1b\[[0-9;]*m|^[│╭╰]|[│╮╯]$", re.MULTILINE)
 _UNION = re.compile("no type matching .* could be instantiated from")
 _HEADINGS = {"Argument helptext:": "expected", "Perhaps you meant:": "perhaps you meant", "Missing from": "missing is"}
-_RULE = re.compile(r"^[^\n]*─{4}[^\n]*$", re.MULTILINE)
+# Lines between the sections of tyro's boxes, of which the first is a title; without Unicode they have no frame.
+_RULE = re.compile(r"^(?:[╭╰].*|[│ ]*─{4}.*| *-{4,} *)$", re.MULTILINE)
 
 
 def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
@@ -113,9 +113,9 @@ def parse(kind: Any, program: str, arguments: Sequence[str] | None, **options: A
             if not end.code:
                 raise
     parts = []
-    for section in _RULE.split(_FRAME.sub("", said.getvalue())):
+    for section in _RULE.split(said.getvalue())[1:]:
         # The first paragraph is the message, or a heading with the options below it.
-        lines = [line.strip() for line in section.strip().splitlines()]
+        lines = [line.strip("│ ") for line in section.strip().splitlines()]
         paragraph = lines[: lines.index("")] if "" in lines else lines
         for heading, short in _HEADINGS.items():
             if paragraph and paragraph[0].startswith(heading):

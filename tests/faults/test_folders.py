@@ -5,6 +5,7 @@ import builtins
 import cv2
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 
 from handtailor_jax.errors import InputError, InputWarning
@@ -43,6 +44,23 @@ def test_heic_is_named_with_its_remedy(tmp_path):
     (tmp_path / "a.heic").write_bytes(HEIC)
     with pytest.raises(InputError, match=r"a\.heic: is a HEIC or AVIF image: pip install '.\[heif\]'"):
         read_image(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize(("name", "extra"), [("a.heic", "pillow_heif"), ("a.heif", "pillow_heif"), ("a.avif", None)])
+def test_images_of_phones(tmp_path, name, extra):
+    """They are read and turned as their container says; HEIC with the extra heif."""
+    if extra is not None:
+        pytest.importorskip(extra).register_heif_opener()
+    exif = PIL.Image.Exif()
+    exif[0x112] = 6
+    try:
+        PIL.Image.fromarray(PIXELS).save(tmp_path / name, exif=exif)
+    except (OSError, KeyError, ValueError):
+        pytest.skip("this build of Pillow cannot write the format")
+    with PIL.Image.open(tmp_path / name) as stored:
+        expected = np.asarray(PIL.ImageOps.exif_transpose(stored).convert("RGB"))
+    np.testing.assert_array_equal(read_image(tmp_path / name), expected)
+    assert expected.shape == ((64, 48, 3) if name == "a.avif" else PIXELS.shape) or extra
 
 
 def test_without_pillow(tmp_path, monkeypatch):

@@ -1,0 +1,138 @@
+"""Command lines that gave a box of several lines, and programs around this one that gave a wrong remedy."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import evaluate
+import train
+from handtailor_jax import cli
+from handtailor_jax.data import prepare
+from handtailor_jax.detector import squares
+from handtailor_jax.errors import InputError, install
+from handtailor_jax.images import opencv
+
+SMOKE = ("--config", "configs/smoke.py", "--out", "x")
+MISTAKES = {
+    "a number": (train, (*SMOKE, "--steps", "abc"), "expected --steps INT"),
+    "below a range": (train, (*SMOKE, "--optimizer.learning-rate", "-1"), "optimizer.learning_rate is -1.0"),
+    "NaN": (train, (*SMOKE, "--joint-noise", "nan"), "joint_noise is nan"),
+    "a choice": (train, (*SMOKE, "--stage", "all"), "invalid choice 'all' for argument '--stage'"),
+    "an unknown option": (train, (*SMOKE, "--bach", "3"), "Unrecognized options: --bach"),
+    "no value": (train, ("--config",), "Missing value for argument '--config'"),
+    "a table": (evaluate, ("tabel1",), "invalid choice 'tabel1'"),
+    "no table": (evaluate, (), "missing is {table1,"),
+    "rounds": (evaluate, ("table1", "--rounds", "many"), "expected --rounds INT"),
+    "a dataset": (prepare, ("rhd",), "missing is"),
+    "no command": (cli, (), "Expected one of {predict, demo, fit, synth, convert-official, export}"),
+    "a command": (cli, ("predictt",), "Available subcommands: predict, demo"),
+    "hands": (cli, ("predict", "a.jpg", "--hands", "two"), "no value can be made of ['two']; expected --hands N"),
+    "a camera": (cli, ("predict", "a.jpg", "--camera", "1", "2"), "expected --camera FX FY CX CY"),
+    "a near name": (cli, ("fit", "--hands", "2"), "perhaps you meant --hand FILE"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_end_in_one_line(capsys, monkeypatch, pytestconfig, case):
+    monkeypatch.chdir(pytestconfig.rootpath)
+    program, arguments, message = MISTAKES[case]
+    with pytest.raises(SystemExit) as end:
+        program.main(arguments)
+    assert end.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert message in printed
+    assert not set("│╭╰─") & set(printed)
+
+
+@pytest.mark.parametrize("command", ["predict", "fit", "synth", "export"])
+def test_help_shows_values_not_types(capsys, command):
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert "{None}" not in printed
+    assert "FLOAT" not in printed
+    assert "default: None" not in printed
+
+
+def test_extras_are_installed_from_the_clone():
+    assert install("export") == "pip install '.[export]' in this project's folder"
+
+
+def test_opencv_that_another_package_has_removed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(InputError, match="pip install --force-reinstall --no-deps opencv-python-headless"):
+        opencv()
+
+
+def test_mano_files_whose_names_have_no_side(refused, tmp_path):
+    from tests.goldens import write_mano
+
+    model = write_mano(tmp_path / "mano.npz")
+    line = refused("fit", "--hand", model, "--out", tmp_path / "out")
+    assert "its name contains no side; put 'right' or 'left' into it" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [(1, 320), (320, 1), (1, 1), (2, 10000), (16, 9)])
+def test_narrow_images_take_few_forward_passes(size):
+    for found in (squares.tiles(*size), squares.scan_squares(*size)):
+        assert len(found) <= 40
+        assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize("fails", ["boxes", "images"])
+def test_refused_inputs_leave_no_folder(image, tmp_path, capsys, monkeypatch, fails):
+    from handtailor_jax.hand_tailor import HandTailor
+    from handtailor_jax.images import check_box
+
+    class Tailor(HandTailor):
+        def __init__(self):
+            pass
+
+        def one(self, image, camera, box, side, passes):
+            check_box(box, image)
+
+    monkeypatch.setattr(HandTailor, "load", lambda *_: Tailor())
+    if fails == "images":
+        image.write_bytes(b"no image")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["predict", str(image), "--box", "0", "0", "1e6", "1e6", "--out", str(tmp_path / "a" / "out")])
+    assert end.value.code == 2
+    assert not (tmp_path / "a").exists()
+
+
+def test_hands_that_cannot_be_fitted_leave_no_folder(entry, tmp_path, capsys, monkeypatch):
+    import importlib
+
+    def fails(*_, **__):
+        raise InputError("no hand")
+
+    monkeypatch.setattr(importlib.import_module("handtailor_jax.fit"), "fit_detection", fails)
+    (tmp_path / "in.json").write_text(json.dumps(entry))
+    with pytest.raises(SystemExit):
+        cli.main(["fit", str(tmp_path / "in.json"), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 1000), ("test", 4000)])
+def test_default_counts_of_synth(tmp_path, monkeypatch, split, count):
+    from handtailor_jax.synthetic import storage
+
+    seen = []
+    monkeypatch.setattr(storage, "write_freihand", lambda dataset, count, out: seen.append(count))
+    cli.main(["synth", "--split", split, "--out", str(tmp_path / "out")])
+    assert seen == [count]
+
+
+def test_backgrounds_of_every_format(tmp_path):
+    import PIL.Image
+
+    from handtailor_jax.synthetic.storage import read_photographs
+
+    for name in ("a.gif", "b.webp", "c.TIFF", "d.bmp"):
+        PIL.Image.fromarray(np.full((20, 30, 3), 128, np.uint8)).save(tmp_path / name)
+    assert read_photographs(tmp_path, side=8).shape == (4, 8, 8, 3)
