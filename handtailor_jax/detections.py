@@ -221,7 +221,7 @@ _RESULTS = {
 def _from_json(entry: Any, number: int, path: Path, hand: HandModel | None) -> Detection:
     if not isinstance(entry, dict):
         raise InputError("is not a JSON object: give an object with keypoints_2d")
-    if "keypoints_2d" not in entry:
+    if entry.get("keypoints_2d") is None:
         raise InputError("has no keypoints_2d: give 21 [u, v] pairs in pixels")
     for key in entry.keys() - _FIELDS - _RESULTS:
         nearest = difflib.get_close_matches(key.casefold(), _FIELDS, 1, 0.75)

@@ -235,7 +235,7 @@ def test_released_left_hand_is_corrected_unless_told_not_to(left_arrays, arrays,
 
 def test_the_side_must_be_known_and_right(arrays, left_arrays, tmp_path):
     np.savez(tmp_path / "hand.npz", **arrays)
-    assert "pass side=" in refusal(tmp_path / "hand.npz")
+    assert "contains no side" in refusal(tmp_path / "hand.npz")
     assert load_mano(tmp_path / "hand.npz", "right").side == "right"
     assert "way of a right hand" in refusal(tmp_path / "hand.npz", side="left")
     np.savez(tmp_path / "MANO_LEFT.npz", **left_arrays)
