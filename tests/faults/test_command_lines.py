@@ -120,9 +120,10 @@ def test_hands_that_cannot_be_fitted_leave_no_folder(entry, tmp_path, capsys, mo
 
 @pytest.mark.parametrize(("split", "count"), [("train", 1000), ("test", 4000)])
 def test_default_counts_of_synth(tmp_path, monkeypatch, split, count):
-    from handtailor_jax.synthetic import storage
+    from handtailor_jax.synthetic import dataset, storage
 
     seen = []
+    monkeypatch.setattr(dataset, "load_assets", lambda _: None)
     monkeypatch.setattr(storage, "write_freihand", lambda dataset, count, out: seen.append(count))
     cli.main(["synth", "--split", split, "--out", str(tmp_path / "out")])
     assert seen == [count]
