@@ -22,7 +22,9 @@ def _chain(finger: str) -> tuple[str, ...]:
 KEYPOINTS = ("wrist", *(name for finger in FINGERS for name in _chain(finger)))
 """Canonical order of the 21 keypoints; FreiHAND, OpenPose and MediaPipe use it too."""
 
-MANO_JOINTS = ("wrist", *(name for f in ("index", "middle", "little", "ring", "thumb") for name in _chain(f)[:3]))
+_MANO_FINGERS = ("index", "middle", "little", "ring", "thumb")
+
+MANO_JOINTS = ("wrist", *(name for f in _MANO_FINGERS for name in _chain(f)[:3]))
 """MANO's order of the 16 joints that have a rotation. The little finger comes before the ring finger."""
 
 NUM_KEYPOINTS = len(KEYPOINTS)
@@ -65,10 +67,11 @@ KEYPOINT_ORDERS = {
     "rhd": ("wrist", *_FROM_TIPS),
     "stb": ("wrist", *(name for finger in FINGERS[::-1] for name in _chain(finger))),
     "interhand": (*_FROM_TIPS, "wrist"),
+    "boukhayma": ("wrist", *(name for f in _MANO_FINGERS for name in _chain(f))),
 }
 """Named orders of the 21 keypoints; docs/conventions.md lists who uses which. canonical: `KEYPOINTS`. mano: 16 MANO
 joints, then tips from thumb to little finger. rhd: wrist, each finger from tip to base. stb: little finger first.
-interhand: each finger from tip to base, wrist last."""
+interhand: each finger from tip to base, wrist last. boukhayma: wrist, MANO's fingers from base to tip."""
 
 KEYPOINTS_FROM_MANO = permutation(MANO_JOINTS + FINGER_TIPS, KEYPOINTS)
 """Indices of the 21 keypoints in ``concatenate(16 MANO joints, 5 tips)``."""

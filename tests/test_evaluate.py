@@ -27,8 +27,9 @@ from handtailor_jax.evaluation.paper.sources import (
     simulated_predictions,
     synthetic_truth,
 )
-from handtailor_jax.evaluation.paper.subjects import Subject, placed, propose, rows, tailored
+from handtailor_jax.evaluation.paper.subjects import Predictions, Subject, placed, propose, rows, tailored
 from handtailor_jax.geometry.cameras import project
+from handtailor_jax.geometry.mirror import mirror_pixels, mirror_points
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.skeleton import FINGER_KEYPOINTS, KEYPOINT_ORDERS, KEYPOINTS, permutation
@@ -163,8 +164,9 @@ def test_everything_from_a_noise_model(tmp_path, truth, predictions, script, mon
         assert len(lines) > 3
     for text in ("align=lit grid=20-50", "somebody", "published, RHD: HandTailor", "The paper's statements"):
         assert text in report
-    for name in ("figure2.jpg", "figure3a.png", "figure3b.png", "figure4.jpg"):
+    for name in ("figure2.jpg", "figure2_without_intrinsics.jpg", "figure3a.png", "figure3b.png", "figure4.jpg"):
         assert (out / name).stat().st_size > 5000
+    assert "without E_id; preset official, " in report
     content = json.loads((out / "results.json").read_text())
     assert [reason.partition(":")[0] for reason in content["left_out"]] == ["networks"]  # they need --weights
     [table2] = [table for table in content["tables"] if table["name"] == "table2"]
@@ -222,6 +224,15 @@ def test_predictions_of_others_are_checked(tmp_path, truth, predictions):
     refused(r"keypoints_2d has shape \(11, 21, 2\), not", keypoints_2d=keypoints[1:], joints_3d=truth.joints)
     refused("no finite number", keypoints_2d=keypoints * np.nan, joints_3d=truth.joints)
     refused("order 'mine' is unknown", keypoints_2d=keypoints, joints_3d=truth.joints, order="mine")
+    refused("needs both boxes", keypoints_2d=keypoints, joints_3d=truth.joints, crop_size=64)
+    # Keypoints of crops, which were mirrored for a method that takes left hands, come back to the image.
+    boxes = np.asarray(truth.boxes)
+    in_crops = (keypoints - boxes[:, None, :2] + 0.5) * 64.0 / boxes[:, None, 2:] - 0.5
+    left = {"keypoints_2d": mirror_pixels(in_crops, 64), "joints_3d": mirror_points(truth.joints)}
+    np.savez(path, **left, boxes=boxes, crop_size=64, mirrored=True)
+    found = read_predictions(path, COUNT)
+    np.testing.assert_allclose(found.keypoints_2d, keypoints, atol=1e-3)
+    np.testing.assert_allclose(found.joints, truth.joints, atol=1e-6)
     path.write_bytes(b"PK\x03\x04")
     with pytest.raises(InputError, match=r"p\.npz: damaged or cut short"):
         read_predictions(path, COUNT)
@@ -285,6 +296,42 @@ def test_datasets_as_published(tmp_path, dataset):
     assert dataset in (out / "report.md").read_text()
     with pytest.raises(InputError, match="needs true poses"):
         evaluate(dataclasses.replace(config, predictions="simulated"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "maps", "said"),
+    [
+        ("rhd", "evaluation", {"depth_map", "mask"}, "of the dataset"),
+        ("stb", "test", {"depth_map", "mask"}, "of the dataset"),
+        ("freihand", "training", {"mask"}, "of the dataset, which has no depth maps"),
+        ("freihand", "evaluation", set(), "their rows are missing (FreiHAND has masks for its training split only"),
+    ],
+)
+def test_table_4_compares_with_the_maps_of_the_dataset(tmp_path, hand, dataset, split, maps, said):
+    if dataset == "rhd":
+        write_rhd(tmp_path)
+    elif dataset == "stb":
+        pytest.importorskip("scipy", reason="STB's labels are read with scipy")
+        write_stb(tmp_path, sequences=("B1Counting", "B1Random"), frames=2)
+    else:
+        write_freihand_fixture(tmp_path, truth="root")
+    truth = read_truth(EvaluationConfig("table4", tmp_path, dataset=dataset, root=tmp_path, split=split, count=2))
+    zeros = np.zeros((2, 16, 3), np.float32), np.zeros((2, 10), np.float32)
+    depth = truth.joints[:, 9, 2]
+    predictions = Predictions("zero", truth.keypoints_2d, np.ones((2, 21), np.float32), *zeros, root_depth=depth)
+    subject = Subject(hand, truth, predictions, predictions, Protocol(), "default", 0)
+    found, source = ablations._with_true_maps(subject, propose(truth, predictions, size=64))
+    seen = found.observation
+    assert said in source
+    assert {name for name in ("depth_map", "mask") if getattr(seen, name) is not None} == maps
+    if "mask" in maps:
+        # Keypoints lie on the hand, so the maps are where the crop's keypoints are.
+        column, row = np.round(np.asarray(seen.keypoints_2d)).astype(int).transpose(2, 0, 1)
+        assert np.asarray(seen.mask)[np.arange(2)[:, None], row, column].mean() > 0.7
+    if "depth_map" in maps:
+        on_hand = np.isfinite(seen.depth_map)
+        assert (np.asarray(seen.mask)[on_hand] == 1.0).all()
+        assert np.abs(np.asarray(seen.depth_map) - depth[:, None, None])[on_hand].max() < 0.2
 
 
 def test_a_submission_uses_no_label(tmp_path):

@@ -203,7 +203,7 @@ def crop_sample(sample: Sample, size: int, factor: float) -> Batch:
         mask, _, _ = crop_square(255 * sample.mask.astype(np.uint8), box, size, outside=0)
     if sample.depth is not None:
         of_hand = sample.depth if sample.mask is None else np.where(sample.mask, sample.depth, np.float32(0.0))
-        depth = _nearest_pixels(of_hand, affine, size)
+        depth = nearest_pixels(of_hand, affine, size)
     keypoints = np.where(usable[:, None], points @ affine[:, :2].T + affine[:, 2], 0.5 * (size - 1))
     intrinsics = None
     if sample.intrinsics is not None:
@@ -241,8 +241,11 @@ def _usable_keypoints(sample: Sample) -> tuple[DoubleArray, npt.NDArray[np.bool_
     return points, usable
 
 
-def _nearest_pixels(values: FloatArray, affine: DoubleArray, size: int) -> FloatArray:
-    """Resample a map (height, width) to (size, size) by nearest pixels: depths across an outline have no mean."""
+def nearest_pixels(values: FloatArray, affine: DoubleArray, size: int) -> FloatArray:
+    """Resample a map (height, width) to (size, size) by nearest pixels: depths across an outline have no mean.
+
+    `affine` (2, 3) maps its pixels to the result's without rotation; outside of the map the result is 0.
+    """
     column, row = (np.round((np.arange(size) - affine[i, 2]) / affine[i, i]).astype(int) for i in (0, 1))
     height, width = values.shape
     inside = ((row >= 0) & (row < height))[:, None] & ((column >= 0) & (column < width))[None]

@@ -42,13 +42,20 @@ class Claim(NamedTuple):
     holds: bool
 
 
+class Figure(NamedTuple):
+    """An image beside the report."""
+
+    file: str
+    caption: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """Tables, checked statements, names of images, and the parts that the data does not allow with the reasons."""
+    """Tables, checked statements, figures, and the parts that the data does not allow with the reasons."""
 
     tables: tuple[Table, ...] = ()
     claims: tuple[Claim, ...] = ()
-    images: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
     left_out: tuple[str, ...] = ()
 
     def __add__(self, other: "Findings") -> "Findings":
@@ -64,7 +71,8 @@ class Findings:
             for statement, measured, holds in self.claims:
                 lines.append(f"| {statement} | {measured} | {'yes' if holds else '**no**'} |")
             lines.append("")
-        lines += [f"![{name}]({name})" for name in self.images]
+        for file, caption in self.figures:
+            lines += [f"![{caption}]({file})", "", caption, ""]
         lines += [f"Left out: {reason}" for reason in self.left_out]
         return "\n".join(lines) + "\n"
 

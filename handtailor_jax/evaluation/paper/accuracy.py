@@ -86,7 +86,7 @@ def _freihand_table(subject: Subject) -> Table:
     count = len(subject.truth) if subject.truth.vertices is not None else min(len(subject.truth), _FREIHAND_HANDS)
     some = np.arange(count)
     truth = rows(subject.truth, some)
-    true_vertices = truth.vertices
+    true_vertices = truth.vertices  # of any hand model
     if true_vertices is None:
         assert truth.parameters is not None
         true_vertices = meshes(subject.hand, truth.parameters)

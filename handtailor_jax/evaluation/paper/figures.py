@@ -1,6 +1,7 @@
 """The paper's Figures 2, 3a, 3b and 4 as image files."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,18 @@ from scipy.stats import spearmanr
 
 from handtailor_jax.errors import InputError, install
 from handtailor_jax.evaluation.metrics import GRID_20_50, GRID_FIGURE_3A, FloatArray, auc, pck, reduction_ratio
-from handtailor_jax.evaluation.paper.subjects import CROP, Hands, Numbers, Subject, meshes, propose, rows, tailored
-from handtailor_jax.evaluation.report import Claim, Findings
+from handtailor_jax.evaluation.paper.subjects import (
+    CROP,
+    BeforeAndAfter,
+    Hands,
+    Numbers,
+    Subject,
+    meshes,
+    propose,
+    rows,
+    tailored,
+)
+from handtailor_jax.evaluation.report import Claim, Figure, Findings
 from handtailor_jax.images import Image, crop_square
 from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, second_view
 from handtailor_jax.render.shading import render_mesh
@@ -20,8 +31,11 @@ from handtailor_jax.results import write_atomically, write_image
 from handtailor_jax.skeleton import ROOT, WRIST
 from handtailor_jax.tailor import paper as terms
 from handtailor_jax.tailor.paper import PaperEnergy
-from handtailor_jax.tailor.tailor import TailorConfig
+from handtailor_jax.tailor.tailor import PRESETS, PresetName
 from handtailor_jax.types import Camera
+
+FIGURE_4_PRESET: PresetName = "official"
+"""Preset of the meshes of Figure 4: the steps of `paper` are too small to leave the start."""
 
 FIGURE_4_ITERATIONS = 100
 """Iterations of the meshes of Figure 4."""
@@ -36,6 +50,8 @@ _INK = "#2b4c7e"
 def figure2(subject: Subject, folder: Path, count: int) -> Findings:
     """Draw detected keypoints, the hand module's mesh and the tailored mesh of `count` hands, from front and side.
 
+    There is one image of the hands with intrinsics, and one of the same hands without.
+
     Raises:
         InputError: If there are no images.
     """
@@ -43,14 +59,24 @@ def figure2(subject: Subject, folder: Path, count: int) -> Findings:
     shown = np.linspace(0, len(truth) - 1, min(count, len(truth))).astype(int)
     boxes = truth.boxes
     crops = [crop_square(truth.image(int(i)), boxes[i], CROP)[0] for i in shown]
-    observations = subject.with_k.proposals.observation
+    drawn = []
+    for file, name, hands in (
+        ("figure2.jpg", "with intrinsics", subject.with_k),
+        ("figure2_without_intrinsics.jpg", "without intrinsics", subject.without_k),
+    ):
+        write_image(folder / file, _stages(subject, hands, crops, shown))
+        drawn.append(Figure(file, f"Figure 2, {name}: keypoints, hand module and HandTailor, {_data(subject)}"))
+    return Findings(figures=tuple(drawn))
+
+
+def _stages(subject: Subject, hands: BeforeAndAfter, crops: Sequence[Image], shown: npt.NDArray[np.integer]) -> Image:
     stages = [
-        (name, subject.errors_mm(hands).mean(axis=-1), _vertices(subject, hands, shown))
-        for name, hands in (("hand module", subject.with_k.before), ("HandTailor", subject.with_k.after))
+        (name, subject.errors_mm(stage).mean(axis=-1), _vertices(subject, stage, shown))
+        for name, stage in (("hand module", hands.before), ("HandTailor", hands.after))
     ]
     panels, captions = [], []
     for place, i in enumerate(shown):
-        seen = rows(observations, int(i))
+        seen = rows(hands.proposals.observation, int(i))
         panels.append(draw_skeleton(crops[place], np.asarray(seen.keypoints_2d, np.float64))[_MIDDLE, _MIDDLE])
         captions.append(f"{i}: keypoints")
         for name, errors, vertices in stages:
@@ -59,8 +85,7 @@ def figure2(subject: Subject, folder: Path, count: int) -> Findings:
         for name, _, vertices in stages:
             panels.append(second_view(vertices[place], subject.hand.faces, _SIDE, _SIDE))
             captions.append(f"{name}, from the side")
-    write_image(folder / "figure2.jpg", contact_sheet(panels, 5, captions))
-    return Findings(images=("figure2.jpg",))
+    return contact_sheet(panels, 5, captions)
 
 
 def figure3(subject: Subject, folder: Path) -> Findings:
@@ -74,7 +99,11 @@ def figure3(subject: Subject, folder: Path) -> Findings:
     errors_2d = np.linalg.norm(observed - true, axis=-1).mean(axis=-1)
     removed = reduction_ratio(subject.errors_mm(subject.with_k.before), subject.errors_mm(subject.with_k.after))
     _figure3b(subject, errors_2d, removed, folder / "figure3b.png")
-    return Findings(claims=(figure3b_claim(errors_2d, removed),), images=("figure3a.png", "figure3b.png"))
+    drawn = (
+        Figure("figure3a.png", f"Figure 3a: PCK curves, {_data(subject)}"),
+        Figure("figure3b.png", f"Figure 3b: 3D error removed by the tailor against 2D error, {_data(subject)}"),
+    )
+    return Findings(claims=(figure3b_claim(errors_2d, removed),), figures=drawn)
 
 
 def figure3b_claim(errors_2d: FloatArray, removed: FloatArray) -> Claim:
@@ -90,9 +119,9 @@ def figure3b_claim(errors_2d: FloatArray, removed: FloatArray) -> Claim:
 def figure4(subject: Subject, folder: Path, count: int) -> Findings:
     """Draw meshes under the full energy, without E_g and without E_id, of the `count` hands that E_g changes most.
 
-    The preset is `official`, because its steps are large enough to leave the start, with `FIGURE_4_ITERATIONS`.
+    The tailor is that of `FIGURE_4_PRESET` with `FIGURE_4_ITERATIONS`.
     """
-    config = TailorConfig.official()
+    config = PRESETS[FIGURE_4_PRESET]()
     assert isinstance(config.energy, PaperEnergy)
     proposals = rows(subject.with_k.proposals, np.arange(min(_CANDIDATES, len(subject.truth))))
     solver = dataclasses.replace(config.solver, iterations=FIGURE_4_ITERATIONS)
@@ -111,9 +140,15 @@ def figure4(subject: Subject, folder: Path, count: int) -> Findings:
         for name, vertices in variants:
             panels.append(_over(subject, vertices[place], camera, _WHITE))
             panels.append(second_view(vertices[place], subject.hand.faces, _SIDE, _SIDE))
-            captions += [f"{i}: {name}", "from the side"]
+            captions += [f"{i}: {name}", f"preset {FIGURE_4_PRESET}"]
     write_image(folder / "figure4.jpg", contact_sheet(panels, 6, captions))
-    return Findings(images=("figure4.jpg",))
+    tailor = f"preset {FIGURE_4_PRESET}, {FIGURE_4_ITERATIONS} iterations"
+    caption = f"Figure 4: meshes under the full energy, without E_g and without E_id; {tailor}; {_data(subject)}"
+    return Findings(figures=(Figure("figure4.jpg", caption),))
+
+
+def _data(subject: Subject) -> str:
+    return f"{subject.truth.dataset}, {subject.predictions.method}"
 
 
 def _figure3a(subject: Subject, path: Path) -> None:
@@ -165,16 +200,13 @@ def _over(subject: Subject, vertices: Numbers, camera: Camera, background: Image
 
 def _axes(subject: Subject) -> tuple[Any, Any]:
     try:
-        import matplotlib
+        import matplotlib.figure
     except ImportError as error:
         raise InputError(f"figures need matplotlib ({error}): {install('figures')}") from None
     matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(6.4, 4.4), layout="constrained")
     axis = figure.subplots()
-    title = f"{subject.truth.dataset}, {subject.predictions.method}, {subject.protocol.alignment}"
-    axis.set_title(title, fontsize=9)
+    axis.set_title(f"{_data(subject)}, {subject.protocol.alignment}", fontsize=9)
     return figure, axis
 
 

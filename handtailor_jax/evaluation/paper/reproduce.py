@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from handtailor_jax.data import open_dataset, readable
-from handtailor_jax.data.sample import Sample
+from handtailor_jax.data.sample import Reader, Sample
 from handtailor_jax.errors import InputError, check_range
 from handtailor_jax.evaluation.alignment import GivenTruth, Protocol, WristRecipe
 from handtailor_jax.evaluation.freihand import freihand_joints, write_predictions
@@ -36,6 +37,7 @@ from handtailor_jax.tailor.tailor import PresetName
 Part = Literal["table1", "table2", "table3", "table4", "figure2", "figure3", "figure4", "networks"]
 Dataset = Literal["synthetic", "rhd", "stb", "freihand"]
 
+_MAPS = {"rhd": ("mask", "depth"), "stb": ("mask", "depth"), "freihand": ("mask",)}  # that Table 4 compares with
 _SHAPE_LOSSES = ("L_beta", "L_beta + depth", "L_beta + silhouette")
 
 
@@ -167,8 +169,15 @@ def read_truth(config: EvaluationConfig) -> GroundTruth:
     samples: Iterator[tuple[int, Sample]] = ((index, reader[index]) for index in range(count))
     if config.skip_unreadable:
         samples = readable(reader, lambda index, error: print(f"skipped sample {index}: {error}"))
-    labelled = config.what != "freihand-submission"
-    return reader_truth(f"{config.dataset}, split {split}", samples, reader, count, labelled=labelled)
+
+    @functools.cache
+    def with_maps() -> Reader:
+        maps = dict.fromkeys(_MAPS.get(config.dataset, ()), True)
+        return open_dataset(config.dataset, root, split, **options, **maps)
+
+    labelled, root = config.what != "freihand-submission", config.root
+    name, read_maps = f"{config.dataset}, split {split}", lambda index: with_maps()[index]
+    return reader_truth(name, samples, reader, count, labelled=labelled, read_maps=read_maps)
 
 
 def _subject(config: EvaluationConfig, truth: GroundTruth, hand: HandModel) -> Subject:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.paper.subjects import MARGIN, GroundTruth, Predictions, weak_cameras
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import inverse_affine, transform_camera, transform_pixels
+from handtailor_jax.geometry.mirror import mirror_pixels, mirror_points, mirror_pose
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.layers import inference_form
@@ -37,7 +38,14 @@ _CENTRAL_SQUARE = 130.0 / 224.0  # of the image's width: HandMesh's box on FreiH
 _PIECE = 250
 _NETWORK_BATCH = 32
 # Shapes of the arrays of a prediction file, for one hand; `root_depth` and `bone` are numbers.
-_SHAPES = {"keypoints_2d": (21, 2), "confidence": (21,), "pose": (16, 3), "betas": (NUM_BETAS,), "joints_3d": (21, 3)}
+_SHAPES = {
+    "keypoints_2d": (21, 2),
+    "confidence": (21,),
+    "pose": (16, 3),
+    "betas": (NUM_BETAS,),
+    "joints_3d": (21, 3),
+    "boxes": (4,),
+}
 
 
 def synthetic_truth(count: int) -> GroundTruth:
@@ -82,7 +90,13 @@ def _labels(
 
 
 def reader_truth(
-    dataset: str, samples: Iterator[tuple[int, Sample]], reader: Reader, count: int, *, labelled: bool = True
+    dataset: str,
+    samples: Iterator[tuple[int, Sample]],
+    reader: Reader,
+    count: int,
+    *,
+    labelled: bool = True,
+    read_maps: Callable[[int], Sample] | None = None,
 ) -> GroundTruth:
     """Return the ground truth of a dataset's samples. Images are decoded again when asked for, to bound memory.
 
@@ -92,6 +106,7 @@ def reader_truth(
         reader: Reader that decodes the images.
         count: Number of samples to take.
         labelled: Whether labels are used. If not, boxes are a fixed square in the middle of the image and joints are 0.
+        read_maps: See `GroundTruth`.
 
     Raises:
         InputError: If a sample lacks 3D joints or intrinsics, which every table needs, or there are none.
@@ -114,7 +129,8 @@ def reader_truth(
     names = ("joints", "keypoints_2d", "visible", "intrinsics", "pose", "betas", "vertices")
     labels = {name: column(name) for name in names}
     kind = found[0].joint_definition
-    return GroundTruth(dataset, kind, index=np.asarray(indices), read_image=lambda i: reader[i].image, **labels)
+    functions: dict[str, Any] = {"read_image": lambda i: reader[i].image, "read_maps": read_maps}
+    return GroundTruth(dataset, kind, index=np.asarray(indices), **functions, **labels)
 
 
 def _unlabelled(sample: Sample) -> Sample:
@@ -228,10 +244,28 @@ def read_predictions(path: Path, count: int) -> Predictions:
         return values[:, reordered] if wanted[1:2] == (NUM_KEYPOINTS,) else values
 
     confidence = array("confidence")
-    return Predictions(
+    predictions = Predictions(
         method=str(stored.get("method", path.stem)),
         keypoints_2d=array("keypoints_2d"),
         confidence=np.ones((count, NUM_KEYPOINTS), np.float32) if confidence is None else confidence,
         joints=array("joints_3d"),
         **{name: array(name) for name in ("pose", "betas", "root_depth", "bone")},
     )
+    if array("boxes") is None and "crop_size" not in stored:
+        return predictions
+    size = np.asarray(stored.get("crop_size", 0))
+    if array("boxes") is None or size.shape or size.dtype.kind not in "fiu" or not 1 <= size < np.inf:
+        raise InputError(f"{path}: needs both boxes (n, 4) and crop_size, a number of pixels, or neither")
+    return _out_of_crops(predictions, array("boxes"), float(size), mirrored=bool(np.any(stored.get("mirrored", False))))
+
+
+def _out_of_crops(predictions: Predictions, boxes: Any, size: float, *, mirrored: bool) -> Predictions:
+    """Move keypoints from pixels of crops to pixels of the images, and mirror them back if the crops were mirrored."""
+    keypoints, joints, pose = predictions.keypoints_2d, predictions.joints, predictions.pose
+    if mirrored:
+        keypoints = mirror_pixels(keypoints, size)
+        joints = None if joints is None else mirror_points(joints)
+        pose = None if pose is None else mirror_pose(pose)
+    # A box begins at the edge of a pixel, whose coordinate is its centre.
+    keypoints = boxes[:, None, :2] - 0.5 + (keypoints + 0.5) * boxes[:, None, 2:] / size
+    return dataclasses.replace(predictions, keypoints_2d=keypoints.astype(np.float32), joints=joints, pose=pose)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from handtailor_jax.data.sample import JointDefinition
+from handtailor_jax.data.sample import JointDefinition, Sample
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.alignment import Alignment, Protocol, align
 from handtailor_jax.evaluation.freihand import freihand_joints
@@ -51,6 +51,8 @@ class GroundTruth:
     vertices: Float[Numbers, "n vertices 3"] | None = None
     read_image: Callable[[int], Image] | None = static(default=None)
     """Function that decodes or renders the image at an `index`; None if there are labels only."""
+    read_maps: Callable[[int], Sample] | None = static(default=None)
+    """Function that reads the sample at an `index` with the maps that its dataset has: mask, depth map or both."""
 
     def __len__(self) -> int:
         return len(self.joints)
@@ -77,6 +79,10 @@ class GroundTruth:
     def sides(self) -> Float[Numbers, "n"]:
         """Sides of the squares around the hands, pixels."""
         return MARGIN * np.maximum(hand_size(self.keypoints_2d), 1.0)
+
+    def to_crop(self, size: int) -> Float[Array, "n 2 3"]:
+        """Return the affine maps from the images to crops of `size` pixels around the hands."""
+        return crop_affine(jnp.asarray(self.centers), jnp.asarray(self.sides), size)
 
     @property
     def boxes(self) -> list[Box]:
@@ -178,6 +184,14 @@ class Subject:
             return hands.joints
         return freihand_joints(self.hand, meshes(self.hand, hands.parameters))
 
+    @property
+    def true_vertices(self) -> Float[Numbers, "n vertices 3"] | None:
+        """The true meshes of this hand model in the camera frame, metres; None if neither they nor poses are known."""
+        given = self.truth.vertices
+        if given is not None and given.shape[1] == self.hand.skin.template.shape[0]:
+            return given
+        return None if self.truth.parameters is None else meshes(self.hand, self.truth.parameters)
+
     def notes(self, *more: str) -> tuple[str, ...]:
         """Return the lines below a table: data, method, protocol, and `more`."""
         truth, protocol = self.truth, self.protocol
@@ -204,7 +218,7 @@ def propose(truth: GroundTruth, predictions: Predictions, *, known_cameras: bool
     """
     assert predictions.pose is not None
     assert predictions.betas is not None
-    to_crop = crop_affine(jnp.asarray(truth.centers), jnp.asarray(truth.sides), size)
+    to_crop = truth.to_crop(size)
     camera, depth = weak_cameras(len(truth)), predictions.root_depth  # in pixels of the crop
     if known_cameras and depth is not None:
         camera = transform_camera(Camera.from_matrix(truth.intrinsics), to_crop)
