@@ -69,7 +69,7 @@ def parts_of_vertices(hand: HandModel) -> np.ndarray:
 def maps(hand: HandModel, parts: Any, pose: Any, betas: Any, root: Any, intrinsics: Any) -> tuple[Any, Any]:
     """Return depth in metres, and part number 0 to 15 or -1 outside of the hand, of one hand."""
     mesh = hand.shape(betas).pose(pose).skin()
-    vertices = mesh.vertices - mesh.keypoints[ROOT] + root
+    vertices = mesh.vertices - mesh.keypoints[ROOT][None] + root[None]
     seen = rasterise(vertices, hand.faces, Camera.from_matrix(intrinsics), SIDE, SIDE)
     part = parts[hand.faces[jnp.maximum(seen.face_index, 0), 0]]
     return jnp.where(seen.mask, seen.depth, _BACKGROUND), jnp.where(seen.mask, part, -1)
