@@ -1,5 +1,6 @@
 """HandTailor in JAX: a 3D hand mesh that agrees with the image."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from handtailor_jax.detections import Detection, detection, read_detections
@@ -12,10 +13,14 @@ from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, MANO_JOINTS
 from handtailor_jax.tailor import PRESETS, TailorConfig, initialize, tailor, tailor_batch
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh, place_proposal
 from handtailor_jax.tailor.search import SearchConfig, search
-from handtailor_jax.types import Camera, Hand, HandEstimate, HandMesh, HandParameters, Observation, Side
+from handtailor_jax.types import Camera, Hand, HandEstimate, HandMesh, HandParameters, Observation, Region, Side, View
 
 if TYPE_CHECKING:
+    from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
+    from handtailor_jax.hand_module.weights import load_weights
     from handtailor_jax.hand_tailor import HandTailor
+    from handtailor_jax.image_to_mesh import recover_hand
+    from handtailor_jax.pipeline import recover, recover_views
     from handtailor_jax.video.track import HandVideo
 
 __version__ = "0.1.0"
@@ -32,15 +37,19 @@ __all__ = [
     "HandEstimate",
     "HandMesh",
     "HandModel",
+    "HandModule",
     "HandParameters",
     "HandTailor",
     "HandVideo",
     "InputError",
     "LandmarkConvention",
+    "LandmarkHandModule",
     "Observation",
+    "Region",
     "SearchConfig",
     "Side",
     "TailorConfig",
+    "View",
     "camera_keypoints",
     "camera_mesh",
     "detection",
@@ -52,24 +61,34 @@ __all__ = [
     "load_convention",
     "load_hand",
     "load_mano",
+    "load_weights",
     "place_proposal",
     "read_detections",
+    "recover",
+    "recover_hand",
+    "recover_views",
     "search",
     "tailor",
     "tailor_batch",
 ]
 
 
+_OF_NETWORKS = {
+    "HandModule": "hand_module.hand_module",
+    "HandTailor": "hand_tailor",
+    "HandVideo": "video.track",
+    "LandmarkHandModule": "hand_module.hand_module",
+    "load_weights": "hand_module.weights",
+    "recover": "pipeline",
+    "recover_hand": "image_to_mesh",
+    "recover_views": "pipeline",
+}
+"""Modules of names that need flax, whose import takes as long as everything else; fitting keypoints does without."""
+
+
 def __getattr__(name: str) -> Any:
-    # Networks need flax, whose import takes as long as everything else here, and fitting keypoints does without.
-    if name == "HandTailor":
-        from handtailor_jax.hand_tailor import HandTailor
-
-        return HandTailor
-    if name == "HandVideo":
-        from handtailor_jax.video.track import HandVideo
-
-        return HandVideo
+    if name in _OF_NETWORKS:
+        return getattr(importlib.import_module(f"handtailor_jax.{_OF_NETWORKS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -15,7 +15,7 @@ from handtailor_jax.geometry.mirror import choose, mirror_hand, mirror_observati
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
 from handtailor_jax.mano.loading import embedded_hand
-from handtailor_jax.tailor.placement import describe, place_proposal, relative_depth
+from handtailor_jax.tailor.placement import describe, place_proposal, relative_depth, with_floats
 from handtailor_jax.tailor.search import SearchConfig, search
 from handtailor_jax.tailor.tailor import TailorConfig, tailor
 from handtailor_jax.types import Camera, Hand, Numbers, Observation, pytree
@@ -98,6 +98,7 @@ class _Known:
 def _fit(
     model: HandModel, known: _Known, convention: LandmarkConvention, config: TailorConfig, search_config: SearchConfig
 ) -> Hand:
+    known, convention = with_floats(model.dtype, (known, convention))
     depth = None
     if known.joints_3d is not None:
         depth = relative_depth(known.joints_3d, known.keypoints_2d, known.confidence)

@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -26,9 +26,7 @@ from handtailor_jax.hand_module.weights import load_iknet, load_module
 from handtailor_jax.images import Image, as_rgb, check_box, crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
-from handtailor_jax.pipeline import recover_views
-from handtailor_jax.tailor.paper import PaperEnergy
-from handtailor_jax.tailor.tailor import TailorConfig
+from handtailor_jax.pipeline import Preset, fitting_config, recover_views
 from handtailor_jax.types import Box, Camera, Hand, Memory, NetworkName, Region, Side, View
 
 _MOST_AT_ONCE = 8
@@ -71,7 +69,7 @@ class HandTailor:
         self,
         module: HandModule | LandmarkHandModule,
         hand: HandModel | None = None,
-        config: TailorConfig | Literal["auto"] | None = "auto",
+        config: Preset = "auto",
     ) -> None:
         """Prepare a hand module for inference; programs are compiled at the first call.
 
@@ -82,19 +80,13 @@ class HandTailor:
         """
         hand = embedded_hand() if hand is None else hand
         self.hand = hand if hand.side == "right" else hand.mirrored()
+        self.config = fitting_config(module, config)
         self.finder: LandmarkFinder | HourglassFinder
         if isinstance(module, LandmarkHandModule):
-            preset = TailorConfig.plug_in()
             self.finder = LandmarkFinder(HandDetector(landmark_network=module.network), module.image_size)
         else:
-            preset = TailorConfig.network()
             self.finder = HourglassFinder(module.image_size)
             module = inference_form(module)
-        self.config = preset if config == "auto" else config
-        if isinstance(module, LandmarkHandModule) and self.config and isinstance(self.config.energy, PaperEnergy):
-            own = "the hand model's own keypoints, not for the landmark network's"
-            remedy = "choose another preset, or the network hourglass"
-            raise InputError(f"the paper's energies are defined for {own}: {remedy}")
         self.module = module
         graph, self._state = nnx.split(module)
 
@@ -106,12 +98,16 @@ class HandTailor:
 
         self._run = run
 
+    def __reduce__(self) -> Any:
+        # Compiled programs cannot be pickled; networks are pickled as their structure and arrays.
+        return _unpickled, (*nnx.split(self.module), self.hand, self.config)
+
     @classmethod
     def load(
         cls,
         weights: str | Path | None = None,
         hand: HandModel | None = None,
-        config: TailorConfig | Literal["auto"] | None = "auto",
+        config: Preset = "auto",
         network: NetworkName = "landmarks",
     ) -> "HandTailor":
         """Load the networks.
@@ -193,6 +189,10 @@ class HandTailor:
             result = jax.device_get(self._run(self._state, self.hand, batch, memory))
             found += [Found(*jax.tree.map(lambda leaf, i=i: leaf[i], result)) for i in range(len(part))]
         return found
+
+
+def _unpickled(graph: Any, state: Any, *arguments: Any) -> HandTailor:
+    return HandTailor(nnx.merge(graph, state), *arguments)
 
 
 def side_prior(side: Side | None) -> float:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Num
 
 from handtailor_jax.errors import InputError, check_file, install, naming, numbers, warn
-from handtailor_jax.types import Box
+from handtailor_jax.types import Box, Numbers
 
 Image = npt.NDArray[np.uint8]
 """An RGB image (height, width, 3)."""
@@ -130,12 +131,12 @@ def as_rgb(image: Any) -> Image:
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else np.ascontiguousarray(array[..., :3])
 
 
-def whole(image: Image) -> Box:
+def whole(image: Num[Numbers, "height width ..."]) -> Box:
     """Return the box of the whole image."""
     return 0.0, 0.0, float(image.shape[1]), float(image.shape[0])
 
 
-def check_box(box: Any, image: Image) -> Box:
+def check_box(box: Any, image: Num[Numbers, "height width ..."]) -> Box:
     """Check a box and convert it to four floats.
 
     Raises:

@@ -11,18 +11,21 @@ For one hand, the graph is:
 >>> mesh.vertices.shape
 (1609, 3)
 
-`recover_views` is that graph for a batch of hands of both sides, differentiable from the meshes to the pixels of the
-crops. Two hand modules fit in: the landmark network with IKNet (`LandmarkHandModule`), and the paper's hourglass
-(`HandModule`). `HandTailor` (hand_tailor.py) finds the hands of an image and runs the graph.
+`recover_views` is that graph for a batch of crops of hands of both sides; `recover_hand` (image_to_mesh.py) cuts the
+crop out of an image as well. Two hand modules fit in: the landmark network with IKNet (`LandmarkHandModule`), and the
+paper's hourglass (`HandModule`). `HandTailor` (hand_tailor.py) finds the hands of an image and runs the graph.
 """
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
+from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import inverse_affine, project, transform_camera, transform_pixels
 from handtailor_jax.geometry.mirror import (
@@ -37,6 +40,7 @@ from handtailor_jax.geometry.rotations import rotate_towards
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
+from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.placement import (
     camera_keypoints,
     describe,
@@ -44,6 +48,7 @@ from handtailor_jax.tailor.placement import (
     place_proposal,
     relative_depth,
     reprojection_error,
+    with_floats,
 )
 from handtailor_jax.tailor.tailor import TailorConfig, tailor
 from handtailor_jax.types import Camera, Hand, HandEstimate, HandParameters, Memory, Observation, View
@@ -55,6 +60,25 @@ _POOR_FIT = 0.04
 """Reprojection error, in hand sizes, above which a hand is also fitted without estimated depths."""
 
 
+Preset = TailorConfig | Literal["auto"] | None
+"""Energy and solver of the tailor; "auto" for the preset of the hand module, None for no tailor."""
+
+
+def fitting_config(module: HandModule | LandmarkHandModule, config: Preset) -> TailorConfig | None:
+    """Return the configuration of the tailor behind a hand module.
+
+    Raises:
+        InputError: If the energy is not defined for the hand module's keypoints.
+    """
+    landmarks = isinstance(module, LandmarkHandModule)
+    if config == "auto":
+        return TailorConfig.plug_in() if landmarks else TailorConfig.network()
+    if landmarks and config and isinstance(config.energy, PaperEnergy):
+        own = "the hand model's own keypoints, not for the landmark network's"
+        raise InputError(f"the paper's energies are defined for {own}: choose another preset, or the network hourglass")
+    return config
+
+
 def recover_views(
     module: HandModule | LandmarkHandModule,
     hand: HandModel,
@@ -62,17 +86,32 @@ def recover_views(
     config: TailorConfig | None,
     memory: Memory | None = None,
 ) -> Hand:
-    """Recover the hands of a batch of views; see `recover`."""
-    estimate = estimate_views(module, views, hand.dtype)
+    """Recover the hands of a batch of views; see `recover`.
+
+    Raises:
+        InputError: If the crops have no batch axis.
+    """
+    if views.crop.ndim != 4:
+        problem = f"views.crop has shape {views.crop.shape}: give (batch, size, size, 3)"
+        raise InputError(f"{problem}; jax.tree.map(lambda leaf: leaf[None], view) makes a batch of one view")
+    estimate = estimate_views(module, views)
     found = recover(hand, estimate, views.camera, views.to_crop, module.image_size, config, memory)
     return dataclasses.replace(found, region=views.region)
 
 
-def estimate_views(module: HandModule | LandmarkHandModule, views: View, dtype: jnp.dtype) -> HandEstimate:
+def precision_of(module: nnx.Module) -> jnp.dtype:
+    """Return the type of a hand module's parameters, in which it computes."""
+    types = [leaf.dtype for leaf in jax.tree.leaves(nnx.state(module))]
+    return next(dtype for dtype in types if jnp.issubdtype(dtype, jnp.floating))
+
+
+def estimate_views(module: HandModule | LandmarkHandModule, views: View) -> HandEstimate:
     """Run a hand module on a batch of views; keypoints are in pixels of the crops.
 
     The hourglass takes right hands only: crops of left hands are mirrored before it, and its output is mirrored back.
     """
+    dtype = precision_of(module)
+    views = with_floats(dtype, views)
     crops = views.crop.astype(dtype) / 255.0
     cameras = transform_camera(views.camera, views.to_crop)
     if isinstance(module, LandmarkHandModule):
@@ -108,6 +147,9 @@ def recover(
     Returns:
         The tailored hands in pixels of the images, with a batch axis; they hold the `proposed` ones.
     """
+    convention = load_convention(estimate.convention)
+    given = estimate, cameras, to_crop, memory, convention
+    estimate, cameras, to_crop, memory, convention = with_floats(hand.dtype, given)
     back = inverse_affine(to_crop)
     pixels = transform_pixels(back, estimate.keypoints_2d)
     seen = Observation(pixels, estimate.confidence, cameras)
@@ -116,7 +158,6 @@ def recover(
         depths = jax.vmap(relative_depth)(estimate.joints, pixels, seen.confidence)
         seen = dataclasses.replace(seen, relative_depth=depths)
     right, seen, memory = jax.vmap(_as_right)(estimate, seen, memory)
-    convention = jax.tree.map(lambda leaf: leaf.astype(hand.dtype), load_convention(estimate.convention))
     middle = transform_pixels(back, jnp.full_like(back[:, None, :, 2], 0.5 * (size - 1)))[:, 0]
     middle = jnp.where(estimate.left[:, None], middle * jnp.asarray([[-1.0, 1.0]], middle.dtype), middle)
     zoom = _PAPER_CROP / size * jnp.sqrt(jnp.abs(jnp.linalg.det(to_crop[..., :2])))
@@ -186,16 +227,21 @@ def _fit(
         pixels = project(seen.camera, camera_keypoints(hand, fitted, convention))
         return fitted, reprojection_error(pixels, seen) / hand_size(seen.keypoints_2d)
 
-    fitted, error = fit(start, observation)
-    if observation.relative_depth is None:
-        return fitted
-    poor = error > _POOR_FIT
+    depth = observation.relative_depth
+    if depth is None:
+        return fit(start, observation)[0]
 
-    def fit_again(fitted: HandParameters) -> HandParameters:
-        other, other_error = fit(start, dataclasses.replace(observation, relative_depth=None))
-        return jax.vmap(choose)(poor & (other_error < error), other, fitted)
+    def attempt(best: tuple[HandParameters, Array], with_depth: Array) -> tuple[tuple[HandParameters, Array], None]:
+        def run(best: tuple[HandParameters, Array]) -> tuple[HandParameters, Array]:
+            known = jnp.where(with_depth, depth, jnp.nan)
+            other = fit(start, dataclasses.replace(observation, relative_depth=known))
+            return jax.vmap(choose)((best[1] > _POOR_FIT) & ~(other[1] > best[1]), other, best)
 
-    return jax.lax.cond(jnp.any(poor), fit_again, lambda fitted: fitted, fitted)
+        return jax.lax.cond(jnp.any(best[1] > _POOR_FIT), run, lambda best: best, best), None
+
+    # A loop, so that the fit is compiled once.
+    first = start, jnp.full(depth.shape[0], jnp.inf, depth.dtype)
+    return jax.lax.scan(attempt, first, jnp.asarray([True, False]))[0][0]
 
 
 def _describe(

@@ -116,7 +116,8 @@ class Observation:
     camera: Camera
     """The camera in whose pixels the keypoints are."""
     relative_depth: Float[Array, "*batch 21"] | None = None
-    """Depth of each keypoint relative to the root (camera z), in pixels at the root's depth. None if unknown."""
+    """Depth of each keypoint relative to the root (camera z), in pixels at the root's depth; not finite where unknown,
+    and None if all are."""
     depth_map: Float[Array, "*batch height width"] | None = None
     """Camera z at each pixel of `camera`, metres (camera-frame units in weak perspective); not finite where unknown."""
     mask: Float[Array, "*batch height width"] | None = None

@@ -13,7 +13,7 @@ import trimesh
 from handtailor_jax import cli, hand_tailor, predict
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.weights import embedded_weights, load_module, load_weights, provenance, save_weights
+from handtailor_jax.hand_module.weights import load_module, load_weights, provenance, save_weights
 from handtailor_jax.hand_tailor import HandTailor
 
 ASSETS = importlib.resources.files("handtailor_jax") / "assets"
@@ -23,7 +23,7 @@ def test_they_are_small_and_say_where_they_come_from():
     with importlib.resources.as_file(ASSETS / "small.safetensors") as path:
         assert path.stat().st_size < 12e6
         facts = provenance(path)
-    assert embedded_weights().config == HandModuleConfig.small()
+    assert load_weights().config == HandModuleConfig.small()
     assert "Apache-2.0" in facts["licence"]
     assert int(facts["steps"]) > 0
     assert len(facts["commit"]) >= 40
@@ -41,7 +41,7 @@ def test_they_pose_the_embedded_hand_alone(hand):
 
 
 def test_half_precision_keeps_three_digits(tmp_path):
-    module = embedded_weights()
+    module = load_weights()
     save_weights(tmp_path / "half.safetensors", module, {}, dtype="float16")
     save_weights(tmp_path / "full.safetensors", module, {})
     sizes = [(tmp_path / name).stat().st_size for name in ("half.safetensors", "full.safetensors")]

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num
 
 from handtailor_jax.detector.layers import Convolution, Depthwise, max_pool_2
 from handtailor_jax.detector.regions import from_landmarks, to_image
@@ -144,9 +144,9 @@ class DetectedHand:
         return max(float(self.right), 1.0 - float(self.right))
 
 
-def recognise(network: HandLandmarkNetwork, crops: UInt8[Array, "batch size size 3"], regions: Region) -> DetectedHand:
+def recognise(network: HandLandmarkNetwork, crops: Num[Array, "batch size size 3"], regions: Region) -> DetectedHand:
     """Estimate the hand in each region from its crop, RGB from 0 to 255."""
-    landmarks = network(crops.astype(jnp.float32) / 255.0)
+    landmarks = network(crops.astype(regions.side.dtype) / 255.0)
     keypoints = transform_pixels(to_image(regions, network.config.image_size), landmarks.crop[..., :2])
     xy = jnp.einsum("bij,bnj->bni", in_plane_rotation(regions.rotation), landmarks.world[..., :2])
     return DetectedHand(

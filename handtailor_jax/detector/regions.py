@@ -7,6 +7,7 @@ There is no half pixel in this map, because the networks were trained without: w
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from handtailor_jax.detector.palm_detector import Palms
 from handtailor_jax.geometry.cameras import in_plane_rotation
 from handtailor_jax.images import Image, opencv
 from handtailor_jax.skeleton import KEYPOINTS, ROOT, WRIST
-from handtailor_jax.types import Box, Region
+from handtailor_jax.types import Box, Numbers, Region
 
 # The palm's keypoints from which its rotation is computed (`Palms.keypoints` lists all seven).
 _PALM_WRIST, _PALM_MIDDLE_MCP = 0, 2
@@ -44,14 +45,14 @@ def to_image(region: Region, size: int) -> Float[Array, "*batch 2 3"]:
     return jnp.concatenate([linear, offset[..., None]], axis=-1)
 
 
-def square_region(box: Box, zoom: float = 1.0, rotation: float = 0.0) -> Region:
-    """Return the square around a box, `zoom` times its longer side, as a region of NumPy arrays."""
-    x, y, w, h = box
-    side = np.float32(zoom * max(w, h))
-    return Region(np.asarray([x + 0.5 * w, y + 0.5 * h], np.float32), side, np.float32(rotation))
+def square_region(box: Box | Float[Numbers, "4"], zoom: float = 1.0, rotation: float = 0.0) -> Region:
+    """Return the square around a box, `zoom` times its longer side, as a region of NumPy or of the box's arrays."""
+    place: Any = np.asarray(box, np.float32) if isinstance(box, tuple) else box
+    center, side = place[:2] + 0.5 * place[2:], zoom * place[2:].max()
+    return Region(center, side, np.asarray(rotation, place.dtype))
 
 
-def from_box(box: Box) -> list[Region]:
+def from_box(box: Box | Float[Numbers, "4"]) -> list[Region]:
     """Return the regions of a box around a hand in four turns, because the hand's rotation is unknown."""
     return [square_region(box, _BOX_SIDE, turn * math.pi / 2.0) for turn in range(4)]
 

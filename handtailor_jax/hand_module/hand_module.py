@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from handtailor_jax.detector.landmark_network import HandLandmarkNetwork, Landmarks
 from handtailor_jax.errors import InputError
@@ -78,23 +78,17 @@ class HandModule(nnx.Module):
         """Side of the crops, pixels."""
         return self.config.image_size
 
-    def __call__(self, image: Float[Array, "batch height width 3"], camera: Camera | None = None) -> HourglassEstimate:
-        """Estimate the hand in each image.
+    def __call__(self, image: Num[Array, "..."], camera: Camera | None = None) -> HourglassEstimate:
+        """Estimate the hand in each crop, in its pixels and camera frame.
 
         Args:
-            image: Square RGB crops with values 0 to 1 and side `config.image_size`.
+            image: (batch, size, size, 3) RGB crops with values 0 to 1 and side `config.image_size`.
             camera: Cameras of the crops, with the batch axis; None for weak perspective in pixels.
 
-        Returns:
-            The estimates, with the batch axis, in pixels of the crop and in its camera frame.
-
         Raises:
-            InputError: If the crops have another size.
+            InputError: If the crops have another shape or type.
         """
-        size = self.config.image_size
-        if image.shape[1:] != (size, size, 3):
-            expected = f"this hand module takes crops of (batch, {size}, {size}, 3)"
-            raise InputError(f"image has shape {image.shape}: {expected}; resample the crops")
+        _check_crops(image, self.image_size, camera)
         if camera is None:
             camera = Camera.weak_perspective(jnp.ones(image.shape[0]))
             camera = jax.tree.map(lambda leaf: leaf.astype(np.promote_types(image.dtype, np.float32)), camera)
@@ -213,6 +207,17 @@ def _along_line_of_sight(
     return turned[..., :2] / depth[..., None], turn
 
 
+def _check_crops(image: Array, size: int, camera: Camera | None) -> None:
+    if image.ndim != 4 or image.shape[1:] != (size, size, 3):
+        remedy = "add the batch axis with image[None]" if image.ndim == 3 else "resample the crops"
+        expected = f"this hand module takes crops of (batch, {size}, {size}, 3)"
+        raise InputError(f"image has shape {image.shape}: {expected}; {remedy}")
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+        raise InputError(f"image has type {image.dtype}: give floats of 0 to 1; divide uint8 values by 255")
+    if camera is not None and camera.linear.shape != (len(image), 2, 2):
+        raise InputError(f"camera.linear has shape {camera.linear.shape}: give {len(image)} cameras, one for each crop")
+
+
 class LandmarkHandModule(nnx.Module):
     """Keypoints, side and presence from the hand landmark network, and pose from IKNet.
 
@@ -228,18 +233,22 @@ class LandmarkHandModule(nnx.Module):
         return self.network.config.image_size
 
     def __call__(
-        self, image: Float[Array, "batch size size 3"], camera: Camera, right: Float[Array, "batch"] | None = None
+        self, image: Num[Array, "..."], camera: Camera, right: Float[Array, "batch"] | None = None
     ) -> HandEstimate:
         """Estimate the hand in each crop.
 
         Args:
-            image: RGB crops with values 0 to 1, in which the hand points up (`detector.regions`).
+            image: (batch, size, size, 3) RGB crops, 0 to 1, in which the hand points up (`detector.regions`).
             camera: Cameras of the crops, with the batch axis. They are rotated as the crops are.
             right: Prior probability of a right hand: 1 or 0 where the side is known. 0.5 if None.
 
         Returns:
             The estimates, with the batch axis, in pixels of the crop.
+
+        Raises:
+            InputError: If the crops have another shape or type.
         """
+        _check_crops(image, self.image_size, camera)
 
         # A CPU is faster with one crop after the other, whose maps stay in its cache.
         def one_by_one(crops: Array) -> Landmarks:

@@ -4,6 +4,7 @@ Tensors are named by their dotted path in the module, such as ``stacks_2d.0.head
 ``format``, ``version``, ``config`` (JSON of `HandModuleConfig`) and ``provenance`` (JSON object of texts).
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib.resources
@@ -42,9 +43,12 @@ _REMEDY = "give a file written by `handtailor convert-official` or by training"
 
 
 @functools.cache
-def module_structure(config: HandModuleConfig) -> tuple[nnx.GraphDef[HandModule], Mapping[tuple[Any, ...], Any]]:
-    """Return the graph definition and the variables (shapes only, by path) of a hand module that is to be loaded."""
-    return _structure(HandModule, config)
+def module_structure(
+    config: HandModuleConfig, kind: Callable[..., Any] = HandModule
+) -> tuple[nnx.GraphDef[Any], Mapping[tuple[Any, ...], Any]]:
+    """Return the graph definition and the variables (shapes only, by path) of a module that is to be loaded."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=_OneKey())))
+    return graphdef, dict(nnx.to_flat_state(state))
 
 
 class _OneKey(nnx.Rngs):
@@ -87,16 +91,23 @@ def save_weights(
     write_atomically(path, lambda temporary: temporary.write_bytes(safetensors.numpy.save(tensors, metadata)))
 
 
-def load_weights(path: Path | str) -> HandModule:
+def load_weights(path: Path | str | None = None, kind: Callable[..., HandModule] = HandModule) -> HandModule:
     """Load the hand module of a weight file, in evaluation mode.
+
+    Args:
+        path: Weight file; if None the embedded one, trained with the embedded hand (docs/model-card.md).
+        kind: Class of the hand module; a subclass if the weights were trained with one.
 
     Raises:
         InputError: If the file is missing, damaged or of another format or version, or its tensors do not match its
             configuration.
     """
+    if path is None:
+        with _asset(EMBEDDED) as own:
+            return load_weights(own)
     metadata, tensors = _read(Path(path))
     with naming(path):
-        return _filled(*module_structure(_config(metadata, tensors)), tensors)
+        return _filled(*module_structure(_config(metadata, tensors), kind), tensors)
 
 
 def load_iknet(path: Path | str | None = None) -> IKNet:
@@ -109,20 +120,16 @@ def load_iknet(path: Path | str | None = None) -> IKNet:
         InputError: As `load_weights` does.
     """
     if path is None:
-        with importlib.resources.as_file(
-            importlib.resources.files("handtailor_jax") / "assets" / LANDMARK_IKNET
-        ) as own:
+        with _asset(LANDMARK_IKNET) as own:
             return load_iknet(own)
     metadata, tensors = _read(Path(path))
     with naming(path):
-        structure = _structure(IKNet, _config(metadata, tensors))
+        structure = module_structure(_config(metadata, tensors), IKNet)
         return _filled(*structure, {name: t for name, t in tensors.items() if name.startswith(_IKNET)}, _IKNET)
 
 
-def embedded_weights() -> HandModule:
-    """Load the weights in the package, which were trained with the embedded hand (docs/model-card.md)."""
-    with importlib.resources.as_file(importlib.resources.files("handtailor_jax") / "assets" / EMBEDDED) as path:
-        return load_weights(path)
+def _asset(name: str) -> contextlib.AbstractContextManager[Path]:
+    return importlib.resources.as_file(importlib.resources.files("handtailor_jax") / "assets" / name)
 
 
 def load_module(weights: str | Path | None, hand: HandModel | None) -> HandModule:
@@ -132,24 +139,14 @@ def load_module(weights: str | Path | None, hand: HandModel | None) -> HandModul
         InputError: If the file cannot be read, or if the embedded weights are to pose another hand model, whose shape
             coefficients differ.
     """
-    if weights is not None:
-        return load_weights(Path(weights))
-    if hand is not None:
+    if weights is None and hand is not None:
         raise InputError("the embedded weights fit the embedded hand only: give weights trained with this hand model")
-    return embedded_weights()
+    return load_weights(weights)
 
 
 def provenance(path: Path | str) -> dict[str, str]:
     """Read the provenance of a weight file."""
     return json.loads(_read(Path(path))[0]["provenance"])
-
-
-def _structure(
-    kind: Callable[..., Module], config: HandModuleConfig
-) -> tuple[nnx.GraphDef[Module], dict[tuple[Any, ...], Any]]:
-    """Return the graph definition and the variables (shapes only, by path) of a module that is to be loaded."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=_OneKey())))
-    return graphdef, dict(nnx.to_flat_state(state))
 
 
 def _filled(

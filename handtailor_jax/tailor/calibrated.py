@@ -197,9 +197,12 @@ class CalibratedProblem:
         # Pixels per camera-frame unit at the root.
         magnification = focal_length(camera) / depth_divisor(camera, root[2:])[0]
         if self.observation.relative_depth is not None:
-            deviation = magnification * relative[:, 2] - self.observation.relative_depth
-            terms.append(jnp.sum(confidence * (deviation / (c.depth_std * self.size)) ** 2))
-            weights = jnp.concatenate([weights, confidence[:, None]], axis=-1)
+            known = jnp.isfinite(self.observation.relative_depth)
+            depth = jnp.where(known, self.observation.relative_depth, 0.0)
+            weight = jnp.where(known, confidence, 0.0)
+            deviation = magnification * relative[:, 2] - depth
+            terms.append(jnp.sum(weight * (deviation / (c.depth_std * self.size)) ** 2))
+            weights = jnp.concatenate([weights, weight[:, None]], axis=-1)
 
         precision, mean = self._precision()
         terms.append((x - mean) @ (precision @ (x - mean)))

@@ -4,8 +4,9 @@ Scale and root in closed form, before the iterations (Eq. 12 and 17 of the paper
 and the hand as a result.
 """
 
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -24,6 +25,8 @@ from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.skeleton import ROOT, ROOT_JOINT
 from handtailor_jax.types import Hand, HandMesh, HandParameters, Observation
 
+T = TypeVar("T")
+
 StartScale = Literal["closed_form", "released", "proposed"]
 """Scale of the start: Eq. 12 (with intrinsics) or 17 (without); the released program's version of Eq. 12, which scales
 the proposed bone by at least 0.9; or, with intrinsics, the proposed bone's, because the energy fits scale and depth
@@ -35,6 +38,15 @@ _LEAST_SCALE = 0.3
 _SIZES = (0.05, 20.0)
 # Smallest factor on the proposed bone in the released program.
 _RELEASED_FLOOR = 0.9
+
+
+def with_floats(dtype: jnp.dtype, tree: T) -> T:
+    """Return a pytree whose floats have the given type, because solvers and networks do not promote types."""
+
+    def convert(leaf: Any) -> Any:
+        return jnp.asarray(leaf, dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf
+
+    return jax.tree.map(convert, tree)
 
 
 def initialize(
@@ -58,6 +70,8 @@ def initialize(
         bone: Proposed length of the reference bone, metres, for "released" and "proposed"; None for the model's own.
         scale: Formula of the scale; see `StartScale`.
     """
+    given = pose, betas, observation, root_depth, bone
+    pose, betas, observation, root_depth, bone = with_floats(hand.dtype, given)
     camera = observation.camera
     perspective = camera.perspectivity > 0.5
     root_depth = held_depth(camera, root_depth)
@@ -132,6 +146,7 @@ def place_proposal(
     This is Eq. 17 of the paper with a free translation, for landmarks of any convention. With intrinsics the scale
     becomes a depth, at the model's own size.
     """
+    pose, betas, observation, convention = with_floats(hand.dtype, (pose, betas, observation, convention))
     posed = hand.shape(betas).pose(pose)
     camera = observation.camera
     focal = focal_length(camera)
@@ -167,12 +182,14 @@ def camera_keypoints(
     hand: HandModel, parameters: HandParameters, convention: LandmarkConvention = MANO
 ) -> Float[Array, "21 3"]:
     """Return the 21 keypoints of a landmark convention in the camera frame."""
+    parameters, convention = with_floats(hand.dtype, (parameters, convention))
     posed = hand.shape(parameters.betas).pose(parameters.pose)
     return place(parameters, convention.landmarks(posed), posed.joints[ROOT_JOINT])
 
 
 def camera_mesh(hand: HandModel, parameters: HandParameters) -> HandMesh:
     """Return the mesh and the model's own keypoints in the camera frame."""
+    parameters = with_floats(hand.dtype, parameters)
     posed = hand.shape(parameters.betas).pose(parameters.pose)
     mesh, root = posed.skin(), posed.joints[ROOT_JOINT]
     return HandMesh(place(parameters, mesh.vertices, root), mesh.faces, place(parameters, mesh.keypoints, root))

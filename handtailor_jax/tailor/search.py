@@ -19,7 +19,7 @@ from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.skeleton import FINGER_JOINTS, KEYPOINTS, ROOT, ROOT_JOINT
 from handtailor_jax.tailor.calibrated import CalibratedEnergy, CalibratedProblem
-from handtailor_jax.tailor.placement import camera_keypoints, describe, reprojection_error
+from handtailor_jax.tailor.placement import camera_keypoints, describe, reprojection_error, with_floats
 from handtailor_jax.tailor.solve import LevenbergMarquardt
 from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Hand, HandParameters, Observation
@@ -153,6 +153,7 @@ def search(
     energy, solver = config.energy, config.solver
     if not (isinstance(energy, CalibratedEnergy) and isinstance(solver, LevenbergMarquardt)):
         raise ValueError("the search has another energy or solver: use CalibratedEnergy and LevenbergMarquardt")
+    observation, convention, betas_mean = with_floats(hand.dtype, (observation, convention, betas_mean))
     mean = jnp.zeros((hand.num_betas,), hand.dtype) if betas_mean is None else betas_mean
 
     def solve(candidates: HandParameters, iterations: int) -> tuple[HandParameters, Array]:
@@ -178,8 +179,7 @@ def search(
 
     @jax.vmap
     def error(start: HandParameters) -> Array:
-        pixels = project(observation.camera, camera_keypoints(hand, start, convention))
-        return reprojection_error(pixels, observation)
+        return reprojection_error(project(observation.camera, camera_keypoints(hand, start, convention)), observation)
 
     best, other = (describe(hand, _take(parameters, i), observation, convention) for i in (0, second))
     gap = jnp.where(second > 0, energies[second] - energies[0], jnp.inf)

@@ -11,7 +11,7 @@ from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.tailor.calibrated import CalibratedEnergy, CalibratedProblem
 from handtailor_jax.tailor.paper import PaperEnergy, PaperProblem
-from handtailor_jax.tailor.placement import StartScale
+from handtailor_jax.tailor.placement import StartScale, with_floats
 from handtailor_jax.tailor.solve import Adam, GradientMode, LevenbergMarquardt, Solver, solve
 from handtailor_jax.types import HandParameters, Observation
 
@@ -163,6 +163,7 @@ def tailor(
         The fitted hand, in the camera frame of `observation.camera`.
     """
     config = config or TailorConfig.default()
+    start, observation, convention = with_floats(hand.dtype, (start, observation, convention))
     problem = pose_problem(hand, start, observation, config, convention)
     return problem.parameters(solve(problem, config.solver, config.gradient))
 

@@ -1,0 +1,119 @@
+"""One hand from an image and a box, as one function of arrays: crop, hand module and tailor in one graph."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from handtailor_jax.detector.landmark_network import DetectedHand, recognise
+from handtailor_jax.detector.regions import from_box, square_region, to_image
+from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.cameras import as_camera, crop_affine, inverse_affine
+from handtailor_jax.geometry.crops import crop_turned, crop_upright
+from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
+from handtailor_jax.images import as_rgb, check_box, whole
+from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.pipeline import Preset, fitting_config, precision_of, recover_views
+from handtailor_jax.tailor.placement import with_floats
+from handtailor_jax.types import Camera, Hand, Region, View
+
+
+def recover_hand(
+    module: HandModule | LandmarkHandModule,
+    hand: HandModel,
+    image: Any,
+    camera: Any = None,
+    box: Any = None,
+    *,
+    right: Any = None,
+    config: Preset = "auto",
+) -> Hand:
+    """Recover one hand from an image, as a function of arrays: for `jax.jit`, `jax.vmap`, `jax.grad` and `nnx.jit`.
+
+    Gradients reach the pixels, the weights, the camera and the box. Values are checked where they are known, shapes and
+    types everywhere. `HandTailor` finds the hands as well, and takes other kinds of images.
+
+    Args:
+        module: Hand module in evaluation mode, from `load_weights` or ``HandTailor.load().module``.
+        hand: Hand model that the module was trained with.
+        image: (H, W, 3) RGB image, uint8, or floats of 0 to 1.
+        camera: `Camera` or intrinsic matrix (3, 3) of the image, pixels; None for weak perspective.
+        box: (4,) Box (x, y, w, h) around the hand, pixels, or a `Region`, such as the `region` of a recovered hand;
+            None for the whole image. The landmark network turns to the hand by itself: it looks at four turns of a box
+            and then at the keypoints of the best one. The hourglass ignores the rotation of a region.
+        right: Probability of a right hand before the image is seen: 1 or 0 where the side is known; 0.5 if None, which
+            is a right hand to the hourglass.
+        config: Energy and solver of the tailor.
+
+    Returns:
+        The hand, without a batch axis; it holds the `proposed` one.
+
+    Raises:
+        InputError: One line that names the argument that cannot be used.
+    """
+    config, dtype = fitting_config(module, config), precision_of(module)
+    hand = hand if hand.side == "right" else hand.mirrored()
+    pixels, size = _levels(image, dtype), module.image_size
+    region = _region(module, pixels, box, dtype)
+    if isinstance(module, LandmarkHandModule):
+        crop, to_crop = crop_turned(pixels, to_image(region, size), size), inverse_affine(to_image(region, size))
+    else:
+        crop = crop_upright(pixels, region.center, region.side, size)
+        to_crop = crop_affine(region.center - 0.5, region.side, size)
+    prior = jnp.asarray(0.5 if right is None else right, dtype)
+    view = View(crop, to_crop, region, _camera(camera, dtype), prior)
+    found = recover_views(module, hand, jax.tree.map(lambda leaf: leaf[None], view), config)
+    return jax.tree.map(lambda leaf: leaf[0], found)
+
+
+def _levels(image: Any, dtype: jnp.dtype) -> Float[Array, "height width 3"]:
+    """Return the values of an image from 0 to 255."""
+    if not isinstance(image, jax.core.Tracer) and jnp.ndim(image) == 3:
+        as_rgb(image)
+    image = jnp.asarray(image)
+    if image.ndim != 3 or image.shape[-1] != 3:
+        raise InputError(f"image has shape {image.shape}: give one RGB image (H, W, 3), and several with jax.vmap")
+    if jnp.issubdtype(image.dtype, jnp.floating):
+        return 255.0 * image.astype(dtype)
+    if image.dtype != jnp.uint8:
+        raise InputError(f"image has type {image.dtype}: give uint8 values, or floats of 0 to 1")
+    return image.astype(dtype)
+
+
+def _camera(camera: Any, dtype: jnp.dtype) -> Camera:
+    """Return one camera of arrays."""
+    leaves = jax.tree.leaves(camera)
+    if not isinstance(camera, Camera):
+        if camera is not None and len(leaves) == 1 and jnp.shape(leaves[0]) != (3, 3):
+            raise InputError(f"camera has shape {jnp.shape(leaves[0])}: give a matrix (3, 3), or a Camera")
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        camera = Camera.from_matrix(camera) if traced else as_camera(camera)
+    if jnp.shape(camera.linear) != (2, 2):
+        raise InputError(f"camera.linear has shape {jnp.shape(camera.linear)}: give one camera, several with jax.vmap")
+    return with_floats(dtype, camera)
+
+
+def _region(
+    module: HandModule | LandmarkHandModule, image: Float[Array, "height width 3"], box: Any, dtype: jnp.dtype
+) -> Region:
+    """Return the square of the image that shows the hand in a box."""
+    if isinstance(box, Region):
+        if jnp.shape(box.side) != ():
+            raise InputError(f"box.side has shape {jnp.shape(box.side)}: give one region, several with jax.vmap")
+        return with_floats(dtype, box)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(box)):
+        box = whole(image) if box is None else check_box(box, image)
+    box = jnp.asarray(box, dtype)
+    if box.shape != (4,):
+        raise InputError(f"box has shape {box.shape}: give four numbers x y w h, and several boxes with jax.vmap")
+    if isinstance(module, HandModule):
+        return square_region(box)
+
+    def look(turn: Region) -> DetectedHand:
+        affine, batch = to_image(turn, module.image_size), jax.tree.map(lambda leaf: leaf[None], turn)
+        return recognise(module.network, crop_turned(image, affine, module.image_size)[None], batch)
+
+    turns: Region = jax.tree.map(lambda *leaves: jnp.stack(leaves), *from_box(box))
+    seen = jax.lax.map(look, turns)
+    return jax.tree.map(lambda leaf: leaf[jnp.argmax(seen.presence[:, 0]), 0], seen.next_region)

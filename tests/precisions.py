@@ -1,0 +1,70 @@
+"""Calls the public functions with 64-bit types enabled; run by tests/test_precision.py in a process of its own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import handtailor_jax as ht
+from handtailor_jax.cli import EXAMPLES
+from handtailor_jax.images import read_image
+
+DETECTIONS = {each.id: each for each in ht.read_detections(EXAMPLES)}
+
+
+def finite(name, tree):
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)), name
+    print(name, flush=True)
+
+
+def fits(hand):
+    """With a given pose and by search, of this side and the other, with and without depths."""
+    known, other = DETECTIONS["fist"], DETECTIONS["pinch"]
+    finite("refined", ht.fit(known.keypoints_2d, side="right", camera=known.camera, pose=known.pose, hand=hand))
+    quick = ht.SearchConfig(survivors=2)
+    found = ht.fit(other.keypoints_2d, side="left", convention="mediapipe", hand=hand, search_config=quick)
+    finite("searched", found.vertices)
+
+
+def tailored(hand, dtype):
+    """Arguments of either type, as a user has them."""
+    known = DETECTIONS["fist"]
+    camera = ht.Camera.from_matrix(jnp.asarray(known.camera, dtype))
+    seen = ht.Observation(jnp.asarray(known.keypoints_2d), jnp.ones(21, dtype), camera)
+    depth = jnp.asarray(0.5, dtype)
+
+    @functools.partial(jax.jit, static_argnames="config")
+    def run(hand, pose, seen, config):
+        start = ht.initialize(hand, pose, jnp.zeros(10, dtype), seen, root_depth=depth)
+        return ht.tailor(hand, start, seen, config)
+
+    for preset in ht.PRESETS.values():
+        fitted = run(hand, jnp.asarray(known.pose), seen, preset())
+        assert fitted.pose.dtype == hand.dtype
+    finite("tailored", ht.camera_mesh(hand, fitted))
+    finite("keypoints", ht.camera_keypoints(hand, fitted))
+    start = ht.place_proposal(hand, jnp.asarray(known.pose), jnp.zeros(10, dtype), seen)
+    many = jax.tree.map(lambda leaf: leaf[None], (start, seen))
+    finite("batch", ht.tailor_batch(hand, *many))
+
+
+def recovered(hand):
+    """The networks keep their own precision."""
+    known = DETECTIONS["open"]
+    image = read_image(known.image)
+    box = np.asarray([45.0, 20.0, 235.0, 245.0])
+    for network in ("hourglass", "landmarks"):
+        module = ht.HandTailor.load(network=network).module
+        found = jax.jit(ht.recover_hand)(module, hand, image, np.asarray(known.camera, np.float64), box)
+        finite(f"recovered by {network}", found)
+    finite("all hands", [each.vertices for each in ht.HandTailor(module, hand)(image)])
+
+
+if __name__ == "__main__":
+    assert jax.config.jax_enable_x64
+    for dtype in (np.float32, np.float64):
+        model = ht.embedded_hand(dtype=dtype)
+        tailored(model, jnp.float64 if dtype == np.float32 else jnp.float32)
+        fits(model)
+        recovered(model)

@@ -1,0 +1,181 @@
+"""`recover_hand`: one function of arrays from an image to a mesh, and its crops."""
+
+import dataclasses
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import handtailor_jax as ht
+from handtailor_jax.cli import EXAMPLES
+from handtailor_jax.detector.regions import cut, square_region, to_image
+from handtailor_jax.geometry.crops import crop_turned, crop_upright
+from handtailor_jax.images import crop_square, read_image
+
+K = np.asarray([[481.17, 0.0, 159.5], [0.0, 481.17, 159.5], [0.0, 0.0, 1.0]], np.float32)
+BOX = np.asarray([45.0, 20.0, 235.0, 245.0], np.float32)
+RUN = jax.jit(ht.recover_hand, static_argnames="config")
+
+
+@pytest.fixture(scope="module")
+def image():
+    return read_image(EXAMPLES.with_name("open.jpg"))
+
+
+@pytest.fixture(scope="module", params=["hourglass", "landmarks"])
+def tailor(request):
+    return ht.HandTailor.load(network=request.param)
+
+
+@pytest.fixture(scope="module")
+def hourglass():
+    return ht.load_weights()
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(45.0, 20.0, 235.0, 235.0), (100.0, 40.0, 60.0, 60.0), (-60.0, 100.0, 301.0, 301.0), (0.0, 0.0, 320.0, 320.0)],
+)
+def test_crops_are_opencvs(image, box):
+    """Within 1/255 on average, when shrinking and enlarging, inside and outside of the image."""
+    pixels, region = jnp.asarray(image, jnp.float32), square_region(jnp.asarray(box, jnp.float32), rotation=0.4)
+    ours = crop_upright(pixels, region.center, region.side, 128)
+    assert np.abs(np.asarray(ours) - crop_square(image, box, 128)[0]).mean() < 1.0
+    affine = to_image(region, 224)
+    theirs = cut(image, np.asarray(affine), 224, extend=True)
+    assert np.abs(np.asarray(crop_turned(pixels, affine, 224)) - theirs).mean() < 1.0
+
+
+def test_a_fine_pattern_is_averaged():
+    """Stripes of one pixel become grey in a crop of half the size; samples would keep them."""
+    stripes = jnp.broadcast_to((jnp.arange(256.0) % 2 * 255.0)[None, :, None], (256, 256, 3))
+    crop = crop_upright(stripes, jnp.asarray([128.0, 128.0]), jnp.asarray(256.0), 128)
+    np.testing.assert_allclose(crop, 127.5, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_it_is_one_pass_of_hand_tailor(tailor, image):
+    """The same hand as the host's path, for both networks, and so is the hand of its region."""
+    expected = tailor.one(image, K, BOX, passes=1)
+    found = RUN(tailor.module, tailor.hand, image, K, BOX)
+    assert isinstance(found, ht.Hand)
+    assert found.vertices.shape == (1609, 3)
+    assert found.side == expected.side == "right"
+    np.testing.assert_allclose(found.keypoints_2d, expected.keypoints_2d, atol=1.5)
+    np.testing.assert_allclose(found.joints, expected.joints, atol=0.012)
+    again = RUN(tailor.module, tailor.hand, image, K, found.region)
+    np.testing.assert_allclose(again.keypoints_2d, found.keypoints_2d, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_floats_batches_and_nnx(hourglass, hand, image):
+    """Floats of 0 to 1 are uint8 values / 255; vmap and nnx.jit compute the same as jit."""
+    found = RUN(hourglass, hand, image, K, BOX)
+    boxes, floats = jnp.stack([jnp.asarray(BOX), jnp.asarray(BOX) + 4.0]), jnp.asarray(image, jnp.float32) / 255.0
+    many = nnx.jit(jax.vmap(ht.recover_hand, in_axes=(None, None, None, None, 0)))
+    both = many(hourglass, hand, floats, K, boxes)
+    np.testing.assert_allclose(both.keypoints_2d[0], found.keypoints_2d, atol=1e-2)
+    assert not np.allclose(both.keypoints_2d[1], found.keypoints_2d, atol=1e-2)
+
+
+def test_a_left_hand_is_the_mirrored_right_hand(hourglass, hand, image):
+    run = jax.jit(
+        lambda image, box, right: ht.recover_hand(hourglass, hand, image, None, box, right=right, config=None)
+    )
+    found = run(image, BOX, 1.0)
+    box = np.asarray([320.0 - BOX[0] - BOX[2], *BOX[1:]], np.float32)
+    left = run(np.ascontiguousarray(image[:, ::-1]), box, 0.0)
+    assert left.left
+    np.testing.assert_allclose(319.0 - left.keypoints_2d[:, 0], found.keypoints_2d[:, 0], atol=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("network", "config"),
+    [
+        ("hourglass", ht.TailorConfig.network()),
+        ("landmarks", ht.TailorConfig.plug_in()),
+    ],
+)
+def test_gradients_reach_pixels_weights_camera_and_box(network, config, image):
+    """All are finite, none is zero, and the one of the box is a central difference."""
+    config = dataclasses.replace(config, solver=dataclasses.replace(config.solver, iterations=1))
+    tailor = ht.HandTailor.load(network=network)
+    graph, weights = nnx.split(tailor.module)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(given):
+        weights, pixels, camera, box = given
+        found = ht.recover_hand(nnx.merge(graph, weights), tailor.hand, pixels, camera, box, config=config)
+        return jnp.mean(found.keypoints_2d[:, 0])
+
+    given = weights, jnp.asarray(image, jnp.float32) / 255.0, ht.Camera.from_matrix(K), jnp.asarray(BOX)
+    gradients = loss(given)[1]
+    for part in gradients:
+        leaves = jax.tree.leaves(part)
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
+        assert any(bool((leaf != 0.0).any()) for leaf in leaves)
+    step = jnp.asarray([0.05, 0.0, 0.0, 0.0])
+    upper, lower = (loss((*given[:3], given[3] + sign * step))[0] for sign in (1.0, -1.0))
+    np.testing.assert_allclose(gradients[3][0], (upper - lower) / 0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image": np.zeros((2, 32, 32, 3), np.uint8)}, "image has shape (2, 32, 32, 3): give one RGB image"),
+        ({"image": np.zeros((32, 32), np.uint8)}, "image has shape (32, 32): give one RGB image"),
+        ({"image": np.zeros((32, 32, 3), np.int32)}, "image has type int32"),
+        ({"image": np.full((32, 32, 3), 255.0)}, "image has float values outside 0 to 1"),
+        ({"camera": np.zeros((2, 3, 3))}, "camera has shape (2, 3, 3): give a matrix (3, 3), or a Camera"),
+        ({"camera": ht.Camera.weak_perspective(np.ones(2))}, "camera.linear has shape (2, 2, 2): give one camera"),
+        ({"box": np.zeros((2, 4))}, "box is"),
+        ({"box": (0.1, 0.1, 0.5, 0.5)}, "box 0.1 0.1 0.5 0.5 is smaller than 4 pixels"),
+    ],
+)
+def test_errors_name_the_argument(hourglass, hand, arguments, message):
+    given = {"image": np.zeros((32, 32, 3), np.uint8)} | arguments
+    with pytest.raises(ht.InputError) as error:
+        ht.recover_hand(hourglass, hand, **given)
+    assert message in str(error.value)
+    values = {name: value for name, value in given.items() if "(" in message or "type" in message}
+    if values:  # what is wrong with shapes and types is found while tracing, too
+        with pytest.raises(ht.InputError) as error:
+            jax.eval_shape(lambda given: ht.recover_hand(hourglass, hand, **given), given)
+        assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("crop", "message"),
+    [
+        (np.zeros((1, 128, 128, 3), np.uint8), "image has type uint8: give floats of 0 to 1"),
+        (np.zeros((128, 128, 3), np.float32), "add the batch axis with image[None]"),
+        (np.zeros((1, 64, 64, 3), np.float32), "takes crops of (batch, 128, 128, 3); resample the crops"),
+    ],
+)
+def test_crops_that_a_hand_module_cannot_take(hourglass, crop, message):
+    with pytest.raises(ht.InputError) as error:
+        hourglass(jnp.asarray(crop))
+    assert message in str(error.value)
+    with pytest.raises(ht.InputError, match=r"camera\.linear has shape \(2, 2, 2\): give 1 cameras"):
+        hourglass(jnp.zeros((1, 128, 128, 3)), ht.Camera.weak_perspective(np.ones(2)))
+
+
+def test_hand_tailor_is_pickled(tailor):
+    """A copy has the same networks, hand and configuration; nothing is compiled for this."""
+    copy = pickle.loads(pickle.dumps(tailor))
+    assert copy.config == tailor.config
+    for mine, other in zip(
+        jax.tree.leaves((copy.module, copy.hand)), jax.tree.leaves((tailor.module, tailor.hand)), strict=True
+    ):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_a_view_without_batch_axis_is_refused(tailor, image):
+    view = tailor.finder.view(image, ht.Camera.from_matrix(K), square_region(BOX), 0.5)
+    with pytest.raises(ht.InputError, match=r"views\.crop has shape \(\d+, \d+, 3\): give \(batch"):
+        ht.recover_views(tailor.module, tailor.hand, view, tailor.config)
