@@ -5,11 +5,13 @@ A config file defines `config`, a `TrainingConfig`. Every field can be overridde
 """
 
 import dataclasses
+import importlib.util
+import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -38,7 +40,8 @@ class Command:
     devices: int | None = None
     """Number of local devices; all if not given."""
     coordinator: str | None = None
-    """HOST:PORT of the first of several processes, the same for all of them."""
+    """HOST:PORT of the first of several processes, the same for all of them; not needed under SLURM, Open MPI, indexed
+    jobs of Kubernetes, and on TPUs, where the processes find each other."""
     processes: int = 1
     """Number of processes."""
     process: int = 0
@@ -78,25 +81,40 @@ def connect(options: Command) -> None:
     Raises:
         InputError: If the options contradict each other, or the processes do not find each other.
     """
-    import jax
-
     address, count, process = options.coordinator, options.processes, options.process
     if address is None:
         if count != 1:
             raise InputError("--processes needs --coordinator HOST:PORT, the same for all processes")
+        if in_cluster(os.environ):
+            initialize("cluster", "give --coordinator, --processes and --process")
         return
     port = address.rpartition(":")[2]
     if not (port.isascii() and port.isdecimal() and 0 < int(port[:9]) < 2**16):
         raise InputError(f"--coordinator {address} has no port: give HOST:PORT with a port of 1 to 65535")
     if not 0 <= process < count:
         raise InputError(f"--process {process} is not one of 0 to {count - 1}: number the processes from 0")
+    initialize(address, "give all the same --coordinator HOST:PORT", num_processes=count, process_id=process)
+
+
+def in_cluster(environment: Mapping[str, str]) -> bool:
+    """Return whether this is one of several processes that a cluster has started, or runs on a TPU."""
+    counts = [("SLURM_NTASKS", "SLURM_STEP_NODELIST"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")]
+    # SLURM's count alone is also set in the shell from which steps are started.
+    several = any(environment.get(count, "1") != "1" and mark in environment for count, mark in counts)
+    kubernetes = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
+    tpu = importlib.util.find_spec("libtpu") is not None and any(Path("/dev").glob("accel*"))
+    return several or kubernetes or tpu
+
+
+def initialize(name: str, remedy: str, **options: Any) -> None:
+    """Call `jax.distributed.initialize`, or raise an InputError; "cluster" lets JAX find the processes."""
+    import jax
+
     try:
-        jax.distributed.initialize(address, num_processes=count, process_id=process)
+        jax.distributed.initialize(None if name == "cluster" else name, **options)
     except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{address}: the {count} processes did not find each other ({' '.join(str(error).split())[:120]}): "
-            "give all the same --coordinator HOST:PORT"
-        ) from None
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{name}: the processes did not find each other ({reason}): {remedy}") from None
 
 
 def read_config(path: Path) -> TrainingConfig:

@@ -2,11 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from tyro.conf import Suppress
 
 from handtailor_jax.data.augmentation import AugmentationConfig
 from handtailor_jax.errors import InputError, check_range
 from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.tailor.tailor import TailorConfig
 
 Stage = Literal["keypoints", "ik", "end_to_end"]
 
@@ -42,8 +45,9 @@ class DataConfig:
     """Share of photographs in every batch."""
     photograph_3d: float = 0.2
     """Weight of the 3D terms of photographs, whose pose and shape are fits to their keypoints; 0 trains in 2D only."""
-    dataset: Literal["rhd", "stb", "freihand"] | None = None
-    """Published dataset whose training split is used; none if not given."""
+    dataset: Literal["rhd", "stb", "freihand", "custom"] | None = None
+    """Published dataset whose training split is used; none if not given. `train` sets "custom" where it is given
+    sources."""
     dataset_folder: Path | None = None
     """Folder of the dataset, as its archive unpacks."""
     dataset_share: float = 1.0
@@ -64,7 +68,7 @@ class DataConfig:
         )
         _check(0.0 < dataset <= 1.0, f"data.dataset_share is a share above 0 and at most 1, got {dataset}")
         for one, other in (("dataset", "dataset_folder"), ("dataset_folder", "dataset")):
-            missing = getattr(self, one) is not None and getattr(self, other) is None
+            missing = getattr(self, one) not in (None, "custom") and getattr(self, other) is None
             _check(not missing, f"data.{one} is set but data.{other} is not: set both or neither")
         _check(
             self.dataset is None or self.photographs is None or share + dataset <= 1.0,
@@ -207,6 +211,8 @@ class TrainingConfig:
     """Standard deviation of the noise on the true joints that IKNet is trained on, in reference bones."""
     betas_std: float = 1.0
     """Standard deviation of the shapes that IKNet is trained on in stage "ik"."""
+    tailor: Annotated[TailorConfig, Suppress] = dataclasses.field(default_factory=TailorConfig.network)
+    """Energy and solver of the tailor in the losses through it."""
     optimizer: OptimizerConfig = OptimizerConfig()
     weights: Path | None = None
     """Weight file to start from (.safetensors)."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from handtailor_jax.data.augmentation import center_crop, without_intrinsics
-from handtailor_jax.data.sample import Batch
+from handtailor_jax.data.sample import Batch, Reader
 from handtailor_jax.evaluation.alignment import similarity
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.rotations import angle_between, matrix_from_axis_angle
@@ -49,8 +49,8 @@ class TestSet:
     """Whether the true joints are in metres."""
 
 
-def test_sets(config: TrainingConfig, hand: HandModel) -> list[TestSet]:
-    """Return the samples that a run with images is evaluated on.
+def test_sets(config: TrainingConfig, hand: HandModel, own: Reader | None) -> list[TestSet]:
+    """Return the samples that a run with images is evaluated on; `own` is the evaluation of your own data.
 
     Rendered samples and datasets are evaluated with and without their intrinsics, photographs per collection.
     """
@@ -59,8 +59,8 @@ def test_sets(config: TrainingConfig, hand: HandModel) -> list[TestSet]:
     if data.counts(config.batch).synthetic:
         pool = SamplePool(data.cache, SyntheticConfig(size=data.size), data.test, "test")
         metric["synthetic"] = pool.batch(np.arange(data.test))
-    if data.dataset is not None:
-        metric[data.dataset] = evaluation_samples(config, hand)
+    if data.dataset is not None and (data.dataset != "custom" or own is not None):
+        metric[data.dataset] = evaluation_samples(config, hand, own)
     for name, batch in metric.items():
         crops = _crops_of(batch, size)
         unknown = jax.tree.map(np.asarray, without_intrinsics(jax.tree.map(jnp.asarray, crops)))
@@ -117,13 +117,17 @@ def errors_of(module: HandModule, hand: HandModel, batch: Batch, freihand: bool 
     )
 
 
-def create_evaluator(network: Network, hand: HandModel, config: TrainingConfig) -> Callable[[TrainState], Figures]:
+def create_evaluator(
+    network: Network, hand: HandModel, config: TrainingConfig, own: Reader | None = None
+) -> Callable[[TrainState], Figures]:
     """Return the function that evaluates the averaged weights of a state: on images, or in stage "ik" on poses."""
-    return _on_poses(network, hand, config) if config.stage == "ik" else _on_images(network, hand, config)
+    return _on_poses(network, hand, config) if config.stage == "ik" else _on_images(network, hand, config, own)
 
 
-def _on_images(network: Network, hand: HandModel, config: TrainingConfig) -> Callable[[TrainState], Figures]:
-    sets = test_sets(config, hand)
+def _on_images(
+    network: Network, hand: HandModel, config: TrainingConfig, own: Reader | None
+) -> Callable[[TrainState], Figures]:
+    sets = test_sets(config, hand, own)
     freihand = config.freihand_joints
     compiled = jax.jit(lambda state, batch, hand: errors_of(network.averaged(state), hand, batch, freihand))
 
@@ -147,7 +151,7 @@ def _on_images(network: Network, hand: HandModel, config: TrainingConfig) -> Cal
                 figures[f"{each.name}/joints_mm"] = float(errors.joints[known].mean())
             shown = np.linspace(0, len(crops.image) - 1, _SHOWN).round().astype(int).tolist()
             rows.append(np.concatenate([_drawn(crops, errors.predicted[i], i) for i in shown], axis=1))
-        return figures, np.concatenate(rows)
+        return figures, np.concatenate(rows) if rows else None
 
     return evaluate
 

@@ -25,6 +25,7 @@ from handtailor_jax.mano.loading import load_hand
 from handtailor_jax.results import write_atomically, write_json
 from handtailor_jax.synthetic.dataset import load_assets
 from handtailor_jax.training.config import TrainingConfig
+from handtailor_jax.training.custom import NOTHING, Custom
 from handtailor_jax.training.evaluate import create_evaluator
 from handtailor_jax.training.report import Recorder, check_folder, plain, provenance
 from handtailor_jax.training.sources import open_sources
@@ -46,8 +47,15 @@ class NotFinite(InputError):
     """A loss or gradient was not finite, and training stopped."""
 
 
-def train(config: TrainingConfig, folder: Path, *, resume: bool = False, devices: int | None = None) -> Path:
-    """Train to the last step, write weights.safetensors and return its path.
+def train(
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    devices: int | None = None,
+    custom: Custom = NOTHING,
+) -> Path:
+    """Train to the last step, write weights.safetensors at every evaluation and return its path.
 
     Args:
         config: The configuration of the run.
@@ -55,13 +63,15 @@ def train(config: TrainingConfig, folder: Path, *, resume: bool = False, devices
         resume: Continue from the folder's latest checkpoint. The result is the same as without the interruption,
             because the samples of a step depend on the step alone.
         devices: Number of local devices to use; all if None.
+        custom: Your own data, losses and network.
 
     Raises:
         InputError: With one line that names what is wrong.
         NotFinite: If a loss or gradient is not finite. The samples of the step are in not_finite.npz, and the latest
             checkpoint is the state before the step.
     """
-    run, recorder = Run(config, folder, resume=resume, devices=devices), None
+    run, recorder = Run(config, folder, resume=resume, devices=devices, custom=custom), None
+    config = run.config
     try:
         _together("start")  # every process has read the folder before the first process writes to it
         if jax.process_index() == 0:
@@ -81,14 +91,16 @@ def train(config: TrainingConfig, folder: Path, *, resume: bool = False, devices
             if recorder is not None:
                 recorder.progress.update()
                 if logs:
-                    recorder.log(done, mean_metrics(waiting, config))
+                    recorder.log(done, mean_metrics(waiting, config, custom.losses))
                 if saves:
                     state = run.host_state()
                     run.checkpoints.save(state, best=evaluates and recorder.evaluate(state))
+                    if evaluates:
+                        export(run, state)
             waiting = [] if logs else waiting
         run.checkpoints.finish()
-        if recorder is not None:
-            export(run)
+        if recorder is not None and not (folder / WEIGHTS).is_file():  # a complete run that was resumed
+            export(run, run.host_state())
         _together("end")
         return folder / WEIGHTS
     finally:
@@ -101,26 +113,34 @@ class Run:
     """A run: its network, state and data on the devices of this process."""
 
     def __init__(
-        self, config: TrainingConfig, folder: Path, *, resume: bool = False, devices: int | None = None
+        self,
+        config: TrainingConfig,
+        folder: Path,
+        *,
+        resume: bool = False,
+        devices: int | None = None,
+        custom: Custom = NOTHING,
     ) -> None:
         """Prepare everything, and restore the latest checkpoint to resume; the arguments are those of `train`."""
         local = jax.local_devices()
         if devices is not None and not 1 <= devices <= len(local):
             raise InputError(f"{devices} devices were asked for, there are {len(local)}: change --devices")
-        self.config, self.folder, self.devices = config, folder, tuple(local[:devices])
+        if custom.sources:
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="custom"))
+        self.config, self.folder, self.devices, self.custom = config, folder, tuple(local[:devices]), custom
         self.total_devices = len(self.devices) * jax.process_count()
         check_folder(folder, config, resume)
         check_devices(config, self.total_devices)
         self.hand = load_hand(config.hand, "right")
-        self.source = open_sources(config, self.hand)
-        self.network = create_network(config)
+        self.source = open_sources(config, self.hand, custom)
+        self.network = create_network(config, custom.network)
         state = initial_state(config, self.network)
         self.checkpoints = Checkpoints(folder / "checkpoints")
         if resume and self.checkpoints.latest() is not None:
             state = self.checkpoints.restore(state)
         self.state: TrainState = self._on_all_devices(state)
         self.hands = self._on_all_devices(self.hand)
-        self.compiled_step: Any = compile_step(config, self.devices)
+        self.compiled_step: Any = compile_step(config, self.devices, custom)
 
     @property
     def step(self) -> int:
@@ -235,13 +255,12 @@ def check_devices(config: TrainingConfig, devices: int) -> None:
 def _recorder(run: Run) -> Recorder:
     write_json(run.folder / "config.json", plain(run.config))
     write_json(run.folder / "run.json", provenance(len(run.devices)) | {"command": sys.argv})
-    evaluate = create_evaluator(run.network, run.hand, run.config)
+    evaluate = create_evaluator(run.network, run.hand, run.config, run.custom.evaluation)
     return Recorder(run.config, run.folder, evaluate, run.step)
 
 
-def export(run: Run) -> None:
-    """Write the averaged weights with their provenance."""
-    state = run.host_state()
+def export(run: Run, state: TrainState) -> None:
+    """Write the averaged weights of a state in host memory with their provenance."""
     module = run.network.averaged(jax.tree.map(jnp.asarray, state))
     module.config = run.config.module
     facts = provenance(len(run.devices)) | {"steps": int(state.step), "stage": run.config.stage}

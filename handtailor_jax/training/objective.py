@@ -4,7 +4,7 @@ To add a loss: write a function of a batch and a prediction that returns a term,
 `LossWeights` (training/config.py), and add one line to `objective`. Losses of the paper are in hand_module/losses.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ _NEAREST = 0.02  # metres; some hands of RHD reach behind the camera, where noth
 Loss = Callable[[Batch, Prediction], Term]
 
 
-def objective(config: TrainingConfig) -> tuple[tuple[float, Loss], ...]:
-    """Return the terms of a stage with their weights, without those of weight 0. A new loss goes here."""
+def objective(config: TrainingConfig, others: Sequence[tuple[float, Loss]] = ()) -> tuple[tuple[float, Loss], ...]:
+    """Return the terms of a stage, and others, with their weights, without those of weight 0. A new loss goes here."""
     w = config.loss
     of_poses: list[tuple[float, Loss]] = [
         (w.rotations_from_truth, rotations_from_truth),
@@ -55,7 +55,7 @@ def objective(config: TrainingConfig) -> tuple[tuple[float, Loss], ...]:
         (w.tailored_keypoints, tailored_keypoints),
         (w.tailored_mesh, tailored_mesh),
     ]
-    listed = of_poses if config.stage == "ik" else of_poses + of_images
+    listed = [*of_poses, *([] if config.stage == "ik" else of_images), *others]
     return tuple((weight, loss) for weight, loss in listed if weight > 0.0)
 
 

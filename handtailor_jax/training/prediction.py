@@ -23,9 +23,8 @@ from handtailor_jax.render.soft import SoftMaps, soft_rasterise
 from handtailor_jax.skeleton import KEYPOINTS_FROM_MANO, ROOT
 from handtailor_jax.synthetic.poses import PoseConfig, sample_betas, sample_pose
 from handtailor_jax.tailor.placement import camera_mesh
-from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.training.config import TrainingConfig
-from handtailor_jax.types import Camera, HandMesh, HandParameters
+from handtailor_jax.types import Camera, HandMesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +43,6 @@ class Prediction:
     """Random keys of the noise on true joints."""
     estimate: HourglassEstimate | None
     """Output of the hand module; None in stage "ik"."""
-    tailored: HandParameters | None
-    """Tailored hand; None without losses through the tailor."""
 
     @property
     def estimated(self) -> HourglassEstimate:
@@ -76,8 +73,10 @@ class Prediction:
     @cached_property
     def tailored_mesh(self) -> HandMesh:
         """Mesh of the tailored hand in the camera frame."""
-        assert self.tailored is not None, "no loss asked for the tailor"
-        return jax.vmap(lambda one: camera_mesh(self.hand, one))(self.tailored)
+        size, dtype = self.module.image_size, self.hand.dtype
+        identity = jnp.broadcast_to(jnp.eye(2, 3, dtype=dtype), (self.batch.image.shape[0], 2, 3))
+        found = recover(self.hand, self.estimated, self.batch.camera, identity, size, self.config.tailor)
+        return jax.vmap(lambda one: camera_mesh(self.hand, one))(found.parameters)
 
 
 def predict(
@@ -91,13 +90,9 @@ def predict(
     sample.
     """
     if config.stage == "ik":
-        return Prediction(batch, module, hand, config, noise_keys, None, None)
-    image, tailored = batch.image.astype(hand.dtype) / 255.0, None
-    estimate = (_detached_estimate if config.detached else HandModule.__call__)(module, image, batch.camera)
-    if config.through_tailor:
-        identity = jnp.broadcast_to(jnp.eye(2, 3, dtype=hand.dtype), (image.shape[0], 2, 3))
-        found = recover(hand, estimate, batch.camera, identity, module.image_size, TailorConfig.network())
-        tailored = found.parameters
+        return Prediction(batch, module, hand, config, noise_keys, None)
+    image = batch.image.astype(hand.dtype) / 255.0
+    estimate = _detached_estimate(module, image, batch.camera) if config.detached else module(image, batch.camera)
     known, posed = batch.has_joints > 0.0, batch.has_3d > 0.0
     batch = dataclasses.replace(
         batch,
@@ -105,7 +100,7 @@ def predict(
         pose=jnp.where(posed[:, None, None], batch.pose, 0.0),
         betas=jnp.where(posed[:, None], batch.betas, 0.0),
     )
-    return Prediction(batch, module, hand, config, noise_keys, estimate, tailored)
+    return Prediction(batch, module, hand, config, noise_keys, estimate)
 
 
 def _detached_estimate(

@@ -28,7 +28,7 @@ _FREE = ("log_every", "evaluate_every", "checkpoint_every", "data.cache", "data.
 
 def plain(config: TrainingConfig) -> dict[str, Any]:
     """Return the configuration as JSON values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str), parse_constant=str)  # JSON has no infinity
 
 
 def check_folder(folder: Path, config: TrainingConfig, resume: bool) -> None:

@@ -37,6 +37,7 @@ from handtailor_jax.synthetic.backgrounds import procedural_background
 from handtailor_jax.synthetic.dataset import SyntheticConfig
 from handtailor_jax.synthetic.storage import SamplePool
 from handtailor_jax.training.config import TrainingConfig
+from handtailor_jax.training.custom import NOTHING, Custom
 
 Bytes = npt.NDArray[np.uint8]
 Split = Literal["training", "evaluation"]
@@ -71,23 +72,29 @@ class Mixture:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
 
 
-def open_sources(config: TrainingConfig, hand: HandModel) -> Mixture:
+def open_sources(config: TrainingConfig, hand: HandModel, custom: Custom = NOTHING) -> Mixture:
     """Return the source of all samples that come from host memory; the first call renders and fits."""
     data, counts, parts = config.data, config.data.counts(config.batch), []
     if config.stage == "ik":
         return Mixture(())
     # First whatever fails at once where a folder is missing, then whatever takes time.
-    reader = open_split(config, hand, "training") if counts.dataset else None
+    if data.dataset == "custom" and not custom.sources:
+        raise InputError("data.dataset is custom but no sources were given: train from Python (docs/training.md)")
+    readers = list(custom.sources)
+    if counts.dataset and not readers:
+        readers = [(open_split(config, hand, "training"), 1.0)]
     if counts.synthetic and data.synthetic == "pool":
         pool = SamplePool(data.cache, SyntheticConfig(size=data.size), data.pool, "train", config.seed)
         order = index_stream(len(pool), config.seed)
         parts.append((order.map(lambda index: _row(pool.batch(np.asarray([index])), 0)), counts.synthetic))
     if counts.photographs:
         parts.append((photograph_stream(config), counts.photographs))
-    if reader is not None:
+    if readers:
         masks, depths = config.loss.paper_silhouette > 0.0, config.loss.paper_depth > 0.0
-        crops = load(reader, size=data.size, seed=config.seed, masks=masks, depths=depths)
-        parts.append((crops, counts.dataset))
+        options: dict[str, Any] = {"size": data.size, "masks": masks, "depths": depths}
+        crops = [load(reader, seed=config.seed + i, **options) for i, (reader, _) in enumerate(readers)]
+        mixed = type(crops[0]).mix(crops, [weight for _, weight in readers]) if len(crops) > 1 else crops[0]
+        parts.append((mixed, counts.dataset))
     return Mixture(tuple(parts))
 
 
@@ -109,12 +116,12 @@ def open_split(config: TrainingConfig, hand: HandModel, split: Split) -> Reader:
     return open_dataset(data.dataset, data.dataset_folder, name, **options)
 
 
-def evaluation_samples(config: TrainingConfig, hand: HandModel) -> Batch:
-    """Return `data.test` samples, evenly spread over the dataset's test split and always the same."""
-    reader = open_split(config, hand, "evaluation")
+def evaluation_samples(config: TrainingConfig, hand: HandModel, reader: Reader | None = None) -> Batch:
+    """Return `data.test` samples, evenly spread over a dataset, by default the test split, and always the same."""
+    own, reader = reader is not None, open_split(config, hand, "evaluation") if reader is None else reader
     chosen = np.linspace(0, len(reader) - 1, min(config.data.test, len(reader))).round().astype(int).tolist()
     batch = gather(load(reader, size=config.data.size, shuffle=False), chosen)
-    if not batch.has_joints.all():
+    if not own and not batch.has_joints.all():
         raise InputError(
             f"{config.data.dataset_folder}: the evaluation split has no joints: unpack FreiHAND_pub_v2_eval beside it"
         )

@@ -55,6 +55,8 @@ class TrainState:
 class Network:
     """The structure of the network, whose arrays are in a `TrainState`."""
 
+    kind: Callable[..., HandModule]
+    """Class of the network."""
     graph: nnx.GraphDef[HandModule]
     trained: Any
     """Filter of the trained parameters."""
@@ -77,10 +79,10 @@ class Network:
         return module
 
 
-def create_network(config: TrainingConfig) -> Network:
+def create_network(config: TrainingConfig, kind: Callable[..., HandModule] = HandModule) -> Network:
     """Return the structure of the configured network; batch normalisation averages over all devices."""
     on_devices = dataclasses.replace(config.module, batch_axis=DEVICES)
-    graph, variables = module_structure(on_devices)
+    graph, variables = module_structure(on_devices, kind)
     module = nnx.merge(graph, nnx.from_flat_state(variables))
     module.train()
 
@@ -88,7 +90,7 @@ def create_network(config: TrainingConfig) -> Network:
         return config.stage == "end_to_end" or (config.stage == "ik") == (path[0] == "iknet")
 
     trained = nnx.All(nnx.Param, of_stage)
-    return Network(nnx.split(module, trained, nnx.Param, nnx.BatchStat)[0], trained)
+    return Network(kind, nnx.split(module, trained, nnx.Param, nnx.BatchStat)[0], trained)
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -120,10 +122,10 @@ def moving_average(average: Arrays, new: Arrays, step: Int[Array, ""], config: O
 
 def initial_state(config: TrainingConfig, network: Network) -> TrainState:
     """Return the state before the first step; the weights to start from must fit the network."""
-    module = HandModule(config.module, rngs=nnx.Rngs(config.seed))
+    module = network.kind(config.module, rngs=nnx.Rngs(config.seed))
     variables = dict(nnx.to_flat_state(nnx.state(module)))
     for file, part in ((config.weights, None), (config.iknet_weights, "iknet")):
-        given = {} if file is None else dict(nnx.to_flat_state(nnx.state(load_weights(file))))
+        given = {} if file is None else dict(nnx.to_flat_state(nnx.state(load_weights(file, network.kind))))
         for path, variable in variables.items():
             if file is not None and part in (None, path[0]):
                 if path not in given or given[path].shape != variable.shape:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,8 @@ from handtailor_jax.hand_module.losses import Term, weighted_mean
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.synthetic.dataset import SyntheticAssets, SyntheticConfig, render_batch, sample_key
 from handtailor_jax.training.config import TrainingConfig
-from handtailor_jax.training.objective import objective
+from handtailor_jax.training.custom import NOTHING, Custom
+from handtailor_jax.training.objective import Loss, objective
 from handtailor_jax.training.prediction import predict, sampled_poses
 from handtailor_jax.training.state import (
     DEVICES,
@@ -70,6 +71,7 @@ def train_step(
     *,
     network: Network,
     config: TrainingConfig,
+    losses: Sequence[tuple[float, Loss]] = (),
 ) -> tuple[TrainState, StepMetrics]:
     """Take one step on the samples of one device; runs under the mapped axis `DEVICES`.
 
@@ -78,23 +80,26 @@ def train_step(
         batch: Images of this device before augmentation; None in stage "ik", where the step samples poses.
         samples: Positions of this device's samples in the whole batch.
         hand: The right hand model.
+        network: Structure of the network.
+        config: Configuration of the run.
+        losses: Losses besides those of the configuration.
     """
     keys = sample_keys(config.seed, state.step, samples)
-    of_part = functools.partial(_gradients, state, hand=hand, network=network, config=config)
+    of_part = functools.partial(_gradients, state, hand=hand, network=network, config=config, others=losses)
     parts = config.optimizer.accumulate
     if parts == 1:
-        gradients, statistics, losses = of_part(state.statistics, batch, keys)
+        gradients, statistics, found = of_part(state.statistics, batch, keys)
     else:
         pieces = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), (batch, keys))
 
         def one(statistics: Arrays, piece: Any) -> tuple[Arrays, tuple[Arrays, Losses]]:
-            gradients, statistics, losses = of_part(statistics, *piece)
-            return statistics, (gradients, losses)
+            gradients, statistics, found = of_part(statistics, *piece)
+            return statistics, (gradients, found)
 
-        statistics, (gradients, losses) = jax.lax.scan(one, state.statistics, pieces)
-        gradients, losses = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), (gradients, losses))
+        statistics, (gradients, found) = jax.lax.scan(one, state.statistics, pieces)
+        gradients, found = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), (gradients, found))
 
-    return _update(state, gradients, statistics, losses, config)
+    return _update(state, gradients, statistics, found, config)
 
 
 def _update(
@@ -133,6 +138,7 @@ def _gradients(
     hand: HandModel,
     network: Network,
     config: TrainingConfig,
+    others: Sequence[tuple[float, Loss]],
 ) -> tuple[Arrays, Arrays, Losses]:
     """Return the gradients over all devices, the new statistics and the losses."""
     noise_keys = jax.vmap(lambda key: jax.random.fold_in(key, 7))(keys)
@@ -144,7 +150,7 @@ def _gradients(
     def loss(params: Arrays) -> tuple[Array, tuple[Arrays, Losses]]:
         module = network.module(params, state.frozen, statistics)
         prediction = predict(module, hand, crops, noise_keys, config)
-        weighted = objective(config)
+        weighted = objective(config, others)
         terms = tuple(term(prediction.batch, prediction) for _, term in weighted)
         error = keypoint_error(crops, prediction.estimate)
         everywhere, error = jax.lax.psum(jax.lax.stop_gradient((terms, error)), DEVICES)
@@ -172,11 +178,13 @@ def keypoint_error(batch: Batch, estimate: HandEstimate | None) -> Term:
     return weighted_mean(distance, jnp.where(inside, batch.keypoint_weight, 0.0))
 
 
-def mean_metrics(steps: list[StepMetrics], config: TrainingConfig) -> dict[str, float]:
+def mean_metrics(
+    steps: list[StepMetrics], config: TrainingConfig, others: Sequence[tuple[float, Loss]] = ()
+) -> dict[str, float]:
     """Return the means of several steps' metrics by name."""
     found = first_copy(steps)
     values = {"loss": float(np.mean([each.losses.total for each in found]))}
-    for number, (_, loss) in enumerate(objective(config)):
+    for number, (_, loss) in enumerate(objective(config, others)):
         values[f"loss/{loss.__name__}"] = _mean([each.losses.terms[number] for each in found])
     if config.stage != "ik":
         values["train/keypoints_percent_of_crop"] = 100.0 * _mean([each.losses.keypoint_error for each in found])
@@ -192,10 +200,11 @@ def _mean(terms: list[Term]) -> float:
 
 @functools.lru_cache(maxsize=8)
 def compile_step(
-    config: TrainingConfig, devices: tuple[jax.Device, ...]
+    config: TrainingConfig, devices: tuple[jax.Device, ...], custom: Custom = NOTHING
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Return the step over all devices: every argument has a leading axis of local devices."""
-    step = functools.partial(train_step, network=create_network(config), config=config)
+    network = create_network(config, custom.network)
+    step = functools.partial(train_step, network=network, config=config, losses=custom.losses)
     return on_devices(step, devices, donate_argnums=(0,))
 
 

@@ -1,0 +1,28 @@
+"""Your own data, losses and network in a training run."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from handtailor_jax.data.sample import Reader
+from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.losses import Term
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Custom:
+    """Data, losses and a network that a configuration cannot name; `train` takes them beside it."""
+
+    sources: Sequence[tuple[Reader, float]] = ()
+    """Datasets with their weights: readers of your own (`data.sample.Reader`) or from `data.open_dataset`. Together
+    they are the share `data.dataset_share` of every batch, in which each is as frequent as its weight says."""
+    evaluation: Reader | None = None
+    """Dataset of which `data.test` samples are evaluated during the run; none if not given."""
+    losses: Sequence[tuple[float, Callable[..., Term]]] = ()
+    """Losses (`objective.Loss`) with their weights, besides those of the configuration; metrics have the names of the
+    functions."""
+    network: Callable[..., HandModule] = HandModule
+    """Class of the network: a subclass of `HandModule`, with the same arguments. `load_weights(path, network)` loads
+    its weights."""
+
+
+NOTHING = Custom()
