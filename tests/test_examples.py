@@ -1,0 +1,83 @@
+"""Every page of examples/ runs as it is printed, and is linked from the README."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import jax
+import pytest
+
+import handtailor_jax as ht
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def as_users_have_it():
+    """Examples rely on JAX's default promotion of types and ranks, which the tests otherwise forbid."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def main(number):
+    (page,) = (page for page in PAGES if page.name.startswith(f"{number:02d}_"))
+    return runpy.run_path(str(page))["main"]
+
+
+def test_pages_are_short_and_linked():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert [int(page.name[:2]) for page in PAGES] == list(range(1, 9))
+    for page in PAGES:
+        assert len(page.read_text("utf-8").splitlines()) <= 60
+        assert f"(examples/{page.name})" in readme
+    assert set(re.findall(r"\(examples/([^)]+)\)", readme)) == {page.name for page in PAGES}
+
+
+def test_image_to_mesh(tmp_path, capsys):
+    main(1)(out=tmp_path / "hands")
+    assert sorted(line.split(":")[0] for line in capsys.readouterr().out.splitlines()) == ["left", "right"]
+    assert {path.name for path in (tmp_path / "hands").iterdir()} == {"hands.glb", "overlay.png"}
+
+
+def test_keypoints_to_mesh(tmp_path):
+    main(2)(out=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"peace.obj", "pinch.obj"}
+
+
+@pytest.mark.slow
+def test_jit_vmap_and_grad(capsys):
+    main(3)()
+    assert "by the pixels (320, 320, 3)" in capsys.readouterr().out
+
+
+def test_training_through_the_tailor(capsys):
+    main(4)(steps=40, batch=16)
+    errors = [float(line.split()[2]) for line in capsys.readouterr().out.splitlines()]
+    assert sum(errors[-5:]) < 0.8 * sum(errors[:5])
+
+
+@pytest.mark.slow
+def test_your_own_data_and_loss_on_all_devices(tmp_path):
+    path = main(5)(out=tmp_path / "run", steps=2)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert lines[0]["loss/palm_shape"] > 0.0
+    assert 0.0 < lines[-1]["custom/pck10"] <= 1.0
+    assert ht.load_weights(path).config.image_size == 128
+
+
+def test_behind_mediapipe(tmp_path, capsys):
+    main(6)(out=tmp_path)
+    assert re.fullmatch(r"right: \d+\.\d pixels from MediaPipe's landmarks\n", capsys.readouterr().out)
+    assert {path.name for path in tmp_path.iterdir()} == {"hands.glb", "overlay.png"}
+
+
+def test_export(tmp_path, capsys):
+    main(7)(out=tmp_path / "tailor.jaxexport")
+    assert "'vertices': (1, 1609, 3)" in capsys.readouterr().out
+
+
+def test_video(tmp_path):
+    assert [sorted(numbers) for numbers in main(8)(out=tmp_path, frames=3)] == [[0, 1]] * 3
+    assert {path.name for path in tmp_path.iterdir()} == {"made.mp4", "overlay.mp4"}
