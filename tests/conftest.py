@@ -14,16 +14,17 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 # jax 0.10 can be told to use, compiles faster, but makes NaN of the gradient to a crop's pixels in float64.
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
+# One compilation for all workers, commands and processes of a test run, and none for the next run: its folder is a new
+# one. The commands take this folder instead of the user's, and programs of one folder are not found in another.
+if "HANDTAILOR_TEST_CACHE" not in os.environ:
+    os.environ["HANDTAILOR_TEST_CACHE"] = tempfile.mkdtemp(prefix="handtailor-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["HANDTAILOR_TEST_CACHE"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
 import jax
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
-
-# One compilation for all workers and commands of a test run, and none for the next run: its folder is a new one.
-if "HANDTAILOR_TEST_CACHE" not in os.environ:
-    os.environ["HANDTAILOR_TEST_CACHE"] = tempfile.mkdtemp(prefix="handtailor-tests-")
-jax.config.update("jax_compilation_cache_dir", os.environ["HANDTAILOR_TEST_CACHE"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

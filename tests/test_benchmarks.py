@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -150,11 +151,14 @@ def test_bad_options_of_the_others():
         synthetic_benchmark.measure(synthetic_benchmark.SyntheticBenchmark(batch=0))
 
 
-def test_as_a_program():
+def test_as_a_program(monkeypatch, capsys):
     for name in ("tailor", "predict", "fit", "synthetic"):
-        program = [sys.executable, str(BENCHMARKS / f"{name}.py")]
-        result = subprocess.run([*program, "--help"], capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr
-        assert "--json" in result.stdout
-    result = subprocess.run([*program, "--rounds", "0"], capture_output=True, text=True, check=False)
+        program = str(BENCHMARKS / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [program, "--help"])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(program, run_name="__main__")
+        assert end.value.code == 0
+        assert "--json" in capsys.readouterr().out
+    arguments = [sys.executable, program, "--rounds", "0"]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (2, "synthetic.py: error: --rounds is 0: give positive numbers\n")

@@ -25,12 +25,6 @@ from handtailor_jax.mano.loading import embedded_arrays
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.fixture(autouse=True)
-def no_cache_of_programs(monkeypatch):
-    """Tests leave no files behind in the user's cache."""
-    monkeypatch.setattr(cli, "keep_compiled_programs", lambda: None)
-
-
 @pytest.fixture(scope="module")
 def keypoints(hand):
     """Two hands of known pose in a 256 x 256 image."""
@@ -67,9 +61,7 @@ def run(keypoints, tmp_path_factory):
         {"image": "photo.jpg", "keypoints_2d": keypoints[0]},
         {"id": "second", "side": "left", "keypoints_2d": keypoints[1]},
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "keep_compiled_programs", lambda: None)
-        cli.main(["fit", str(write(folder / "hands.json", entries)), "--out", str(folder / "out"), "--mesh", "ply"])
+    cli.main(["fit", str(write(folder / "hands.json", entries)), "--out", str(folder / "out"), "--mesh", "ply"])
     return folder / "out"
 
 

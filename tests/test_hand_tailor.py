@@ -1,6 +1,7 @@
 """All hands of an image and of a video with the landmark network, on the packaged examples."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 
 import handtailor_jax
+from handtailor_jax import hand_tailor
 from handtailor_jax.detections import read_detections
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import as_camera, project
@@ -31,7 +33,10 @@ EXAMPLES = {
 
 @pytest.fixture(scope="module")
 def tailor():
-    return HandTailor.load()
+    """One hand at a time, so that one program is compiled; test_pipeline.py has several at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hand_tailor, "_MOST_AT_ONCE", 1)
+        yield HandTailor.load()
 
 
 def example(name):
@@ -99,22 +104,9 @@ def test_one_hand_in_a_box(tailor):
     assert tailor(np.full_like(image, 90)) == []
 
 
-def test_few_programs(tailor):
-    """Numbers of hands are padded to 1, 2, 4 and 8, and large numbers are divided."""
-    image = example("open")
-    region = tailor(image)[0].region
-    view = tailor.finder.view(image, as_camera(None), region, 0.5)
-    sizes = tailor._run._cache_size()
-    found = [tailor.recover([view] * count) for count in (1, 2)]
-    assert [len(each) for each in found] == [1, 2]
-    np.testing.assert_allclose(found[0][0].hand.vertices, found[1][1].hand.vertices, atol=0.1)
-    assert tailor._run._cache_size() <= sizes + 1
-
-
 @pytest.mark.slow
-def test_gradients_reach_the_pixels_of_the_crop():
+def test_gradients_reach_the_pixels_of_the_crop(tailor):
     """From the meshes of a right and a left hand to their crops, equal to central differences, in float64."""
-    tailor = HandTailor.load()
     config = dataclasses.replace(
         TailorConfig.plug_in(), solver=dataclasses.replace(TailorConfig.plug_in().solver, iterations=2)
     )
@@ -129,19 +121,18 @@ def test_gradients_reach_the_pixels_of_the_crop():
     with jax.enable_x64(True):
         graph, state = nnx.split(tailor.module)
         batch: View = double(jax.tree.map(lambda *leaves: np.stack(leaves), *views))
-        module, hand = nnx.merge(graph, double(state)), double(tailor.hand)
         rng = np.random.default_rng(0)
-        weights = jnp.asarray(rng.normal(size=(2, *hand.skin.template.shape)))
+        weights = jnp.asarray(rng.normal(size=(2, *tailor.hand.skin.template.shape)))
         crops = jnp.asarray(batch.crop, jnp.float64) + rng.uniform(-1.0, 1.0, batch.crop.shape)
 
-        # One program for values and gradient, because it takes minutes to compile.
+        # One program for values and gradient, because it takes long to compile; longer with the weights as constants.
         @jax.jit
         @jax.value_and_grad
-        def loss(crops):
-            return jnp.sum(
-                weights * recover_views(module, hand, dataclasses.replace(batch, crop=crops), config).vertices
-            )
+        def compute(crops, state, hand, batch):
+            views = dataclasses.replace(batch, crop=crops)
+            return jnp.sum(weights * recover_views(nnx.merge(graph, state), hand, views, config).vertices)
 
+        loss = functools.partial(compute, state=double(state), hand=double(tailor.hand), batch=batch)
         along = jnp.asarray(rng.normal(size=crops.shape))
         slope = jnp.vdot(loss(crops)[1], along)
         step = 1e-7

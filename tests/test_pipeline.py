@@ -219,7 +219,10 @@ def test_left_hands_are_right_hands_in_a_mirror(reader, scene, camera):
 
 
 def test_a_batch_of_both_sides_is_one_program(reader, scene):
-    """The side is a value of the graph: a batch holds left and right hands, and results come back as NumPy arrays."""
+    """The side is a value of the graph: a batch holds left and right hands, and results come back as NumPy arrays.
+
+    Numbers of hands are padded to 1, 2, 4 and 8, and larger ones are divided.
+    """
     image, mirrored = scene[2], np.ascontiguousarray(scene[2][:, ::-1])
     places = [square_region((x, 40.0, 380.0, 400.0)) for x in (120.0, 140.0)]
     camera = as_camera(None)

@@ -60,12 +60,6 @@ FIELDS = {
 OURS = {"side_probability", "presence", "region", "box", "detected_keypoints_2d", "confidence", "proposed"}
 
 
-@pytest.fixture(autouse=True)
-def no_cache_of_programs(monkeypatch):
-    """Tests leave no files behind in the user's cache."""
-    monkeypatch.setattr(cli, "keep_compiled_programs", lambda: None)
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A weight file of a tiny network that has learned nothing."""

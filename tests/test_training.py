@@ -308,10 +308,7 @@ def start(tmp_path, cache):
 def train_process(path, cache, steps, out, arguments):
     path.write_text(CONFIG.format(steps=steps, cache=str(cache)))
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-    # Each start would compile the same programs again, also those that are too small to be worth keeping elsewhere.
-    compiled = {"JAX_COMPILATION_CACHE_DIR": os.environ["HANDTAILOR_TEST_CACHE"]}
-    compiled["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | compiled
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(path), "--out", str(out), *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

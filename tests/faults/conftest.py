@@ -9,12 +9,6 @@ import pytest
 from handtailor_jax import cli
 
 
-@pytest.fixture(autouse=True)
-def no_cache_of_programs(monkeypatch):
-    """Tests leave no files behind in the user's cache."""
-    monkeypatch.setattr(cli, "keep_compiled_programs", lambda: None)
-
-
 @pytest.fixture
 def refused(capfd):
     """Runs a command that must end with status 2; the line on stderr without its beginning."""
