@@ -4,7 +4,6 @@ A finder for each network decides which regions to look into (with a function `l
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from flax import nnx
 
 from handtailor_jax.detector import squares
-from handtailor_jax.detector.detector import HandDetector
+from handtailor_jax.detector.detector import HandDetector, stack, unstack
 from handtailor_jax.detector.regions import cut, from_landmarks, square_region, to_image
 from handtailor_jax.detector.weights import load_landmark_network
 from handtailor_jax.errors import InputError
@@ -182,13 +181,9 @@ class HandTailor:
         if memories is None:
             memories = [Memory.nothing(self.hand.num_betas)] * len(views)
         found = []
-        for first in range(0, len(views), _MOST_AT_ONCE):
-            part = list(zip(views, memories, strict=True))[first : first + _MOST_AT_ONCE]
-            padded = part + part[-1:] * (2 ** math.ceil(math.log2(len(part))) - len(part))
-            batch, memory = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
-            result = jax.device_get(self._run(self._state, self.hand, batch, memory))
-            found += [Found(*jax.tree.map(lambda leaf, i=i: leaf[i], result)) for i in range(len(part))]
-        return found
+        for batch in stack(list(zip(views, memories, strict=True)), _MOST_AT_ONCE):
+            found += unstack(jax.device_get(self._run(self._state, self.hand, *batch)))
+        return [Found(*each) for each in found[: len(views)]]
 
 
 def _unpickled(graph: Any, state: Any, *arguments: Any) -> HandTailor:

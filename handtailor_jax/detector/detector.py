@@ -168,7 +168,7 @@ class HandDetector:
             self._estimate(self._landmark_state, crops, batch)
             for crops, batch in self._batches(image, regions, self._crop_size, extend=True)
         ]
-        return [hand for batch in jax.device_get(found) for hand in _unstack(batch)][: len(regions)]
+        return [hand for batch in jax.device_get(found) for hand in unstack(batch)][: len(regions)]
 
     def _find_palms(self, image: Image, squares: list[Box], threshold: float, presence: float) -> list[_Candidate]:
         """Return the regions of the palms in squares of the image, with the presence that each must reach."""
@@ -179,7 +179,7 @@ class HandDetector:
         ]
         candidates = []
         for batch in jax.device_get(found):
-            for scores, palms in _unstack(batch):
+            for scores, palms in unstack(batch):
                 filled = np.flatnonzero(scores > 0.0)
                 candidates += [_Candidate(float(scores[i]), _entry(palms, int(i)), presence) for i in filled]
         return candidates
@@ -199,12 +199,8 @@ class HandDetector:
     def _batches(
         self, image: Image, regions: list[Region], size: int, *, extend: bool
     ) -> Iterator[tuple[Image, Region]]:
-        """Yield crops of regions in batches of 1, 2, 4 or 8; the last one is padded with its last region."""
-        batches = []
-        for first in range(0, len(regions), self._most_at_once):
-            part = regions[first : first + self._most_at_once]
-            padded = part + part[-1:] * (2 ** math.ceil(math.log2(len(part))) - len(part))
-            batches.append(jax.tree.map(lambda *leaves: np.stack(leaves), *padded))
+        """Yield crops of regions in batches."""
+        batches = stack(regions, self._most_at_once)
         # All maps first: once a network runs, they would wait for it.
         maps = [np.asarray(to_image(batch, size)) for batch in batches]
         for batch, affines in zip(batches, maps, strict=True):
@@ -248,6 +244,16 @@ def _entry(batch: Tree, index: int) -> Tree:
     return jax.tree.map(lambda leaf: leaf[index], batch)
 
 
-def _unstack(batch: Tree) -> list[Tree]:
+def stack(entries: Sequence[Tree], most: int) -> list[Tree]:
+    """Return batches of 1, 2, 4, ... `most` entries, the last one padded with its last entry, for few programs."""
+    batches = []
+    for first in range(0, len(entries), most):
+        part = list(entries[first : first + most])
+        part += part[-1:] * (2 ** math.ceil(math.log2(len(part))) - len(part))
+        batches.append(jax.tree.map(lambda *leaves: np.stack(leaves), *part))
+    return batches
+
+
+def unstack(batch: Tree) -> list[Tree]:
     """Return the entries of a pytree of NumPy arrays with one batch axis."""
     return [_entry(batch, i) for i in range(len(jax.tree.leaves(batch)[0]))]
