@@ -4,7 +4,8 @@
 #     tools/rehearse.sh RHD OUT
 #
 # RHD is a folder in the layout of RHD_published_v2. The network is the paper's made small enough for two CPU cores, and
-# the stages are short. For the paper's own size and schedule set SMALL="", KEYPOINTS="", POSES="" and LAST="".
+# the stages are short; L_kpt2D is summed over the 21 keypoints (2100), as in BiHand, not averaged (100). For the paper's
+# own size and schedule set SMALL, KEYPOINTS, POSES and LAST to "".
 set -eu
 rhd=$1 out=$2 python=${PYTHON:-python}
 network="--module.image-size 64 --module.stem patches --module.channels 48 --module.depth 2 --module.stacks-2d 1

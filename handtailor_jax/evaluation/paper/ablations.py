@@ -59,15 +59,15 @@ def table3(subject: Subject, rounds: int, iterations: Sequence[int], damped_iter
     reference = 20 if 20 in iterations else iterations[0]
     base = times[iterations.index(reference)]
 
-    body: list[tuple[Cell, ...]] = [("ours: before", 0.0, math.nan, math.nan, *_scores(subject, before))]
+    body: list[tuple[Cell, ...]] = [("ours: before", "0", math.nan, math.nan, *_scores(subject, before))]
     auc_5_20: dict[tuple[PresetName, int], float] = {}
     for (preset, count), config, took in zip(variants, configs, times, strict=True):
         scores = _scores(subject, tailored(hand, proposals, config))
         auc_5_20[preset, count] = scores[1]
-        body.append((f"ours: {preset}", float(count), took, took / base, *scores))
+        body.append((f"ours: {preset}", str(count), took, took / base, *scores))
     [twenty] = [took for count, took, *_ in published("table3") if count == 20]
     for count, took, *areas in published("table3"):
-        body.append(("published, RHD", float(count), took, took / twenty, *areas, math.nan, math.nan))
+        body.append(("published, RHD", str(count), took, took / twenty, *areas, math.nan, math.nan))
 
     start = auc(subject.errors_mm(before), GRID_5_20)
     presets: tuple[PresetName, ...] = ("paper", "official") if {20, 100} <= set(iterations) else ()
