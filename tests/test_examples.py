@@ -52,6 +52,7 @@ def test_jit_vmap_and_grad(capsys):
     assert "by the pixels (320, 320, 3)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_through_the_tailor(capsys):
     main(4)(steps=40, batch=16)
     errors = [float(line.split()[2]) for line in capsys.readouterr().out.splitlines()]
