@@ -116,17 +116,17 @@ def _update(
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         rate = jnp.asarray(learning_rate(config.optimizer, config.steps)(state.step), norm.dtype)
     params, done = optax.apply_updates(state.params, updates), state.step + 1
-    new = TrainState(
-        step=done,
-        params=params,
-        frozen=state.frozen,
-        statistics=statistics,
-        optimizer=optimizer_state,
-        average_params=moving_average(state.average_params, params, done, config.optimizer),
-        average_statistics=moving_average(state.average_statistics, statistics, done, config.optimizer),
-    )
-    held = dataclasses.replace(state, optimizer=optimizer_state)
-    return jax.tree.map(functools.partial(jnp.where, sound), new, held), StepMetrics(losses, norm, rate)
+    new = {
+        "step": done,
+        "statistics": statistics,
+        "average_params": moving_average(state.average_params, params, done, config.optimizer),
+        "average_statistics": moving_average(state.average_statistics, statistics, done, config.optimizer),
+    }
+    # The optimiser holds the parameters itself.
+    held = {name: getattr(state, name) for name in new}
+    new = jax.tree.map(functools.partial(jnp.where, sound), new, held)
+    state = dataclasses.replace(state, params=params, optimizer=optimizer_state, **new)
+    return state, StepMetrics(losses, norm, rate)
 
 
 def _gradients(
