@@ -65,9 +65,9 @@ class Predict:
     mesh: MeshFormat = None
     """Format of the meshes, glb for videos; no meshes if not given."""
     preset: Preset = None
-    """Energy and solver of the tailor: for the hourglass's keypoints (network), for precise keypoints (default), the
-    paper's (paper) or the released program's (official); the two last ones are for network hourglass. The preset of the
-    network if not given."""
+    """Energy and solver of the tailor: for the landmark network (landmarks), for the hourglass (network), for precise
+    keypoints (default), the paper's (paper) or the released program's (official); the two last ones are for network
+    hourglass. The preset of the network if not given."""
     tailor: bool = True
     """Fit the network's hand to the detected keypoints."""
     passes: int = 2

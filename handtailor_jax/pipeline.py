@@ -72,7 +72,7 @@ def fitting_config(module: HandModule | LandmarkHandModule, config: Preset) -> T
     """
     landmarks = isinstance(module, LandmarkHandModule)
     if config == "auto":
-        return TailorConfig.plug_in() if landmarks else TailorConfig.network()
+        return TailorConfig.landmarks() if landmarks else TailorConfig.network()
     if landmarks and config and isinstance(config.energy, PaperEnergy):
         own = "the hand model's own keypoints, not for the landmark network's"
         raise InputError(f"the paper's energies are defined for {own}: choose another preset, or the network hourglass")

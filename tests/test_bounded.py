@@ -49,7 +49,7 @@ def compiled(preset):
     return jax.jit(jax.vmap(gradient, in_axes=(0, 0, 0, 0, None)))
 
 
-OTHERS = ("network", "paper", "official", "plug_in")
+OTHERS = ("network", "landmarks", "paper", "official", "plug_in")
 
 
 @pytest.mark.parametrize("name", ["default", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])

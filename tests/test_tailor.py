@@ -389,7 +389,7 @@ def test_presets_have_the_constants_they_are_named_for():
     assert network.solver == DEFAULT.solver
     assert network.energy.keypoint_std > DEFAULT.energy.keypoint_std
     assert (network.energy.confidence_power, DEFAULT.energy.confidence_power) == (4, 1)
-    assert set(PRESETS) == {"default", "network", "paper", "official"}
+    assert set(PRESETS) == {"default", "network", "landmarks", "paper", "official"}
     assert hash(DEFAULT) == hash(PRESETS["default"]())  # static arguments of jit
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from handtailor_jax.detector.layers import Convolution, Depthwise, max_pool_2
+from handtailor_jax.detector.layers import Convolution, Depthwise, Pointwise, max_pool_2
 from handtailor_jax.detector.regions import from_landmarks, to_image
 from handtailor_jax.geometry.cameras import in_plane_rotation, transform_pixels
 from handtailor_jax.skeleton import NUM_KEYPOINTS
@@ -66,9 +66,9 @@ class InvertedResidual(nnx.Module):
     """
 
     def __init__(self, inputs: int, expanded: int, kernel: int, stride: int, outputs: int, *, rngs: nnx.Rngs):
-        self.expand = ConvReLU6(nnx.Linear(inputs, expanded, rngs=rngs))
-        self.mix = ConvReLU6(Depthwise(expanded, kernel, stride, bias=True, rngs=rngs))
-        self.project = nnx.Linear(expanded, outputs, rngs=rngs)
+        self.expand = ConvReLU6(Pointwise(inputs, expanded, rngs=rngs))
+        self.mix = ConvReLU6(Depthwise(expanded, kernel, stride, bias=True))
+        self.project = Pointwise(expanded, outputs, rngs=rngs)
         self.stride, self.residual = stride, inputs == outputs
 
     def __call__(self, x: Float[Array, "batch h w inputs"]) -> Float[Array, "batch h_out w_out outputs"]:
@@ -85,9 +85,9 @@ class HandLandmarkNetwork(nnx.Module):
     def __init__(self, config: HandLandmarkConfig, *, rngs: nnx.Rngs):
         wide, inputs = config.stem
         self.config = config
-        self.stem = ConvReLU6(Convolution(3, wide, 3, 2, rngs=rngs))
-        self.stem_mix = ConvReLU6(Depthwise(wide, 3, bias=True, rngs=rngs))
-        self.stem_project = nnx.Linear(wide, inputs, rngs=rngs)
+        self.stem = ConvReLU6(Convolution(3, wide, 3, 2))
+        self.stem_mix = ConvReLU6(Depthwise(wide, 3, bias=True))
+        self.stem_project = Pointwise(wide, inputs, rngs=rngs)
         blocks: list[InvertedResidual] = []
         for (kernel, stride, count), outputs in zip(config.stages, config.widths, strict=True):
             for i in range(count):
@@ -95,9 +95,9 @@ class HandLandmarkNetwork(nnx.Module):
                 blocks.append(InvertedResidual(inputs, expanded, kernel, 1 if i else stride, outputs, rngs=rngs))
                 inputs = outputs
         self.blocks = nnx.List(blocks)
-        self.expand = ConvReLU6(nnx.Linear(inputs, 6 * inputs, rngs=rngs))
-        self.mix = ConvReLU6(Depthwise(6 * inputs, 3, bias=True, rngs=rngs))
-        heads = (nnx.Linear(6 * inputs, outputs, rngs=rngs) for outputs in (1, 1, 3 * NUM_KEYPOINTS, 3 * NUM_KEYPOINTS))
+        self.expand = ConvReLU6(Pointwise(inputs, 6 * inputs, rngs=rngs))
+        self.mix = ConvReLU6(Depthwise(6 * inputs, 3, bias=True))
+        heads = (Pointwise(6 * inputs, outputs, rngs=rngs) for outputs in (1, 1, 3 * NUM_KEYPOINTS, 3 * NUM_KEYPOINTS))
         self.right, self.presence, self.landmarks, self.world = heads
 
     def __call__(self, crops: Float[Array, "batch size size 3"]) -> Landmarks:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from handtailor_jax.detector.layers import Convolution, Depthwise, PReLU, max_pool_2, upsample_2
+from handtailor_jax.detector.layers import Convolution, Depthwise, Pointwise, PReLU, max_pool_2, upsample_2
 from handtailor_jax.types import Numbers, Region, pytree
 
 # Numbers that describe a palm: centre, width and height of its box, and seven keypoints (x, y).
@@ -51,8 +51,8 @@ class BlazeBlock(nnx.Module):
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, *, rngs: nnx.Rngs):
-        self.depthwise = Depthwise(inputs, 5, stride, rngs=rngs)
-        self.pointwise = nnx.Linear(inputs, outputs, rngs=rngs)
+        self.depthwise = Depthwise(inputs, 5, stride)
+        self.pointwise = Pointwise(inputs, outputs, rngs=rngs)
         self.activation = PReLU(outputs)
         self.stride, self.surplus = stride, outputs - inputs
 
@@ -94,11 +94,11 @@ class PyramidLevel(nnx.Module):
     """A level of the feature pyramid: the coarser level, enlarged, plus the features of the stage at this size."""
 
     def __init__(self, inputs: int, outputs: int, depth: int, anchors: int, *, rngs: nnx.Rngs):
-        self.lateral = nnx.Linear(inputs, outputs, rngs=rngs)
+        self.lateral = Pointwise(inputs, outputs, rngs=rngs)
         self.activation = PReLU(outputs)
         self.equal = EqualBlocks(outputs, depth, rngs=rngs)
-        self.score = nnx.Linear(outputs, anchors, rngs=rngs)
-        self.box = nnx.Linear(outputs, anchors * _PALM_VALUES, rngs=rngs)
+        self.score = Pointwise(outputs, anchors, rngs=rngs)
+        self.box = Pointwise(outputs, anchors * _PALM_VALUES, rngs=rngs)
 
     def __call__(
         self, coarser: Float[Array, "batch h w inputs"], skip: Float[Array, "batch h2 w2 outputs"]
@@ -121,7 +121,7 @@ class PalmDetector(nnx.Module):
     def __init__(self, config: PalmDetectorConfig, *, rngs: nnx.Rngs):
         widths, depth, anchors = config.widths, config.depth, config.level_anchors
         self.config = config
-        self.stem = Convolution(3, widths[0], 5, 2, rngs=rngs)
+        self.stem = Convolution(3, widths[0], 5, 2)
         self.activation = PReLU(widths[0])
         self.first = EqualBlocks(widths[0], depth, rngs=rngs)
         self.stages = nnx.List([Stage(a, b, depth, rngs=rngs) for a, b in itertools.pairwise(widths)])
