@@ -24,7 +24,7 @@ File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
 Four = tuple[float, float, float, float]
 Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 MeshFormat = Annotated[Literal["obj", "ply", "glb"] | None, arg(metavar="{obj,ply,glb}", help_behavior_hint="")]
-Preset = Annotated[PresetName | None, arg(metavar="{default,network,paper,official}", help_behavior_hint="")]
+Preset = Annotated[PresetName | None, arg(metavar="{landmarks,network,default,paper,official}", help_behavior_hint="")]
 EXAMPLES = Path(__file__).with_name("assets") / "examples" / "hands.json"
 
 
