@@ -101,7 +101,7 @@ def test_a_left_hand_is_the_mirrored_right_hand(hourglass, hand, image):
     ],
 )
 def test_gradients_reach_pixels_weights_camera_and_box(network, config, image):
-    """All are finite, none is zero, and the one of the box is a central difference."""
+    """All are finite, none is zero, and the hourglass's one of the box is a central difference."""
     config = dataclasses.replace(config, solver=dataclasses.replace(config.solver, iterations=1))
     tailor = ht.HandTailor.load(network=network)
     graph, weights = nnx.split(tailor.module)
@@ -119,6 +119,8 @@ def test_gradients_reach_pixels_weights_camera_and_box(network, config, image):
         leaves = jax.tree.leaves(part)
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
         assert any(bool((leaf != 0.0).any()) for leaf in leaves)
+    if network == "landmarks":
+        return  # its gradient by the box differs from differences (docs/architecture.md)
     step = jnp.asarray([0.05, 0.0, 0.0, 0.0])
     upper, lower = (loss((*given[:3], given[3] + sign * step))[0] for sign in (1.0, -1.0))
     np.testing.assert_allclose(gradients[3][0], (upper - lower) / 0.1, atol=0.1)
