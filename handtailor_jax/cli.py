@@ -33,7 +33,7 @@ class Predict:
     """Find all hands in images and videos, and recover their meshes.
 
     An image gives <id>.json with all hands, <id>_overlay.png and, with --mesh, their meshes; several images also give
-    sheet.png. A video gives <id>.jsonl with a line for each frame, <id>_overlay.mp4 and, with --mesh glb, moving
+    sheet.png. A video gives <id>.jsonl with a line for each frame, <id>_overlay.mp4 and, with --mesh glb, rigged
     meshes. Inputs that cannot be read are reported and skipped; the exit status is then 2.
     """
 
@@ -48,8 +48,7 @@ class Predict:
     """Search overlapping tiles of images as well, for small or faint hands. This takes four to ten times as long. It is
     done by itself for images in which no hand is found otherwise."""
     weights: File = None
-    """Weights of the hand module (.safetensors), from training or `handtailor convert-official`; network landmarks uses
-    their IKNet alone. The embedded weights if not given."""
+    """Weights of the hand module (.safetensors); network landmarks uses their IKNet. The embedded ones if not given."""
     out: Out = Path("hands")
     """Folder for the results."""
     camera: Annotated[Four | None, arg(metavar="FX FY CX CY", help_behavior_hint="")] = None
@@ -57,13 +56,14 @@ class Predict:
     side: Annotated[Side | None, arg(metavar="{right,left}", help_behavior_hint="")] = None
     """Side of all hands; estimated for each hand if not given (network hourglass assumes right hands)."""
     box: Annotated[Four | None, arg(metavar="X Y W H", help_behavior_hint="")] = None
-    """Box X Y W H around the only hand to recover, pixels, in videos of the first frame; hands are searched if not
-    given."""
+    """Box X Y W H around the only hand to recover, pixels, in videos of the first frame; all hands if not given."""
     hand: File = None
     """Hand model (MANO_RIGHT.pkl, MANO_LEFT.pkl or npz); with network hourglass, --weights must be trained for it. The
     embedded hand if not given."""
     mesh: MeshFormat = None
     """Format of the meshes, glb for videos; no meshes if not given."""
+    skeleton: Annotated[Literal["bvh"] | None, arg(metavar="{bvh}", help_behavior_hint="")] = None
+    """Format of the moving skeletons of videos; no skeletons if not given."""
     preset: Preset = None
     """Energy and solver of the tailor: for the landmark network (landmarks), for the hourglass (network), for precise
     keypoints (default), the paper's (paper) or the released program's (official); the two last ones are for network
@@ -91,7 +91,7 @@ class Predict:
         config: TailorConfig | Literal["auto"] | None = "auto" if self.preset is None else PRESETS[self.preset]()
         hand = None if self.hand is None else load_hand(self.hand)
         tailor = HandTailor.load(self.weights, hand, config if self.tailor else None, self.network)
-        files = HandFiles(self.out, self.mesh, self.overlay)
+        files = HandFiles(self.out, self.mesh, self.overlay, self.skeleton is not None)
         skipped = predict(sources, tailor, files, hands=self.hands, thorough=self.thorough, passes=self.passes)
         print(f"{len(sources) - skipped} of {len(sources)} inputs written to {self.out}")
         if skipped:

@@ -21,7 +21,6 @@ from handtailor_jax.images import SUFFIXES, Image, opencv, read_image
 from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, overlay_figure
 from handtailor_jax.render.shading import render_mesh
 from handtailor_jax.results import (
-    joined_mesh,
     mesh_library,
     prepare_folder,
     to_json,
@@ -30,7 +29,9 @@ from handtailor_jax.results import (
     write_mesh,
 )
 from handtailor_jax.types import Camera, Hand, Side
-from handtailor_jax.video.files import Video, json_lines, video_writer, write_animation
+from handtailor_jax.video.animation import gltf_library, write_bvh, write_glb
+from handtailor_jax.video.files import Video, json_lines, video_writer
+from handtailor_jax.video.rig import Recording
 from handtailor_jax.video.track import HandVideo, VideoConfig
 
 VIDEOS = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"))
@@ -113,9 +114,11 @@ def _paths(given: str) -> list[Path | int]:
 class HandFiles:
     """Files of images in one folder: <id>.json, <id>_overlay.png, meshes, and sheet.png of all overlays."""
 
-    def __init__(self, folder: Path, mesh: Literal["obj", "ply", "glb"] | None, overlay: bool) -> None:
-        """Check that meshes of a format and overlays can be written, where they are wanted."""
-        self.folder, self.mesh, self.overlay = folder, mesh, overlay
+    def __init__(
+        self, folder: Path, mesh: Literal["obj", "ply", "glb"] | None, overlay: bool, skeleton: bool = False
+    ) -> None:
+        """Check that meshes of a format and overlays can be written, where they are wanted, and skeletons of videos."""
+        self.folder, self.mesh, self.overlay, self.skeleton = folder, mesh, overlay, skeleton
         self._overlays: list[Image] = []
         self._captions: list[str] = []
         if mesh is not None:
@@ -170,6 +173,10 @@ def predict(
     images = [source for source in sources if not source.video]
     if videos and files.mesh not in (None, "glb"):
         raise InputError(f"--mesh {files.mesh} cannot hold the frames of {videos[0].path}: use --mesh glb for videos")
+    if videos and files.mesh:
+        gltf_library()
+    if files.skeleton and not videos:
+        raise InputError("--skeleton bvh is for videos, and none is given: leave it out, or use --mesh")
     of_videos = [source.id + ending for source in videos for ending in (".jsonl", "_overlay.mp4", ".glb")]
     inputs = [source.path for source in sources if isinstance(source.path, Path)]
     files.prepare([source.id for source in images], inputs, of_videos)
@@ -222,10 +229,8 @@ def _summary(source: Source, hands: Sequence[Hand]) -> str:
 
 
 def _predict_video(source: Source, tailor: HandTailor, files: HandFiles, config: VideoConfig) -> None:
-    """Write <id>.jsonl with a line for each frame, and <id>_overlay.mp4; with --mesh glb also the moving meshes."""
-    out = files.folder
-    meshes: list[tuple[np.ndarray, np.ndarray] | None] = []
-    times: list[float] = []
+    """Write <id>.jsonl with a line for each frame, <id>_overlay.mp4 and, where they are wanted, rigged animations."""
+    out, recording = files.folder, Recording(tailor.hand)
     seen = undecoded = 0
     last: Image | None = None
     with contextlib.ExitStack() as stack:
@@ -245,16 +250,16 @@ def _predict_video(source: Source, tailor: HandTailor, files: HandFiles, config:
             seen += bool(hands)
             content = [{"track": hand.track, **to_json(hand)} for hand in hands]
             write_line({"frame": frame.index, "time": round(frame.time, 6), "hands": content})
-            if files.mesh is not None:
-                meshes.append(joined_mesh(hands) if hands else None)
-                times.append(frame.time)
+            recording.add(hands, frame.time)
             # A frame that cannot be decoded repeats the one before, so that the overlay keeps the video's time.
             if write_frame is not None:
                 last = last if frame.image is None else _draw(frame.image, hands)
                 if last is not None:
                     write_frame(last)
     if files.mesh is not None and seen:
-        write_animation(out / f"{source.id}.glb", meshes, times)
+        write_glb(out / f"{source.id}.glb", recording)
+    if files.skeleton and seen:
+        write_bvh(out / source.id, recording)
     note = f", {undecoded} frames could not be decoded" if undecoded else ""
     tqdm.write(f"{source.id}: hands found in {seen} of {follow.frames} frames{note}")
     if undecoded >= follow.frames:

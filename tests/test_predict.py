@@ -256,8 +256,9 @@ def lines(path):
 
 def test_a_video_with_a_frame_that_cannot_be_decoded(reader, tmp_path, capsys):
     path = write_video(tmp_path / "hand.avi", [reader] * 5, damaged=2)
-    assert status(path, "--weights", "any", "--out", tmp_path / "out", "--mesh", "glb") == 0
-    assert names(tmp_path / "out") == {"hand.jsonl", "hand_overlay.mp4", "hand.glb"}
+    assert status(path, "--weights", "any", "--out", tmp_path / "out", "--mesh", "glb", "--skeleton", "bvh") == 0
+    files = {"hand.jsonl", "hand_overlay.mp4", "hand.glb", "hand_hand_0_right.bvh"}
+    assert names(tmp_path / "out") == files
     frames = lines(tmp_path / "out" / "hand.jsonl")
     assert [frame["frame"] for frame in frames] == list(range(5))
     assert [[hand["track"] for hand in frame["hands"]] for frame in frames] == [[0], [0], [], [0], [0]]
@@ -270,8 +271,8 @@ def test_a_video_with_a_frame_that_cannot_be_decoded(reader, tmp_path, capsys):
     done, drawn = capture.read()
     assert done
     assert np.abs(drawn[..., ::-1].astype(int) - reader).mean() > 1.0  # something was drawn
-    scene = trimesh.load(tmp_path / "out" / "hand.glb")
-    assert len(scene.geometry) == 4
+    assert list(trimesh.load(tmp_path / "out" / "hand.glb").geometry) == ["hand_0_right"]
+    assert "Frames: 5\n" in (tmp_path / "out" / "hand_hand_0_right.bvh").read_text()
     assert "hands found in 4 of 4 frames, 1 frames could not be decoded" in capsys.readouterr().out
 
 
@@ -347,6 +348,10 @@ def test_inputs_that_are_refused(refused, weights, tmp_path, monkeypatch):
     assert "no inputs" in refused(*out)
     video = write_video(tmp_path / "video.avi", [np.zeros((48, 64, 3), np.uint8)] * 2)
     assert "use --mesh glb for videos" in refused(video, *out, "--mesh", "obj")
+    assert "--skeleton bvh is for videos" in refused(image_file(tmp_path / "x.png"), *out, "--skeleton", "bvh")
+    with monkeypatch.context() as missing:
+        missing.setitem(sys.modules, "pygltflib", None)
+        assert "pip install pygltflib" in refused(video, *out, "--mesh", "glb")
     (tmp_path / "taken").write_text("something else")
     assert "cannot be written to" in refused(video, "--weights", weights, "--out", tmp_path / "taken")
 

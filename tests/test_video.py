@@ -1,4 +1,4 @@
-"""Videos read and written, JSON lines, animated meshes, and errors with them."""
+"""Videos read and written, JSON lines, and errors with them."""
 
 import json
 import struct
@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import trimesh
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.images import opencv
-from handtailor_jax.mano.loading import embedded_arrays
-from handtailor_jax.video.files import Video, json_lines, video_writer, write_animation
+from handtailor_jax.video.files import Video, json_lines, video_writer
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (48, 64)
@@ -184,104 +182,3 @@ def lines(path, contents):
     with json_lines(path) as write:
         for content in contents:
             write(content)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Animated meshes
-
-
-@pytest.fixture(scope="module")
-def shape():
-    arrays = embedded_arrays()
-    return arrays["template"].astype(np.float32), arrays["faces"].astype(np.int32)
-
-
-def read_glb(path):
-    raw = path.read_bytes()
-    assert struct.unpack_from("<4sII", raw) == (b"glTF", 2, len(raw))
-    length, kind = struct.unpack_from("<I4s", raw, 12)
-    assert kind == b"JSON"
-    document = json.loads(raw[20 : 20 + length])
-    size, kind = struct.unpack_from("<I4s", raw, 20 + length)
-    assert kind == b"BIN\0"
-    data = raw[28 + length :]
-    assert size == len(data) == document["buffers"][0]["byteLength"]
-    assert length % 4 == 0
-
-    def array(index):
-        accessor = document["accessors"][index]
-        view = document["bufferViews"][accessor["bufferView"]]
-        assert view["byteOffset"] % 4 == 0
-        dtype = {5126: "<f4", 5125: "<u4", 5123: "<u2"}[accessor["componentType"]]
-        width = {"SCALAR": 1, "VEC3": 3}[accessor["type"]]
-        values = np.frombuffer(data, dtype, accessor["count"] * width, view["byteOffset"]).reshape(-1, width)
-        assert values.nbytes == view["byteLength"]
-        if "min" in accessor:
-            np.testing.assert_array_equal(np.float32(accessor["min"]), values.min(axis=0))
-            np.testing.assert_array_equal(np.float32(accessor["max"]), values.max(axis=0))
-        return values
-
-    return document, array
-
-
-def test_an_animation_shows_each_frame_in_its_time(tmp_path, shape):
-    template, faces = shape
-    meshes = [(template + np.float32(0.01 * i), faces) if i != 2 else None for i in range(5)]
-    times = [3.0, 3.1, 3.2, 3.4, 3.5]
-    path = tmp_path / "hand.glb"
-    write_animation(path, meshes, times)
-    document, array = read_glb(path)
-    (animation,) = document["animations"]
-    shown = {}
-    for channel in animation["channels"]:
-        sampler = animation["samplers"][channel["sampler"]]
-        assert sampler["interpolation"] == "STEP"
-        assert channel["target"]["path"] == "scale"
-        moments, scales = array(sampler["input"])[:, 0], array(sampler["output"])
-        assert np.all(np.diff(moments) > 0.0)
-        assert np.all(scales == scales[:, :1])
-        shown[channel["target"]["node"]] = moments, scales[:, 0]
-
-    def visible(moment):
-        return [
-            n for n, (moments, s) in shown.items() if s[max(np.searchsorted(moments, moment, "right") - 1, 0)] > 0.0
-        ]
-
-    # Nodes 0 to 3 are frames 0, 1, 3 and 4: between 0.2 and 0.4 there is no hand.
-    assert [visible(t) for t in (0.0, 0.05, 0.15, 0.25, 0.45, 0.55, 9.0)] == [[0], [0], [1], [], [2], [3], [3]]
-    assert max(moments[-1] for moments, _ in shown.values()) == pytest.approx(0.625)
-    assert [node["scale"][0] for node in document["nodes"]] == [1.0, 0.0, 0.0, 0.0]
-    for node, frame in enumerate((0, 1, 3, 4)):
-        (primitive,) = document["meshes"][document["nodes"][node]["mesh"]]["primitives"]
-        np.testing.assert_allclose(
-            array(primitive["attributes"]["POSITION"]), meshes[frame][0] * [1, -1, -1], atol=1e-7
-        )
-        np.testing.assert_array_equal(array(primitive["indices"]).reshape(-1, 3), faces)
-        normals = array(primitive["attributes"]["NORMAL"])
-        np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1.0, atol=1e-6)
-        expected = trimesh.Trimesh(meshes[frame][0] * [1, -1, -1], faces, process=False).vertex_normals
-        assert np.median(np.sum(normals * expected, axis=1)) > 0.99
-    assert path.stat().st_size < 4 * 24 * len(template) + 4 * faces.size + 10_000
-
-
-def test_other_programs_read_the_animation(tmp_path, shape):
-    template, faces = shape
-    path = tmp_path / "hand.glb"
-    two = np.concatenate([template, template + 1]), np.concatenate([faces, faces + len(template)])
-    write_animation(path, [(template, faces), two], [0.0, 0.1])
-    scene = trimesh.load_scene(path)
-    assert len(scene.geometry) == 2
-    sizes = [(mesh.vertices.shape[0], mesh.faces.shape[0]) for mesh in scene.geometry.values()]
-    assert sizes == [(n * len(template), n * len(faces)) for n in (1, 2)]
-
-
-def test_animations_that_make_no_sense(tmp_path, shape):
-    template, faces = shape
-    with pytest.raises(InputError, match=r"no frame shows a hand"):
-        write_animation(tmp_path / "hand.glb", [None, None], [0.0, 0.1])
-    for times in ([0.0, 0.0], [0.0]):
-        with pytest.raises(ValueError, match="times that rise"):
-            write_animation(tmp_path / "hand.glb", [(template, faces)] * 2, times)
-    with pytest.raises(InputError, match=r"cannot be written"):
-        write_animation(tmp_path / "no" / "hand.glb", [(template, faces)], [0.0])
-    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,126 @@
+"""Rigs of the hands of a video: a skeleton of MANO's 16 joints for each, which turn by the pose, placed at the wrist.
+
+In rest a joint's axes are those of MANO's rest frame. The world has glTF's axes (x right, y up, z toward the viewer).
+With intrinsics its origin is the camera. Without, no distance is known: hands have their own size and lie in the plane
+z = 0, as far apart as in the image at their mean scale; the origin is the mean of their positions.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, Float
+from scipy.spatial.transform import Rotation
+
+from handtailor_jax.errors import InputError
+from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.skeleton import NUM_JOINTS, ROOT_JOINT
+from handtailor_jax.types import Hand, HandParameters, Side
+
+FloatArray = npt.NDArray[np.float64]
+
+_CAMERA_TO_GLTF = Rotation.from_quat([1.0, 0.0, 0.0, 0.0])  # half a turn about x
+
+
+@dataclasses.dataclass(frozen=True)
+class Rig:
+    """One hand through a video; n frames show it."""
+
+    name: str
+    """hand_<track>_<side>."""
+    model: HandModel
+    betas: Float[Array, "betas"]
+    """Shape coefficients, the mean of the frames', standard deviations."""
+    rest_joints: FloatArray
+    """(16, 3) joints of this shape in the rest pose, metres, rest frame."""
+    frames: npt.NDArray[np.int_]
+    """(n,) numbers of the frames that show the hand."""
+    scale: FloatArray
+    """(n,) size of the hand as a factor."""
+    wrist: FloatArray
+    """(n, 3) position of the wrist, metres, axes of glTF."""
+    rotations: FloatArray
+    """(n, 16, 4) rotations relative to the parent joints, the wrist's to glTF's axes: quaternions (x, y, z, w)."""
+
+
+class Recording:
+    """Hands of a video, frame by frame, from which rigs are made."""
+
+    def __init__(self, model: HandModel) -> None:
+        """Start without frames; `model` is the hand model of either side."""
+        self._models: dict[Side, HandModel] = {each.side: each for each in (model, model.mirrored())}
+        self._times: list[float] = []
+        self._seen: dict[tuple[int, Side], list[tuple[int, HandParameters]]] = {}
+        self._perspective = True
+
+    @property
+    def times(self) -> FloatArray:
+        """Times of all frames, seconds."""
+        return np.asarray(self._times, np.float64)
+
+    def add(self, hands: Sequence[Hand], time: float) -> None:
+        """Append a frame: its hands, each with the number of its track, and its time in seconds.
+
+        Raises:
+            ValueError: If the time does not rise.
+        """
+        if self._times and not time > self._times[-1]:
+            raise ValueError(f"frame {len(self._times)} is at {time} s: give times that rise")
+        for hand in hands:
+            self._perspective = hand.perspective
+            key = 0 if hand.track is None else hand.track, hand.side
+            self._seen.setdefault(key, []).append((len(self._times), hand.parameters))
+        self._times.append(time)
+
+    def rigs(self) -> list[Rig]:
+        """Return a rig for each hand; a track that changes its side has two.
+
+        Raises:
+            InputError: If no frame has a hand.
+        """
+        if not self._seen:
+            raise InputError("no frame shows a hand, so there is nothing to animate: leave out --mesh and --skeleton")
+        per_metre, origin = 1.0, np.zeros(3)
+        if not self._perspective:
+            every = [parameters for seen in self._seen.values() for _, parameters in seen]
+            per_metre = float(np.mean([each.scale for each in every]))
+            origin = np.mean([each.translation for each in every], axis=0, dtype=np.float64)
+        return [
+            self._rig(f"hand_{number}_{side}", self._models[side], seen, per_metre, origin)
+            for (number, side), seen in sorted(self._seen.items(), key=lambda item: item[0])
+        ]
+
+    def _rig(
+        self,
+        name: str,
+        model: HandModel,
+        seen: list[tuple[int, HandParameters]],
+        per_metre: float,
+        origin: FloatArray,
+    ) -> Rig:
+        parameters = [each for _, each in seen]
+        betas = jnp.asarray(np.mean([each.betas for each in parameters], axis=0), model.dtype)
+        rest_joints = np.asarray(model.shape(betas).rest_joints, np.float64)
+        scale = np.asarray([each.scale if self._perspective else 1.0 for each in parameters], np.float64)
+        places = (np.asarray([each.translation for each in parameters], np.float64) - origin) / per_metre
+        pose = np.asarray([each.pose for each in parameters], np.float64)
+        turn = _CAMERA_TO_GLTF * Rotation.from_rotvec(pose[:, 0])
+        # The placement is the root's, a child of the wrist, so of all rotations only the wrist's moves it.
+        root = turn.apply(rest_joints[ROOT_JOINT] - rest_joints[0])
+        rotations = Rotation.from_rotvec(pose.reshape(-1, 3)).as_quat().reshape(-1, NUM_JOINTS, 4)
+        rotations[:, 0] = turn.as_quat()
+        # q and -q are the same rotation: readers that mix neighbouring frames component by component need near ones.
+        turned = np.sum(rotations[1:] * rotations[:-1], axis=-1, keepdims=True) < 0.0
+        rotations[1:] *= np.cumprod(np.where(turned, -1.0, 1.0), axis=0)
+        return Rig(
+            name=name,
+            model=model,
+            betas=betas,
+            rest_joints=rest_joints,
+            frames=np.asarray([frame for frame, _ in seen]),
+            scale=scale,
+            wrist=_CAMERA_TO_GLTF.apply(places) - scale[:, None] * root,
+            rotations=rotations,
+        )
