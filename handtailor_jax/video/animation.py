@@ -35,7 +35,7 @@ def write_glb(path: Path, recording: Recording) -> None:
         rigs = recording.rigs()
     for rig in rigs:
         _add_hand(document, rig, times)
-    write_atomically(path, lambda temporary: temporary.write_bytes(document.content()))
+    _write(path, document.content())
 
 
 def write_bvh(stem: Path, recording: Recording) -> None:
@@ -53,9 +53,11 @@ def write_bvh(stem: Path, recording: Recording) -> None:
     count = 1 + round((times[-1] - times[0]) / interval)
     frames = np.searchsorted(times, times[0] + (np.arange(count) + 0.5) * interval) - 1
     for rig in rigs:
-        content = _bvh(rig, frames, interval).encode()
-        path = stem.with_name(f"{stem.name}_{rig.name}.bvh")
-        write_atomically(path, lambda temporary, content=content: temporary.write_bytes(content))
+        _write(stem.with_name(f"{stem.name}_{rig.name}.bvh"), _bvh(rig, frames, interval).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def gltf_library() -> Any:

@@ -50,7 +50,7 @@ class Recording:
 
     def __init__(self, model: HandModel) -> None:
         """Start without frames; `model` is the hand model of either side."""
-        self._models: dict[Side, HandModel] = {each.side: each for each in (model, model.mirrored())}
+        self._model = model
         self._times: list[float] = []
         self._seen: dict[tuple[int, Side], list[tuple[int, HandParameters]]] = {}
         self._perspective = True
@@ -87,8 +87,9 @@ class Recording:
             every = [parameters for seen in self._seen.values() for _, parameters in seen]
             per_metre = float(np.mean([each.scale for each in every]))
             origin = np.mean([each.translation for each in every], axis=0, dtype=np.float64)
+        models = {side: self._model if side == self._model.side else self._model.mirrored() for _, side in self._seen}
         return [
-            self._rig(f"hand_{number}_{side}", self._models[side], seen, per_metre, origin)
+            self._rig(f"hand_{number}_{side}", models[side], seen, per_metre, origin)
             for (number, side), seen in sorted(self._seen.items(), key=lambda item: item[0])
         ]
 
@@ -119,7 +120,7 @@ class Recording:
             model=model,
             betas=betas,
             rest_joints=rest_joints,
-            frames=np.asarray([frame for frame, _ in seen]),
+            frames=np.asarray([frame for frame, _ in seen], np.int_),
             scale=scale,
             wrist=_CAMERA_TO_GLTF.apply(places) - scale[:, None] * root,
             rotations=rotations,
