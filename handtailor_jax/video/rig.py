@@ -87,7 +87,8 @@ class Recording:
             every = [parameters for seen in self._seen.values() for _, parameters in seen]
             per_metre = float(np.mean([each.scale for each in every]))
             origin = np.mean([each.translation for each in every], axis=0, dtype=np.float64)
-        models = {side: self._model if side == self._model.side else self._model.mirrored() for _, side in self._seen}
+        sides = {side for _, side in self._seen}
+        models = {side: self._model if side == self._model.side else self._model.mirrored() for side in sides}
         return [
             self._rig(f"hand_{number}_{side}", models[side], seen, per_metre, origin)
             for (number, side), seen in sorted(self._seen.items(), key=lambda item: item[0])
