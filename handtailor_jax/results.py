@@ -193,8 +193,8 @@ def appearing(path: Path) -> Iterator[Path]:
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        elif temporary.exists():  # False too below a file, where unlink raises
+            temporary.unlink()
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

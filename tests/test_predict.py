@@ -86,7 +86,8 @@ def status(*arguments):
 
 
 def names(folder):
-    return {path.name for path in folder.iterdir()}
+    """A folder appears with its first file."""
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
 def content(path):

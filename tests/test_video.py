@@ -175,7 +175,7 @@ def test_json_lines_come_one_by_one_and_appear_at_the_end(tmp_path):
         lines(tmp_path / "other.jsonl", [1, object()])
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(InputError, match=r"cannot be written"):
-        lines(tmp_path / "no" / "f.jsonl", [])
+        lines(path / "f.jsonl", [])
 
 
 def lines(path, contents):
