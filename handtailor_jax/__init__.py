@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from handtailor_jax.detections import Detection, detection, read_detections
 from handtailor_jax.errors import InputError
-from handtailor_jax.fit import fit, fit_detection
+from handtailor_jax.fit import fit, fit_detection, fit_joints
 from handtailor_jax.mano import HandModel, embedded_hand, load_hand, load_mano
 from handtailor_jax.mano.landmarks import CONVENTIONS, LandmarkConvention, load_convention
 from handtailor_jax.mediapipe import from_mediapipe
@@ -56,6 +56,7 @@ __all__ = [
     "embedded_hand",
     "fit",
     "fit_detection",
+    "fit_joints",
     "from_mediapipe",
     "initialize",
     "load_convention",

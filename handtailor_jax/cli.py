@@ -53,6 +53,9 @@ class Predict:
     """Folder for the results."""
     camera: Annotated[Four | None, arg(metavar="FX FY CX CY", help_behavior_hint="")] = None
     """Intrinsics FX FY CX CY of the images, pixels; weak perspective if not given."""
+    hand_length: Annotated[float | None, arg(metavar="METRES", help_behavior_hint="")] = None
+    """Distance from the wrist to the middle fingertip of the flat hands, metres, if known: --camera then gives metric
+    depths."""
     side: Annotated[Side | None, arg(metavar="{right,left}", help_behavior_hint="")] = None
     """Side of all hands; estimated for each hand if not given (network hourglass assumes right hands)."""
     box: Annotated[Four | None, arg(metavar="X Y W H", help_behavior_hint="")] = None
@@ -77,6 +80,7 @@ class Predict:
 
     def __call__(self) -> None:
         """Recover the hands of all inputs and write the results."""
+        from handtailor_jax.detections import checked_length
         from handtailor_jax.geometry.cameras import as_camera
         from handtailor_jax.hand_tailor import HandTailor
         from handtailor_jax.mano.loading import load_hand
@@ -87,10 +91,12 @@ class Predict:
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}: give at least 1")
         as_camera(self.camera)
+        if self.hand_length is not None:
+            checked_length(self.hand_length, self.camera)
         sources = find_sources(self.inputs, camera=self.camera, box=self.box, side=self.side)
         config: TailorConfig | Literal["auto"] | None = "auto" if self.preset is None else PRESETS[self.preset]()
         hand = None if self.hand is None else load_hand(self.hand)
-        tailor = HandTailor.load(self.weights, hand, config if self.tailor else None, self.network)
+        tailor = HandTailor.load(self.weights, hand, config if self.tailor else None, self.network, self.hand_length)
         files = HandFiles(self.out, self.mesh, self.overlay, self.skeleton is not None)
         skipped = predict(sources, tailor, files, hands=self.hands, thorough=self.thorough, passes=self.passes)
         print(f"{len(sources) - skipped} of {len(sources)} inputs written to {self.out}")

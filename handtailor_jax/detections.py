@@ -9,12 +9,11 @@ from typing import Any, get_args
 
 import numpy as np
 
-from handtailor_jax.errors import FloatArray, InputError, checked_array, numbers, read_json, warn
+from handtailor_jax.errors import FloatArray, InputError, check_range, checked_array, numbers, read_json, warn
 from handtailor_jax.geometry.cameras import intrinsic_matrix
-from handtailor_jax.geometry.mirror import mirror_pose
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import CONVENTIONS
-from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.mano.pose_forms import MOST_PARAMETER, pose_from
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_BETAS, permutation
 from handtailor_jax.types import Side
 
@@ -29,9 +28,6 @@ _MOST_ON_ONE_SPOT = 4
 
 # Pixels: fractions of the image can exceed 1 where a hand reaches out of it.
 _SMALLEST, _LARGEST = 4.0, 1e6
-
-# Radians and standard deviations.
-_MOST_PARAMETER = 100.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +50,10 @@ class Detection:
     """(16, 3) axis-angle rotations, radians, MANO's joint order, relative to the flat hand."""
     betas: FloatArray | None = None
     """(10,) shape coefficients of the hand model, standard deviations."""
+    fixed_betas: bool = False
+    """Whether the betas are known: the fit keeps them, and with intrinsics the model's own size."""
+    hand_length: float | None = None
+    """Distance from the wrist to the middle fingertip of the flat hand, metres; None if unknown."""
     id: str = "hand"
     """Name of the result's files, without an ending."""
     image: Path | None = None
@@ -74,6 +74,8 @@ def detection(
     global_rotation: Any = None,
     flat_hand_mean: Any = True,
     betas: Any = None,
+    fixed_betas: Any = False,
+    hand_length: Any = None,
     id: str = "hand",
     image: str | Path | None = None,
     hand: HandModel | None = None,
@@ -82,19 +84,15 @@ def detection(
 
     The confidence is 1 if None. `order` is the order of `keypoints_2d`, `confidence` and `joints_3d`: a name in
     `KEYPOINT_ORDERS`. The camera is {fx, fy, cx, cy}, those four numbers, or a (3, 3) matrix; betas are up to 10
-    values. The pose (16, 3) or 48 values is relative to the flat hand, or to the mean pose if not `flat_hand_mean`. In
-    its place, `pca` may give up to 45 coefficients, with the `global_rotation`. Mean and components are those of the
-    model `hand`, the embedded one if None, mirrored to the hand's side.
+    values. `pose_from` lists the forms of `pose`, `pca`, `global_rotation` and `flat_hand_mean`, where mean and
+    components are those of the model `hand`, the embedded one if None. A `hand_length` needs a camera, `fixed_betas`
+    needs betas.
 
     Raises:
         InputError: If a value is invalid.
     """
-    choices = {"side": get_args(Side), "convention": CONVENTIONS, "order": KEYPOINT_ORDERS}
-    for (name, known), value in zip(choices.items(), (side, convention, order), strict=True):
-        if value not in known:
-            raise InputError(f"{name} is {value!r}: use one of {', '.join(known)}")
+    to_canonical = labelling(side, convention, order)
     _check_id(id)
-    to_canonical = list(permutation(KEYPOINT_ORDERS[order], KEYPOINTS))
     points, weights = _keypoints(keypoints_2d, confidence)
     return Detection(
         keypoints_2d=points[to_canonical],
@@ -103,11 +101,39 @@ def detection(
         convention=convention,
         camera=None if camera is None else intrinsic_matrix(camera),
         joints_3d=None if joints_3d is None else _joints(joints_3d)[to_canonical],
-        pose=_pose(pose, pca, global_rotation, flat_hand_mean, hand, side),
-        betas=None if betas is None else _betas(betas),
+        pose=pose_from(pose, pca, global_rotation, flat_hand_mean, hand, side),
+        betas=checked_betas(betas, fixed_betas),
+        fixed_betas=fixed_betas,
+        hand_length=None if hand_length is None else checked_length(hand_length, camera),
         id=id,
         image=None if image is None else Path(image),
     )
+
+
+def labelling(side: str, convention: str, order: str) -> list[int]:
+    """Return the indices of keypoints in canonical order from those of `order`.
+
+    Raises:
+        InputError: If side, landmark convention or order has another name than the known ones.
+    """
+    choices = {"side": get_args(Side), "convention": CONVENTIONS, "order": KEYPOINT_ORDERS}
+    for (name, known), value in zip(choices.items(), (side, convention, order), strict=True):
+        if value not in known:
+            raise InputError(f"{name} is {value!r}: use one of {', '.join(known)}")
+    return list(permutation(KEYPOINT_ORDERS[order], KEYPOINTS))
+
+
+def checked_length(hand_length: Any, camera: Any) -> float:
+    """Return the length of a hand that is seen by a known camera, metres.
+
+    Raises:
+        InputError: If it is not the length of a hand, or no camera is known.
+    """
+    length = float(checked_array("hand_length", hand_length, ()))
+    check_range("hand_length (metres from the wrist to the middle fingertip)", length, 0.03, 0.5)
+    if camera is None:
+        raise InputError("hand_length is given without camera: it decides the depth with intrinsics only; add them")
+    return length
 
 
 def _check_id(id: str) -> None:
@@ -119,6 +145,13 @@ def _check_id(id: str) -> None:
 
 def _keypoints(keypoints_2d: Any, confidence: Any) -> tuple[FloatArray, FloatArray]:
     """Return keypoints, of which ignored ones are replaced by the mean of the others, and confidences."""
+    points, weights = _points("keypoints_2d", keypoints_2d, 2, confidence, _LARGEST)
+    _check_spread(points[weights > 0])
+    return points, weights
+
+
+def _points(name: str, points: Any, columns: int, confidence: Any, most: float) -> tuple[FloatArray, FloatArray]:
+    """Return points, of which ignored ones are replaced by the mean of the others, and confidences."""
     weights = np.ones(21, np.float32) if confidence is None else checked_array("confidence", confidence, (21,))
     weights = np.where(np.abs(weights) < 1e-6, np.float32(0), weights)
     if (weights < 0).any() or (weights > 1).any():
@@ -126,10 +159,22 @@ def _keypoints(keypoints_2d: Any, confidence: Any) -> tuple[FloatArray, FloatArr
     ignored = weights == 0
     if (~ignored).sum() < 6:
         raise InputError(f"only {(~ignored).sum()} keypoints have a confidence above 0: at least 6 are needed")
-    points = checked_array("keypoints_2d", keypoints_2d, (21, 2), ignored, _LARGEST)
-    _check_spread(points[~ignored])
-    points[ignored] = points[~ignored].mean(axis=0, dtype=np.float64)  # in any order the same
-    return points, weights
+    array = checked_array(name, points, (21, columns), ignored, most)
+    array[ignored] = array[~ignored].mean(axis=0, dtype=np.float64)  # in any order the same
+    return array, weights
+
+
+def checked_joints(joints_3d: Any, confidence: Any) -> tuple[FloatArray, FloatArray]:
+    """Return 3D joints (21, 3), metres, of which ignored ones are replaced by the mean of the others, and confidences.
+
+    Raises:
+        InputError: If they are not 21 points of a hand in metres.
+    """
+    joints, weights = _points("joints_3d", joints_3d, 3, confidence, 1e3)
+    span = np.ptp(joints, axis=0).max()
+    if not 0.02 < span < 1.0:
+        raise InputError(f"joints_3d extend over {span:.3g} m, which is no hand: give them in metres")
+    return joints, weights
 
 
 def _joints(joints_3d: Any) -> FloatArray:
@@ -139,45 +184,22 @@ def _joints(joints_3d: Any) -> FloatArray:
     return joints
 
 
-def _pose(
-    pose: Any, pca: Any, rotation: Any, flat_hand_mean: Any, hand: HandModel | None, side: str
-) -> FloatArray | None:
-    """Return the pose relative to the flat hand of this side, if it is known."""
-    if not isinstance(flat_hand_mean, bool):
-        raise InputError(f"flat_hand_mean is {flat_hand_mean!r}: use true or false")
-    if pose is not None and pca is not None:
-        raise InputError("pose and pca are both given: give either pose or pca")
-    if pca is not None and rotation is None:
-        raise InputError("pca is given without global_rotation: add its three axis-angle values")
-    if pca is None and rotation is not None:
-        raise InputError("global_rotation is given without pca: make it the first row of pose")
-    if pose is None and pca is None:
+def checked_betas(betas: Any, fixed: Any) -> FloatArray | None:
+    """Return shape coefficients (10,), of which missing ones are 0; None if none are given.
+
+    Raises:
+        InputError: If they are too many or absurd, or `fixed` is no truth value, or true without them.
+    """
+    if not isinstance(fixed, bool):
+        raise InputError(f"fixed_betas is {fixed!r}: use true or false")
+    if betas is None:
+        if fixed:
+            raise InputError("fixed_betas is given without betas: add the shape coefficients")
         return None
-    values = np.zeros((16, 3)) if pose is None else np.asarray(numbers("pose", pose))
-    if values.size != 48:
-        raise InputError(f"pose has {values.size} values: give 16 x 3 axis-angle values, the global rotation first")
-    values = checked_array("pose", values.reshape(16, 3), (16, 3), most=_MOST_PARAMETER)
-    if pca is None and flat_hand_mean:
-        return values
-    model = embedded_hand() if hand is None else hand
-    fingers = np.zeros(45, np.float32) if flat_hand_mean else np.asarray(model.pose_mean)
-    if pca is not None:
-        coefficients = np.asarray(numbers("pca", pca)).reshape(-1)
-        if not 1 <= coefficients.size <= 45:
-            raise InputError(f"pca has {coefficients.size} values: give 1 to 45")
-        coefficients = checked_array("pca", coefficients, coefficients.shape, most=_MOST_PARAMETER)
-        fingers = fingers + coefficients @ np.asarray(model.pose_components)[: coefficients.size]
-        values[0] = checked_array("global_rotation", rotation, (3,), most=_MOST_PARAMETER)
-    fingers = fingers.reshape(15, 3)
-    values[1:] += fingers if model.side == side else mirror_pose(fingers)
-    return values
-
-
-def _betas(betas: Any) -> FloatArray:
     values = np.asarray(numbers("betas", betas)).reshape(-1)
     if values.size > NUM_BETAS:
         raise InputError(f"betas has {values.size} values: the model has {NUM_BETAS}")
-    return checked_array("betas", np.pad(values, (0, NUM_BETAS - values.size)), (NUM_BETAS,), most=_MOST_PARAMETER)
+    return checked_array("betas", np.pad(values, (0, NUM_BETAS - values.size)), (NUM_BETAS,), most=MOST_PARAMETER)
 
 
 def read_detections(path: str | Path, hand: HandModel | None = None) -> list[Detection]:

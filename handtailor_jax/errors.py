@@ -155,7 +155,6 @@ def checked_array(
     if ignored is not None:
         finite |= ignored.reshape(-1, *([1] * (array.ndim - 1)))
     if not finite.all():
-        missing = name == "keypoints_2d"
-        remedy = "give missing keypoints a confidence of 0" if missing else "leave it out if it is unknown"
+        remedy = "give missing keypoints a confidence of 0" if ignored is not None else "leave it out if it is unknown"
         raise InputError(f"{name} holds NaN, infinite or absurdly large numbers: {remedy}")
     return np.where(np.isfinite(array), array, 0.0).astype(np.float32)

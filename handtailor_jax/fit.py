@@ -8,19 +8,30 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from handtailor_jax.detections import Detection, detection
-from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.cameras import as_camera
-from handtailor_jax.geometry.mirror import choose, mirror_hand, mirror_observation, mirror_pose
+from handtailor_jax.detections import Detection, checked_betas, checked_joints, detection, labelling
+from handtailor_jax.errors import InputError, check_range
+from handtailor_jax.geometry.cameras import as_camera, project
+from handtailor_jax.geometry.mirror import (
+    choose,
+    mirror_camera,
+    mirror_hand,
+    mirror_observation,
+    mirror_points,
+    mirror_pose,
+)
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
 from handtailor_jax.mano.loading import embedded_hand
-from handtailor_jax.tailor.placement import describe, place_proposal, relative_depth, with_floats
+from handtailor_jax.tailor.calibrated import CalibratedEnergy
+from handtailor_jax.tailor.joints import tailor_joints
+from handtailor_jax.tailor.placement import describe, place_proposal, relative_depth, with_floats, with_length
 from handtailor_jax.tailor.search import SearchConfig, search
 from handtailor_jax.tailor.tailor import TailorConfig, tailor
 from handtailor_jax.types import Camera, Hand, Numbers, Observation, pytree
 
 DEFAULT_SEARCH = SearchConfig()
+
+_FIXED_BETAS_STD = 1e-3
 
 
 def fit(
@@ -42,7 +53,7 @@ def fit(
         config: Energy and solver; `keypoints_only()` for a search and `plug_in()` for a proposal if None.
         search_config: Effort of a search.
         **known: `confidence`, `side`, `convention`, `order`, `camera`, `joints_3d`, `pose`, `pca`,
-            `global_rotation`, `flat_hand_mean`, `betas`: see `detection`.
+            `global_rotation`, `flat_hand_mean`, `betas`, `fixed_betas`, `hand_length`: see `detection`.
 
     Raises:
         InputError: One line that names what is wrong.
@@ -71,13 +82,100 @@ def fit_detection(
     )
     if config is None:
         config = TailorConfig.keypoints_only() if found.pose is None else TailorConfig.plug_in()
+    if found.fixed_betas:
+        config = _with_fixed_betas(config)
     fitted = jax.device_get(_fit(model, known, load_convention(found.convention), config, search_config))
     second, gap = fitted.runner_up, fitted.energy_gap
     if second is not None and not (second.finite and np.isfinite(gap)):
         fitted = dataclasses.replace(fitted, runner_up=None, energy_gap=None)
     if not fitted.finite:
         raise InputError("no hand could be fitted to these keypoints: check their order and units, and the camera's")
+    return fitted if found.hand_length is None else with_length(model, fitted, found.hand_length)
+
+
+def _with_fixed_betas(config: TailorConfig) -> TailorConfig:
+    if not isinstance(config.energy, CalibratedEnergy):
+        raise InputError("fixed_betas is given with a paper's energy, which moves them: use a calibrated energy")
+    energy = dataclasses.replace(config.energy, betas_std=_FIXED_BETAS_STD, size_share=0.0)
+    return dataclasses.replace(config, energy=energy)
+
+
+def fit_joints(
+    joints_3d: Any,
+    *,
+    confidence: Any = None,
+    side: str = "right",
+    convention: str = "mano",
+    order: str = "canonical",
+    joint_std: float = 0.0005,
+    betas: Any = None,
+    fixed_betas: bool = False,
+    camera: Any = None,
+    hand: HandModel | None = None,
+) -> Hand:
+    """Fit a hand to 21 3D joints alone, as of motion capture: pose, shape, scale and place.
+
+    The frame may be any with right-handed axes; `parameters`, `vertices`, `joints` and `landmarks` of the result are in
+    this frame. Joints alone do not determine a bone's twist, and hardly tell shape from scale; the prior does.
+
+    Args:
+        joints_3d: (21, 3) Joints, metres.
+        confidence: (21,) 0 (missing) to 1; 1 if None. At least 6 joints are needed.
+        side: Side of the hand.
+        convention: Landmark convention of the joints: a name in `CONVENTIONS`.
+        order: Order of joints and confidence: a name in `KEYPOINT_ORDERS`.
+        joint_std: Noise of the joints, metres. The default follows exact joints within 0.3 mm.
+        betas: Up to 10 shape coefficients, the mean of the shape prior; zero if None.
+        fixed_betas: Whether the betas are known and kept.
+        camera: Camera of the 2D fields of the result, if the frame is a camera's; otherwise they have no meaning.
+        hand: Hand model; the embedded hand if None. A model of the other side is mirrored.
+
+    Raises:
+        InputError: One line that names what is wrong.
+    """
+    to_canonical = labelling(side, convention, order)
+    joints, weights = checked_joints(joints_3d, confidence)
+    check_range("joint_std (metres)", joint_std, 1e-5, 0.1)
+    shape = checked_betas(betas, fixed_betas)
+    model = embedded_hand() if hand is None else hand
+    known = _Joints(
+        joints=joints[to_canonical],
+        confidence=weights[to_canonical],
+        joint_std=np.asarray(joint_std, np.float32),
+        betas=np.zeros(model.num_betas, np.float32) if shape is None else shape,
+        betas_std=np.asarray(_FIXED_BETAS_STD if fixed_betas else 1.0, np.float32),
+        camera=as_camera(np.eye(3) if camera is None else camera),
+        mirror=np.asarray(model.side != side),
+    )
+    fitted = jax.device_get(_fit_joints(model, known, load_convention(convention)))
+    if not fitted.finite:
+        raise InputError("no hand could be fitted to these joints: check their order and unit")
     return fitted
+
+
+@pytree
+class _Joints:
+    """3D joints and what is known beside them, as the compiled program takes it."""
+
+    joints: Float[Numbers, "21 3"]
+    confidence: Float[Numbers, "21"]
+    joint_std: Float[Numbers, ""]
+    betas: Float[Numbers, "betas"]
+    betas_std: Float[Numbers, ""]
+    camera: Camera
+    mirror: Bool[Numbers, ""]
+
+
+@jax.jit
+def _fit_joints(model: HandModel, known: _Joints, convention: LandmarkConvention) -> Hand:
+    known, convention = with_floats(model.dtype, (known, convention))
+    joints = choose(known.mirror, mirror_points(known.joints), known.joints)
+    camera = choose(known.mirror, mirror_camera(known.camera, 1.0), known.camera)
+    weights = known.confidence / known.joint_std**2
+    fitted = tailor_joints(model, joints, weights, known.betas, known.betas_std, convention)
+    seen = Observation(project(camera, joints), known.confidence, camera)
+    hand = describe(model, fitted, seen, convention)
+    return choose(known.mirror, mirror_hand(hand), hand)
 
 
 @pytree

@@ -3,8 +3,8 @@
 A finder for each network decides which regions to look into (with a function `look`) and which hands to believe.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from flax import nnx
 
+from handtailor_jax.detections import checked_length
 from handtailor_jax.detector import squares
 from handtailor_jax.detector.detector import HandDetector, stack, unstack
 from handtailor_jax.detector.regions import cut, from_landmarks, square_region, to_image
@@ -26,13 +27,14 @@ from handtailor_jax.images import Image, as_rgb, check_box, crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import Preset, fitting_config, recover_views
+from handtailor_jax.tailor.placement import with_length
 from handtailor_jax.types import Box, Camera, Hand, Memory, NetworkName, Region, Side, View
 
 _MOST_AT_ONCE = 8
 """Hands in one run of the graph; fewer hands are padded to 1, 2, 4 or 8, so that only four programs are compiled."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Found:
     """A hand that was recovered in a region, on the host."""
 
@@ -69,17 +71,18 @@ class HandTailor:
         module: HandModule | LandmarkHandModule,
         hand: HandModel | None = None,
         config: Preset = "auto",
+        hand_length: float | None = None,
     ) -> None:
         """Prepare a hand module for inference; programs are compiled at the first call.
 
-        The hand model is the one that the hand module was trained with. See `load` for the defaults.
+        The hand model is the one that the hand module was trained with. See `load` for the arguments.
 
         Raises:
             InputError: If the energy is not defined for this hand module's keypoints.
         """
         hand = embedded_hand() if hand is None else hand
         self.hand = hand if hand.side == "right" else hand.mirrored()
-        self.config = fitting_config(module, config)
+        self.config, self.hand_length = fitting_config(module, config), hand_length
         self.finder: LandmarkFinder | HourglassFinder
         if isinstance(module, LandmarkHandModule):
             self.finder = LandmarkFinder(HandDetector(landmark_network=module.network), module.image_size)
@@ -99,7 +102,7 @@ class HandTailor:
 
     def __reduce__(self) -> Any:
         # Compiled programs cannot be pickled; networks are pickled as their structure and arrays.
-        return _unpickled, (*nnx.split(self.module), self.hand, self.config)
+        return _unpickled, (*nnx.split(self.module), self.hand, self.config, self.hand_length)
 
     @classmethod
     def load(
@@ -108,6 +111,7 @@ class HandTailor:
         hand: HandModel | None = None,
         config: Preset = "auto",
         network: NetworkName = "landmarks",
+        hand_length: float | None = None,
     ) -> "HandTailor":
         """Load the networks.
 
@@ -116,6 +120,7 @@ class HandTailor:
             hand: Hand model; the one that the weights were trained with for "hourglass". The embedded hand if None.
             config: Energy and solver of the tailor; "auto" for the preset of this network, None for no tailor.
             network: "landmarks": all hands of any image, both sides. "hourglass": the paper's network, one hand.
+            hand_length: Wrist to middle fingertip of a flat hand, metres, for metric depths; every image needs a camera.
 
         Raises:
             InputError: One line that names what is wrong with the network's name or the weight file.
@@ -123,8 +128,8 @@ class HandTailor:
         if network not in get_args(NetworkName):
             raise InputError(f"network is {network!r}: use landmarks or hourglass")
         if network == "landmarks":
-            return cls(LandmarkHandModule(load_landmark_network(), load_iknet(weights)), hand, config)
-        return cls(load_module(weights, hand), hand, config)
+            return cls(LandmarkHandModule(load_landmark_network(), load_iknet(weights)), hand, config, hand_length)
+        return cls(load_module(weights, hand), hand, config, hand_length)
 
     def __call__(
         self,
@@ -174,6 +179,8 @@ class HandTailor:
 
     def looking(self, image: Image, camera: Camera, right: float) -> Look:
         """Return the function that recovers the hand in each of some regions, for a finder."""
+        if self.hand_length is not None:
+            checked_length(self.hand_length, camera if camera.perspectivity > 0.5 else None)
         return lambda regions: self.recover([self.finder.view(image, camera, region, right) for region in regions])
 
     def recover(self, views: Sequence[View], memories: Sequence[Memory] | None = None) -> list[Found]:
@@ -183,7 +190,10 @@ class HandTailor:
         found = []
         for batch in stack(list(zip(views, memories, strict=True)), _MOST_AT_ONCE):
             found += unstack(jax.device_get(self._run(self._state, self.hand, *batch)))
-        return [Found(*each) for each in found[: len(views)]]
+        hands = [Found(*each) for each in found[: len(views)]]
+        if self.hand_length is None:
+            return hands
+        return [replace(each, hand=with_length(self.hand, each.hand, self.hand_length)) for each in hands]
 
 
 def _unpickled(graph: Any, state: Any, *arguments: Any) -> HandTailor:
@@ -203,12 +213,6 @@ def check_arguments(side: Any = None, hands: Any = None, passes: int = 1) -> Non
         raise InputError(f"hands is {hands}: give at least 1")
     if passes < 1:
         raise InputError(f"passes is {passes}: give at least 1")
-
-
-def check_finite(hand: Hand) -> None:
-    """Raise an InputError if a hand has numbers that are not finite."""
-    if not hand.finite:
-        raise InputError("the network's output is not finite: check the camera, and that the weights fit the hand")
 
 
 class LandmarkFinder:

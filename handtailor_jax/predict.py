@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from handtailor_jax.errors import InputError, warn
-from handtailor_jax.hand_tailor import HandTailor, check_finite
+from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import SUFFIXES, Image, opencv, read_image
 from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, overlay_figure
 from handtailor_jax.render.shading import render_mesh
@@ -190,8 +190,10 @@ def predict(
                 found = [] if one is None else [one]
             else:
                 found = tailor(image, source.camera, side=source.side, hands=hands, thorough=thorough or None)
-            for hand in found:
-                check_finite(hand)
+            if not all(hand.finite for hand in found):
+                raise InputError(
+                    "the network's output is not finite: check the camera, and if the weights fit the hand"
+                )
             height, width = image.shape[:2]
             content = {"hands": [to_json(hand) for hand in found], "image_size": [width, height]}
             summary = _summary(source, found)

@@ -12,9 +12,10 @@ from scipy.linalg import orthogonal_procrustes
 from scipy.spatial.transform import Rotation
 
 from handtailor_jax.evaluation import freihand, metrics
-from handtailor_jax.evaluation.alignment import Protocol, align, anchor, best_similarity, scale_and_shift, similarity
+from handtailor_jax.evaluation.alignment import Protocol, align, anchor, scale_and_shift, similarity
 from handtailor_jax.evaluation.metrics import GRID_20_50
 from handtailor_jax.evaluation.report import published
+from handtailor_jax.geometry.similarity import best_similarity
 from handtailor_jax.mano.loading import MANO_VERTICES
 from handtailor_jax.skeleton import ROOT, WRIST
 

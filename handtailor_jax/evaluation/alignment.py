@@ -1,6 +1,6 @@
 """Alignments of predicted points to true points, and the decisions that a number depends on (docs/protocols.md).
 
-`best_similarity`, `similarity`, `scale_and_shift` and `anchor` take points (..., n, 3) in any one unit, as NumPy or as
+`similarity`, `scale_and_shift` and `anchor` take points (..., n, 3) in any one unit, as NumPy or as
 JAX arrays, which must not be mixed. `align` takes joints (n, 21, 3) in metres, camera frame.
 """
 
@@ -10,49 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from handtailor_jax.evaluation.metrics import GRID_20_50, FloatArray, Grid, Mask, Points, distances_mm, paired_points
+from handtailor_jax.geometry.similarity import POINT, PointSet, best_similarity, ratio
 from handtailor_jax.skeleton import KEYPOINTS, REFERENCE_BONE, ROOT, WRIST
-from handtailor_jax.types import Numbers
-
-PointSet = Float[Numbers, "*batch n 3"]
-
-# Spread (Frobenius norm about the centroid) below which a set is taken for a single point, because its direction and
-# size are rounding noise. Ten nanometres for points in metres.
-_POINT = 1e-8
-
-
-@dataclasses.dataclass(frozen=True)
-class Similarity:
-    """A map of points, ``scale * points @ rotation + shift``, for each of the leading axes."""
-
-    scale: Float[Numbers, "*batch 1 1"]
-    rotation: Float[Numbers, "*batch 3 3"]  # its determinant is -1 where it mirrors
-    shift: Float[Numbers, "*batch 1 3"]
-
-    def apply(self, points: Float[Numbers, "*batch m 3"]) -> Float[Numbers, "*batch m 3"]:
-        """Move points; their number need not be that of the points that were aligned."""
-        return self.scale * points @ self.rotation + self.shift
-
-
-def best_similarity(predicted: PointSet, truth: PointSet, *, mirror: bool = False) -> Similarity:
-    """Return the similarity that brings `predicted` closest to `truth` in the least-squares sense (Procrustes).
-
-    A prediction that is a single point goes to the centroid of the truth. With `mirror`, reflections are allowed, as in
-    `scipy.linalg.orthogonal_procrustes`.
-    """
-    xp = predicted.__array_namespace__()
-    center_p, center_t = xp.mean(predicted, axis=-2, keepdims=True), xp.mean(truth, axis=-2, keepdims=True)
-    p, t = predicted - center_p, truth - center_t
-    u, singular, vt = xp.linalg.svd(xp.swapaxes(p, -1, -2) @ t)
-    sign = xp.ones_like(singular)
-    if not mirror:
-        sign = xp.concatenate([sign[..., :-1], xp.sign(xp.linalg.det(u @ vt))[..., None]], axis=-1)
-    rotation = (u * sign[..., None, :]) @ vt
-    strength = xp.sum(singular * sign, axis=-1)[..., None, None]
-    scale = _ratio(strength, xp.sum(xp.square(p), axis=(-1, -2), keepdims=True), _POINT**2)
-    return Similarity(scale, rotation, center_t - scale * center_p @ rotation)
 
 
 def similarity(predicted: PointSet, truth: PointSet) -> PointSet:
@@ -66,7 +27,7 @@ def scale_and_shift(predicted: PointSet, truth: PointSet) -> PointSet:
     center = xp.mean(truth, axis=-2, keepdims=True)
     p, t = predicted - xp.mean(predicted, axis=-2, keepdims=True), truth - center
     total = xp.sum(p * t, axis=(-1, -2), keepdims=True)
-    return _ratio(total, xp.sum(xp.square(p), axis=(-1, -2), keepdims=True), _POINT**2) * p + center
+    return ratio(total, xp.sum(xp.square(p), axis=(-1, -2), keepdims=True), POINT**2) * p + center
 
 
 def anchor(predicted: PointSet, truth: PointSet, point: int = ROOT, bone: tuple[int, int] | None = None) -> PointSet:
@@ -77,7 +38,7 @@ def anchor(predicted: PointSet, truth: PointSet, point: int = ROOT, bone: tuple[
     """
     about = predicted - predicted[..., point, None, :]
     if bone is not None:
-        about = _ratio(_length(truth, bone), _length(predicted, bone), _POINT) * about
+        about = ratio(_length(truth, bone), _length(predicted, bone), POINT) * about
     return about + truth[..., point, None, :]
 
 
@@ -85,12 +46,6 @@ def _length(points: Any, bone: tuple[int, int]) -> Any:
     """Return the length of a bone, (..., 1, 1)."""
     start, end = (points[..., joint, None, :] for joint in bone)
     return points.__array_namespace__().linalg.norm(end - start, axis=-1, keepdims=True)
-
-
-def _ratio(numerator: Any, denominator: Any, least: float) -> Any:
-    """Return the quotient, 0 where the denominator is below `least`."""
-    xp, large = numerator.__array_namespace__(), denominator >= least
-    return xp.where(large, numerator, 0.0) / xp.where(large, denominator, 1.0)
 
 
 Alignment = Literal["lit", "zb", "ge", "root", "pa", "abs"]

@@ -14,8 +14,9 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from handtailor_jax.evaluation import metrics
-from handtailor_jax.evaluation.alignment import Similarity, best_similarity, similarity
+from handtailor_jax.evaluation.alignment import similarity
 from handtailor_jax.evaluation.metrics import FloatArray, Points, as_points, distances_mm, mean_error, paired_points
+from handtailor_jax.geometry.similarity import Similarity, best_similarity
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import MANO_VERTICES
 from handtailor_jax.results import write_atomically

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from handtailor_jax.geometry.mirror import mirror_faces, mirror_points, mirror_pose
 from handtailor_jax.geometry.rotations import left_jacobian, matrix_from_axis_angle, skew
-from handtailor_jax.skeleton import JOINT_PARENTS, KEYPOINTS_FROM_MANO, NUM_JOINTS, ancestors, joint_levels
+from handtailor_jax.skeleton import FINGERS, JOINT_PARENTS, KEYPOINTS_FROM_MANO, NUM_JOINTS, ancestors, joint_levels
 from handtailor_jax.types import HandMesh, Side, pytree, static
 
 # Row j is 1 at j and at every ancestor of j, so sums along the kinematic chain are one matrix product.
@@ -184,6 +184,12 @@ class ShapedHand:
     betas: Float[Array, "betas"]
     rest_joints: Float[Array, "16 3"]
     """J(beta): joints in the rest pose, metres."""
+
+    @property
+    def length(self) -> Float[Array, ""]:
+        """Distance from the wrist to the middle fingertip of the flat hand, metres."""
+        along = self.model.tips.rest_vertices(self.betas)[FINGERS.index("middle")] - self.rest_joints[0]
+        return jnp.sqrt(jnp.sum(along * along))
 
     def pose(self, pose: Float[Array, "16 3"]) -> "PosedHand":
         """Apply axis-angle rotations (radians, MANO's joint order, relative to the flat rest pose)."""

@@ -4,10 +4,12 @@ Scale and root in closed form, before the iterations (Eq. 12 and 17 of the paper
 and the hand as a result.
 """
 
+import dataclasses
 from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from handtailor_jax.geometry.cameras import (
@@ -227,6 +229,31 @@ def describe(
         reprojection_after=error,
         convention=convention.name,
     )
+
+
+def with_length(model: HandModel, hand: Hand, length: float) -> Hand:
+    """Scale a hand with intrinsics, on the host, about the camera until it has a known length (metres) when flat.
+
+    Its image stays the same, and with it the energy: no other hand of this length explains the image better.
+    `proposed` and `runner_up` are scaled as well.
+    """
+    factor = np.float32(length / (hand.parameters.scale * flat_length(model, hand.parameters.betas)))
+    placed = hand.parameters
+    return dataclasses.replace(
+        hand,
+        parameters=dataclasses.replace(placed, scale=placed.scale * factor, translation=placed.translation * factor),
+        vertices=hand.vertices * factor,
+        joints=hand.joints * factor,
+        landmarks=hand.landmarks * factor,
+        proposed=None if hand.proposed is None else with_length(model, hand.proposed, length),
+        runner_up=None if hand.runner_up is None else with_length(model, hand.runner_up, length),
+    )
+
+
+@jax.jit
+def flat_length(model: HandModel, betas: Float[Array, "betas"]) -> Float[Array, ""]:
+    """Return the distance from the wrist to the middle fingertip of the flat hand, metres."""
+    return model.shape(betas).length
 
 
 def reprojection_error(keypoints_2d: Float[Array, "21 2"], observation: Observation) -> Float[Array, ""]:

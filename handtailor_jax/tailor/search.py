@@ -27,9 +27,9 @@ from handtailor_jax.types import Hand, HandParameters, Observation
 T = TypeVar("T")
 
 _PALM_NAMES = ("wrist", "thumb_cmc", "index_mcp", "middle_mcp", "ring_mcp", "little_mcp")
-_PALM = np.asarray([KEYPOINTS.index(name) for name in _PALM_NAMES], np.int32)
+PALM = np.asarray([KEYPOINTS.index(name) for name in _PALM_NAMES], np.int32)
 # The thumb's base moves relative to the palm, so it has less weight.
-_PALM_WEIGHTS = np.asarray([1.0, 0.3, 1.0, 1.0, 1.0, 1.0], np.float32)
+PALM_WEIGHTS = np.asarray([1.0, 0.3, 1.0, 1.0, 1.0, 1.0], np.float32)
 
 # Flexion (degrees) of the three joints of a finger in each curl, base to tip; None is the mean of the pose prior.
 _CURLS = (None, (45.0, 50.0, 30.0), (75.0, 95.0, 55.0))
@@ -59,14 +59,14 @@ def palm_rotations(
     palm. `palm` and `root` are model points in the rest frame, metres.
     """
     dtype = palm.dtype
-    weight = jnp.asarray(_PALM_WEIGHTS, dtype) * observation.confidence[_PALM] + 1e-6
+    weight = jnp.asarray(PALM_WEIGHTS, dtype) * observation.confidence[PALM] + 1e-6
     weight = weight / jnp.sum(weight)
     plane = palm[:, jnp.asarray([0, 2])]
     center = weight @ plane
     model = plane - center[None]
     # Pixels of a camera with square pixels, so that fx != fy or a rotated image do not skew A.
     focal = focal_length(observation.camera)
-    rays = observation.keypoints_2d[_PALM] @ inverse_linear(observation.camera).T * focal
+    rays = observation.keypoints_2d[PALM] @ inverse_linear(observation.camera).T * focal
     image_center = weight @ rays
     weighted = model * weight[:, None]
     normal = weighted.T @ model + 1e-9 * jnp.eye(2, dtype=dtype)
@@ -94,20 +94,25 @@ def palm_rotations(
     return jnp.stack([*signs, untilted]), scale, observation.camera.linear @ root_ray / focal
 
 
-def starts(
-    hand: HandModel, observation: Observation, convention: LandmarkConvention, betas: Float[Array, "betas"]
-) -> HandParameters:
-    """Return the starts of the search, palm hypotheses times curls, along a leading axis."""
-    dtype, camera, curled = hand.dtype, observation.camera, []
+def curled_fingers(hand: HandModel) -> Float[Array, "curls 15 3"]:
+    """Return the finger poses (axis-angle, radians) of every curl of the four fingers."""
+    curled = []
     for curl in _CURLS:
         coordinates = hand.anatomy.mean
         for joints in FINGER_JOINTS[1:]:
             coordinates = _curl(hand, coordinates, joints, curl)
         curled.append(hand.anatomy.finger_pose(coordinates))
-    fingers = jnp.stack(curled)
+    return jnp.stack(curled)
+
+
+def starts(
+    hand: HandModel, observation: Observation, convention: LandmarkConvention, betas: Float[Array, "betas"]
+) -> HandParameters:
+    """Return the starts of the search, palm hypotheses times curls, along a leading axis."""
+    dtype, camera, fingers = hand.dtype, observation.camera, curled_fingers(hand)
 
     rest = hand.shape(betas).pose(jnp.concatenate([jnp.zeros((1, 3), dtype), fingers[0]]))
-    palm = convention.landmarks(rest)[_PALM]
+    palm = convention.landmarks(rest)[PALM]
     rotations, magnification, root_pixel = palm_rotations(observation, palm, rest.joints[ROOT_JOINT])
     perspective = camera.perspectivity > 0.5
     focal = focal_length(camera)

@@ -15,7 +15,7 @@ from handtailor_jax.hand_tailor import Found, HandTailor, check_arguments, side_
 from handtailor_jax.images import Image, as_rgb, check_box
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import load_convention
-from handtailor_jax.tailor.placement import describe
+from handtailor_jax.tailor.placement import describe, flat_length
 from handtailor_jax.types import Hand, HandParameters, Memory, Observation, Region, Side
 from handtailor_jax.video.smoothing import HandSmoother, SmoothingConfig
 
@@ -198,6 +198,9 @@ class HandVideo:
         track.region = self._tailor.finder.next_region(found)
         track.keypoints_2d, track.seen = found.keypoints_2d, time
         parameters = dataclasses.replace(fitted, betas=betas)
+        if (length := self._tailor.hand_length) is not None:
+            scale = np.float32(length / flat_length(self._tailor.hand, betas))
+            parameters = dataclasses.replace(parameters, scale=scale)
         if track.smoother is not None:
             parameters = track.smoother(parameters, time)
         described = jax.device_get(_with_parameters(self._tailor.hand, hand, parameters))
