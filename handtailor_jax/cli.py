@@ -40,13 +40,11 @@ class Predict:
     inputs: Annotated[Positional[tuple[str, ...]], arg(metavar="INPUT ...", help_behavior_hint="")]
     """Images, folders, patterns such as "photos/*.jpg", videos, or the number of a webcam."""
     network: NetworkName = "landmarks"
-    """Network that recovers the hands: landmarks (palm detector, hand landmark network and IKNet: all hands, both
-    sides) or hourglass (the paper's network: one hand, without a detector)."""
+    """Network: landmarks (palm detector, landmark network, IKNet: all hands) or hourglass (the paper's: one hand)."""
     hands: Number = None
     """Largest number of hands; in images all hands if not given, in videos 2."""
     thorough: bool = False
-    """Search overlapping tiles of images as well, for small or faint hands. This takes four to ten times as long. It is
-    done by itself for images in which no hand is found otherwise."""
+    """Search images in tiles, too (4 to 10 times as long), not only those in which no hand is found otherwise."""
     weights: File = None
     """Weights of the hand module (.safetensors); network landmarks uses their IKNet. The embedded ones if not given."""
     out: Out = Path("hands")
@@ -54,23 +52,20 @@ class Predict:
     camera: Annotated[Four | None, arg(metavar="FX FY CX CY", help_behavior_hint="")] = None
     """Intrinsics FX FY CX CY of the images, pixels; weak perspective if not given."""
     hand_length: Annotated[float | None, arg(metavar="METRES", help_behavior_hint="")] = None
-    """Distance from the wrist to the middle fingertip of the flat hands, metres, if known: --camera then gives metric
-    depths."""
+    """Distance from wrist to middle fingertip of a flat hand, metres: makes depths metric, together with --camera."""
     side: Annotated[Side | None, arg(metavar="{right,left}", help_behavior_hint="")] = None
     """Side of all hands; estimated for each hand if not given (network hourglass assumes right hands)."""
     box: Annotated[Four | None, arg(metavar="X Y W H", help_behavior_hint="")] = None
     """Box X Y W H around the only hand to recover, pixels, in videos of the first frame; all hands if not given."""
     hand: File = None
-    """Hand model (MANO_RIGHT.pkl, MANO_LEFT.pkl or npz); with network hourglass, --weights must be trained for it. The
-    embedded hand if not given."""
+    """Hand model (MANO .pkl or npz), with network hourglass that of the --weights; the embedded hand if not given."""
     mesh: MeshFormat = None
     """Format of the meshes, glb for videos; no meshes if not given."""
     skeleton: Annotated[Literal["bvh"] | None, arg(metavar="{bvh}", help_behavior_hint="")] = None
     """Format of the moving skeletons of videos; no skeletons if not given."""
     preset: Preset = None
-    """Energy and solver of the tailor: for the landmark network (landmarks), for the hourglass (network), for precise
-    keypoints (default), the paper's (paper) or the released program's (official); the two last ones are for network
-    hourglass. The preset of the network if not given."""
+    """Energy and solver of the tailor: landmarks (for that network), network (for the hourglass), default (for precise
+    keypoints), and for the hourglass also paper and official (released program). That of the network if not given."""
     tailor: bool = True
     """Fit the network's hand to the detected keypoints."""
     passes: int = 2
@@ -136,9 +131,8 @@ class Fit:
     """
 
     file: Positional[File] = None
-    """JSON file: an object or a list of objects with keypoints_2d (21 [u, v] pairs, pixels) and optionally id, image,
-    convention, order, confidence, joints_3d, pose, betas, camera {fx, fy, cx, cy}, side; the packaged examples if not
-    given."""
+    """JSON file: an object or a list of objects with keypoints_2d (21 [u, v] pairs, pixels) and further fields of
+    docs/cli.md, such as side, camera {fx, fy, cx, cy} and image; the packaged examples if not given."""
     out: Out = Path("fits")
     """Folder for the results."""
     mesh: MeshFormat = None

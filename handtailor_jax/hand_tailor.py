@@ -120,7 +120,7 @@ class HandTailor:
             hand: Hand model; the one that the weights were trained with for "hourglass". The embedded hand if None.
             config: Energy and solver of the tailor; "auto" for the preset of this network, None for no tailor.
             network: "landmarks": all hands of any image, both sides. "hourglass": the paper's network, one hand.
-            hand_length: Wrist to middle fingertip of a flat hand, metres, for metric depths; every image needs a camera.
+            hand_length: Wrist to middle fingertip of a flat hand, metres, for metric depths; all images need a camera.
 
         Raises:
             InputError: One line that names what is wrong with the network's name or the weight file.

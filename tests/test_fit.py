@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -9,18 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from benchmarks.simulation import tailor_problems
 from handtailor_jax.detections import detection, read_detections
 from handtailor_jax.errors import InputError, InputWarning
 from handtailor_jax.evaluation.alignment import scale_and_shift
-from handtailor_jax.fit import fit, fit_detection
+from handtailor_jax.fit import fit, fit_detection, fit_joints
 from handtailor_jax.geometry.cameras import place, project
+from handtailor_jax.geometry.mirror import mirror_pose
 from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.mediapipe import from_mediapipe
 from handtailor_jax.results import to_json
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, ROOT, ROOT_JOINT, permutation
-from handtailor_jax.tailor.placement import camera_keypoints
+from handtailor_jax.synthetic.poses import sample_betas, sample_pose
+from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
+from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Camera, HandParameters
 
 COUNT = 12
@@ -29,6 +34,9 @@ COUNT = 12
 def errors_mm(found, truth):
     """Mean joint error of a hand after scale and shift only, so that a wrong view counts."""
     return 1e3 * np.linalg.norm(scale_and_shift(found, truth) - truth, axis=-1).mean()
+
+
+sample = jax.jit(sample_pose)
 
 
 def pick(tree, i):
@@ -155,6 +163,119 @@ def test_a_known_shape_is_kept(weak, fits, hand):
     found = fit(weak.observation.keypoints_2d[0], hand=hand, betas=betas[:1])  # the rest is zero
     assert abs(found.parameters.betas[0] - 2.5) < abs(fits[0].parameters.betas[0] - 2.5)
     assert found.parameters.betas.shape == (10,)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Known size
+
+
+def small_hands(hand, keys, betas_std=1.0):
+    """Hands of 0.8 of the model's size half a metre away, seen without noise."""
+    camera = Camera.perspective(500.0, 500.0, 320.0, 240.0)
+    for key in keys:
+        drawn = jax.random.key(key)
+        betas = betas_std * sample_betas(hand, jax.random.fold_in(drawn, 1))
+        truth = HandParameters(sample(hand, drawn), betas, jnp.float32(0.8), jnp.asarray([0.03, -0.02, 0.5]))
+        yield truth, np.asarray(project(camera, camera_keypoints(hand, truth))), np.asarray(camera.matrix)
+
+
+def test_a_known_length_makes_depth_metric(hand):
+    depths = []
+    for truth, points, camera in small_hands(hand, range(8)):
+        length = 0.8 * float(hand.shape(truth.betas).length)
+        found = fit(points, hand=hand, camera=camera, hand_length=length)
+        depths.append(float(found.joints[ROOT, 2]))
+        placed = found.parameters
+        assert placed.scale * hand.shape(jnp.asarray(placed.betas)).length == pytest.approx(length, rel=1e-5)
+        mesh = camera_mesh(hand, jax.tree.map(jnp.asarray, placed))
+        np.testing.assert_allclose(found.vertices, mesh.vertices, atol=1e-5)
+        np.testing.assert_allclose(project(found.camera, jnp.asarray(found.landmarks)), found.keypoints_2d, atol=2e-3)
+    off = np.abs(np.asarray(depths) - 0.5)
+    assert np.median(off) < 0.006
+    assert np.sum(off < 0.01) >= 7  # one at 0.546 m: its keypoints fit another pose
+    # The length of a flat hand is the distance of the keypoints.
+    flat = hand.shape(truth.betas).pose(jnp.zeros((16, 3))).keypoints
+    tip = KEYPOINTS.index("middle_tip")
+    assert hand.shape(truth.betas).length == pytest.approx(float(jnp.linalg.norm(flat[tip] - flat[0])), rel=1e-5)
+
+
+def test_fixed_betas_are_kept(hand):
+    """With the shape known, a proposal that is off finds the depth of a hand of this shape."""
+    for truth, points, camera in small_hands(hand, range(2), betas_std=2.0):
+        start = truth.pose + 0.1 * jax.random.normal(jax.random.key(0), (16, 3))
+        known = {"hand": hand, "camera": camera, "pose": start, "betas": truth.betas}
+        found = fit(points, **known, fixed_betas=True)
+        np.testing.assert_allclose(found.parameters.betas, truth.betas, atol=5e-3)
+        assert found.joints[ROOT, 2] == pytest.approx(0.5 / 0.8, abs=0.01)
+        assert found.parameters.scale == 1.0
+        sized = fit(points, **known, fixed_betas=True, hand_length=0.8 * float(hand.shape(truth.betas).length))
+        assert sized.joints[ROOT, 2] == pytest.approx(0.5, abs=0.008)
+    with pytest.raises(InputError, match="use a calibrated energy"):
+        fit(points, **known, fixed_betas=True, config=TailorConfig.paper())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 3D joints alone
+
+
+def test_exact_joints_come_back(hand):
+    """Exact joints of random poses, anywhere in space, of both sides: 0.3 mm median and 1 mm at most."""
+    draw = jax.jit(jax.vmap(lambda key: (sample_pose(hand, key), sample_betas(hand, jax.random.fold_in(key, 1)))))
+    errors = []
+    for i, (pose, betas) in enumerate(zip(*draw(jax.random.split(jax.random.key(7), 50)), strict=True)):
+        side, model = ("right", hand) if i % 2 == 0 else ("left", hand.mirrored())
+        place = np.random.default_rng(i).normal(size=3)
+        scale = (1.0, 0.8)[i % 4 // 2]
+        pose = pose if side == "right" else mirror_pose(pose)
+        truth = HandParameters(pose, betas, jnp.float32(scale), jnp.asarray(place, jnp.float32))
+        joints = np.asarray(camera_keypoints(model, truth))
+        found = fit_joints(joints, side=side, hand=hand)
+        assert found.side == side
+        errors.append(1e3 * np.linalg.norm(found.joints - joints, axis=1))
+        np.testing.assert_array_equal(found.joints, found.landmarks)
+    again = camera_mesh(model, jax.tree.map(jnp.asarray, found.parameters))
+    np.testing.assert_allclose(found.joints, again.keypoints, atol=1e-5)
+    np.testing.assert_allclose(found.vertices, again.vertices, atol=1e-5)
+    assert np.median(errors) < 0.3
+    assert np.max(errors) < 1.0
+
+
+def test_joints_that_are_missing_noisy_or_in_another_order(weak, hand):
+    joints = np.asarray(camera_keypoints(hand, pick(weak.truth, 0)))
+    joints = joints / float(weak.truth.scale[0]) + [0.0, 0.0, 2.0]
+    noisy = joints + np.random.default_rng(0).normal(size=(21, 3)) * 0.004
+    found = fit_joints(noisy, joint_std=0.004, hand=hand)
+    assert errors_mm(found.joints, joints) < errors_mm(noisy, joints)
+    confidence = np.ones(21)
+    confidence[[7, ROOT]] = 0.0
+    holes = np.where(confidence[:, None] > 0, joints, np.nan)
+    full, part = fit_joints(joints, hand=hand), fit_joints(holes, confidence=confidence, hand=hand)
+    assert np.linalg.norm(part.joints - joints, axis=1).max() < 0.01
+    to_order = list(permutation(KEYPOINTS, KEYPOINT_ORDERS["rhd"]))
+    assert_same(full, fit_joints(joints[to_order], order="rhd", hand=hand))
+    camera = {"fx": 500, "fy": 500, "cx": 320, "cy": 240}
+    seen = fit_joints(joints, camera=camera, hand=hand)
+    np.testing.assert_allclose(seen.keypoints_2d, project(seen.camera, jnp.asarray(seen.joints)), atol=2e-3)
+    kept = fit_joints(joints, betas=np.full(10, 0.5), fixed_betas=True, hand=hand)
+    np.testing.assert_allclose(kept.parameters.betas, 0.5, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("joints", "known", "message"),
+    [
+        (np.zeros((20, 3)), {}, "joints_3d must be 21 x 3"),
+        (np.zeros((21, 3)), {}, "give them in metres"),
+        (np.random.default_rng(0).normal(size=(21, 3)) * 80, {}, "give them in metres"),
+        (np.full((21, 3), np.nan), {}, "confidence of 0"),
+        (np.eye(21, 3) * 0.1, {"side": "both"}, "use one of right, left"),
+        (np.eye(21, 3) * 0.1, {"joint_std": 5.0}, "joint_std"),
+        (np.eye(21, 3) * 0.1, {"fixed_betas": True}, "without betas"),
+        (np.eye(21, 3) * 0.1, {"confidence": np.zeros(21)}, "at least 6"),
+    ],
+)
+def test_joints_that_are_none(joints, known, message):
+    with pytest.raises(InputError, match=message):
+        fit_joints(joints, **known)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -316,6 +437,32 @@ def test_json_pose_by_coefficients(weak, hand, tmp_path):
     np.testing.assert_allclose(flat, pose, atol=1e-6)
     np.testing.assert_allclose(mean[0], pose[0], atol=1e-6)
     np.testing.assert_allclose(mean[1:] - flat[1:], np.asarray(hand.pose_mean).reshape(15, 3), atol=1e-6)
+
+
+def test_forms_of_a_pose(weak):
+    """Axis-angle vectors, quaternions and matrices, whole or split, are the same pose."""
+    points = weak.observation.keypoints_2d[0]
+    pose = np.random.default_rng(0).normal(size=(16, 3)) * 0.6
+    rotation = Rotation.from_rotvec(pose)
+    forms = (pose, pose.reshape(48), 2.0 * rotation.as_quat(scalar_first=True), rotation.as_matrix())
+    for form in forms:
+        np.testing.assert_allclose(detection(points, pose=form).pose, pose, atol=1e-5)
+    for hands, wrists in itertools.product((forms[0], *forms[2:]), repeat=2):
+        split = detection(points, pose=hands[1:], global_rotation=wrists[0])
+        np.testing.assert_allclose(split.pose, pose, atol=1e-5)
+    mean = detection(points, pose=forms[3], flat_hand_mean=False).pose
+    np.testing.assert_allclose(mean, detection(points, pose=pose, flat_hand_mean=False).pose, atol=1e-5)
+    for known, message in (
+        ({"pose": pose, "global_rotation": pose[0]}, "give 15 x 3 .* beside a global_rotation"),
+        ({"pose": forms[3][1:]}, "pose has 15 x 3 x 3 values: give 16 x 3"),
+        ({"pose": pose.T}, "pose has 3 x 16 values"),
+        ({"pose": forms[3] * [1, 1, -1]}, "no rotation"),
+        ({"pose": np.zeros((16, 4))}, "length 0: give w, x, y, z"),
+        ({"pose": pose[1:], "global_rotation": [0.0]}, "global_rotation has 1 values: give 1 x 3"),
+        ({"global_rotation": pose[0]}, "without pose"),
+    ):
+        with pytest.raises(InputError, match=message):
+            detection(points, **known)
 
 
 def test_json_fields(tmp_path, weak):

@@ -1,5 +1,6 @@
 """All hands of an image and of a video with the landmark network, on the packaged examples."""
 
+import copy
 import dataclasses
 import functools
 from pathlib import Path
@@ -13,6 +14,7 @@ from flax import nnx
 import handtailor_jax
 from handtailor_jax import hand_tailor
 from handtailor_jax.detections import read_detections
+from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import as_camera, project
 from handtailor_jax.hand_tailor import HandTailor
@@ -91,6 +93,26 @@ def test_the_side_is_overruled_and_cameras_are_used(tailor):
     assert hand.perspective
     assert 0.3 < hand.parameters.translation[2] < 0.55  # metres; it is 0.4, and the size of the hand is not known
     assert hand.reprojection_after < hand.reprojection_before
+
+
+def test_a_known_length_makes_depths_metric(tailor):
+    """Images and videos: every hand has the length, at the depth where its image stays the same."""
+    image, camera = example("open"), {"fx": 400, "fy": 400, "cx": 160, "cy": 160}
+    sized = copy.copy(tailor)
+    sized.hand_length = 0.15
+    (free,), (found,), (frame,) = (
+        tailor(image, camera),
+        sized(image, camera),
+        HandVideo(sized, camera=camera)(image, 0.0),
+    )
+    for hand in (found, found.proposed, frame):
+        flat = tailor.hand.shape(jnp.asarray(hand.parameters.betas)).length
+        assert hand.parameters.scale * flat == pytest.approx(0.15, rel=1e-4)
+    np.testing.assert_allclose(found.keypoints_2d, free.keypoints_2d, atol=1e-2)
+    factor = found.joints[0, 2] / free.joints[0, 2]
+    np.testing.assert_allclose(found.vertices, free.vertices * factor, atol=1e-4)
+    with pytest.raises(InputError, match="hand_length is given without camera"):
+        sized(image)
 
 
 def test_one_hand_in_a_box(tailor):

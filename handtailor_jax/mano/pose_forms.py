@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from handtailor_jax.errors import FloatArray, InputError, checked_array, numbers
@@ -15,6 +17,8 @@ MOST_PARAMETER = 100.0
 
 # Largest deviation of R R^T of a given rotation matrix from the identity.
 _ROUNDING = 1e-2
+
+_FROM_QUATERNIONS, _FROM_MATRICES = jax.jit(axis_angle_from_quaternion), jax.jit(axis_angle_from_matrix)
 
 
 def pose_from(
@@ -74,9 +78,9 @@ def _rotations(name: str, given: Any, count: int) -> FloatArray:
     if width == 4:
         if (np.linalg.norm(values, axis=1) < 1e-3).any():
             raise InputError(f"{name} has a quaternion of length 0: give w, x, y, z")
-        return np.asarray(axis_angle_from_quaternion(values))
+        return np.asarray(_FROM_QUATERNIONS(jnp.asarray(values)))
     matrices = values.reshape(count, 3, 3)
     products = matrices @ np.swapaxes(matrices, 1, 2)
     if np.abs(products - np.eye(3)).max() > _ROUNDING or np.linalg.det(matrices).min() < 0:
         raise InputError(f"{name} has a matrix that is no rotation: its rows must be orthonormal, its determinant 1")
-    return np.asarray(axis_angle_from_matrix(matrices))
+    return np.asarray(_FROM_MATRICES(jnp.asarray(matrices)))

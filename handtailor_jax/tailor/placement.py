@@ -25,7 +25,7 @@ from handtailor_jax.geometry.lifting import reference_bone_length
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.skeleton import ROOT, ROOT_JOINT
-from handtailor_jax.types import Hand, HandMesh, HandParameters, Observation
+from handtailor_jax.types import Hand, HandMesh, HandParameters, Numbers, Observation
 
 T = TypeVar("T")
 
@@ -251,7 +251,7 @@ def with_length(model: HandModel, hand: Hand, length: float) -> Hand:
 
 
 @jax.jit
-def flat_length(model: HandModel, betas: Float[Array, "betas"]) -> Float[Array, ""]:
+def flat_length(model: HandModel, betas: Float[Numbers, "betas"]) -> Float[Array, ""]:
     """Return the distance from the wrist to the middle fingertip of the flat hand, metres."""
     return model.shape(betas).length
 

@@ -57,7 +57,7 @@ plain = st.recursive(
 )
 rows = st.lists(st.lists(st.floats() | st.integers(), min_size=2, max_size=3), min_size=20, max_size=22)
 NAMES = ("id", "side", "convention", "order", "confidence", "camera", "joints_3d", "pose", "pca")
-NAMES += ("global_rotation", "flat_hand_mean", "betas", "image")
+NAMES += ("global_rotation", "flat_hand_mean", "betas", "fixed_betas", "hand_length", "image")
 entries = st.fixed_dictionaries(
     {"keypoints_2d": st.just(POINTS) | rows | plain},
     optional={name: plain | rows | st.lists(st.floats(), min_size=3, max_size=21) for name in NAMES},
