@@ -75,8 +75,7 @@ class Predict:
 
     def __call__(self) -> None:
         """Recover the hands of all inputs and write the results."""
-        from handtailor_jax.detections import checked_length
-        from handtailor_jax.geometry.cameras import as_camera
+        from handtailor_jax.geometry.cameras import as_camera, checked_length
         from handtailor_jax.hand_tailor import HandTailor
         from handtailor_jax.mano.loading import load_hand
         from handtailor_jax.predict import HandFiles, find_sources, predict

@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from handtailor_jax.errors import FloatArray, InputError, check_range, checked_array, numbers, read_json, warn
-from handtailor_jax.geometry.cameras import intrinsic_matrix
+from handtailor_jax.errors import FloatArray, InputError, checked_array, numbers, read_json, warn
+from handtailor_jax.geometry.cameras import checked_length, intrinsic_matrix
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import CONVENTIONS
 from handtailor_jax.mano.pose_forms import MOST_PARAMETER, pose_from
@@ -121,19 +121,6 @@ def labelling(side: str, convention: str, order: str) -> list[int]:
         if value not in known:
             raise InputError(f"{name} is {value!r}: use one of {', '.join(known)}")
     return list(permutation(KEYPOINT_ORDERS[order], KEYPOINTS))
-
-
-def checked_length(hand_length: Any, camera: Any) -> float:
-    """Return the length of a hand that is seen by a known camera, metres.
-
-    Raises:
-        InputError: If it is not the length of a hand, or no camera is known.
-    """
-    length = float(checked_array("hand_length", hand_length, ()))
-    check_range("hand_length (metres from the wrist to the middle fingertip)", length, 0.03, 0.5)
-    if camera is None:
-        raise InputError("hand_length is given without camera: it decides the depth with intrinsics only; add them")
-    return length
 
 
 def _check_id(id: str) -> None:

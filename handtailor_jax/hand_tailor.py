@@ -13,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from flax import nnx
 
-from handtailor_jax.detections import checked_length
 from handtailor_jax.detector import squares
 from handtailor_jax.detector.detector import HandDetector, stack, unstack
 from handtailor_jax.detector.regions import cut, from_landmarks, square_region, to_image
 from handtailor_jax.detector.weights import load_landmark_network
 from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.cameras import as_camera
+from handtailor_jax.geometry.cameras import as_camera, checked_length
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
 from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.hand_module.weights import load_iknet, load_module

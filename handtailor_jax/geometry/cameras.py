@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from handtailor_jax.errors import FloatArray, InputError, checked_array, numbers
+from handtailor_jax.errors import FloatArray, InputError, check_range, checked_array, numbers
 from handtailor_jax.types import Camera, HandParameters
 
 _LONGEST = 1e6
@@ -152,3 +152,16 @@ def intrinsic_matrix(camera: Any) -> FloatArray:
     if not np.array_equal(matrix[2], [0.0, 0.0, 1.0]) or np.linalg.det(matrix.astype(np.float64)) <= 0:
         raise InputError("camera is not an intrinsic matrix: its last row must be 0 0 1 and it must be invertible")
     return matrix
+
+
+def checked_length(hand_length: Any, camera: Any) -> float:
+    """Return the length of a hand that is seen by a known camera, metres.
+
+    Raises:
+        InputError: If it is not the length of a hand, or no camera is known.
+    """
+    length = float(checked_array("hand_length", hand_length, ()))
+    check_range("hand_length (metres from the wrist to the middle fingertip)", length, 0.03, 0.5)
+    if camera is None:
+        raise InputError("hand_length is given without camera: it decides the depth with intrinsics only; add them")
+    return length

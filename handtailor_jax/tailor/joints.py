@@ -20,8 +20,8 @@ from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.skeleton import ROOT_JOINT
 from handtailor_jax.tailor.calibrated import limit_excess
+from handtailor_jax.tailor.curls import PALM, PALM_WEIGHTS, curled_fingers
 from handtailor_jax.tailor.placement import with_floats
-from handtailor_jax.tailor.search import PALM, PALM_WEIGHTS, curled_fingers
 from handtailor_jax.tailor.solve import LevenbergMarquardt
 from handtailor_jax.types import HandParameters, pytree
 

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from handtailor_jax.geometry.cameras import focal_length, inverse_linear, project, unproject
@@ -17,23 +16,15 @@ from handtailor_jax.geometry.lifting import turn_to_axis
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
-from handtailor_jax.skeleton import FINGER_JOINTS, KEYPOINTS, ROOT, ROOT_JOINT
+from handtailor_jax.skeleton import FINGER_JOINTS, ROOT, ROOT_JOINT
 from handtailor_jax.tailor.calibrated import CalibratedEnergy, CalibratedProblem
+from handtailor_jax.tailor.curls import CURLS, PALM, PALM_WEIGHTS, THUMB_CURLS, curl_finger, curled_fingers
 from handtailor_jax.tailor.placement import camera_keypoints, describe, reprojection_error, with_floats
 from handtailor_jax.tailor.solve import LevenbergMarquardt
 from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Hand, HandParameters, Observation
 
 T = TypeVar("T")
-
-_PALM_NAMES = ("wrist", "thumb_cmc", "index_mcp", "middle_mcp", "ring_mcp", "little_mcp")
-PALM = np.asarray([KEYPOINTS.index(name) for name in _PALM_NAMES], np.int32)
-# The thumb's base moves relative to the palm, so it has less weight.
-PALM_WEIGHTS = np.asarray([1.0, 0.3, 1.0, 1.0, 1.0, 1.0], np.float32)
-
-# Flexion (degrees) of the three joints of a finger in each curl, base to tip; None is the mean of the pose prior.
-_CURLS = (None, (45.0, 50.0, 30.0), (75.0, 95.0, 55.0))
-_THUMB_CURLS = ((-25.0, -10.0, 0.0), (20.0, 15.0, 20.0), (45.0, 40.0, 60.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,17 +85,6 @@ def palm_rotations(
     return jnp.stack([*signs, untilted]), scale, observation.camera.linear @ root_ray / focal
 
 
-def curled_fingers(hand: HandModel) -> Float[Array, "curls 15 3"]:
-    """Return the finger poses (axis-angle, radians) of every curl of the four fingers."""
-    curled = []
-    for curl in _CURLS:
-        coordinates = hand.anatomy.mean
-        for joints in FINGER_JOINTS[1:]:
-            coordinates = _curl(hand, coordinates, joints, curl)
-        curled.append(hand.anatomy.finger_pose(coordinates))
-    return jnp.stack(curled)
-
-
 def starts(
     hand: HandModel, observation: Observation, convention: LandmarkConvention, betas: Float[Array, "betas"]
 ) -> HandParameters:
@@ -123,7 +103,7 @@ def starts(
     rotations = jnp.einsum("ba,nbc->nac", turn_to_axis(sight), rotations)
 
     count = rotations.shape[0]
-    global_rotation = jnp.repeat(axis_angle_from_matrix(rotations), len(_CURLS), axis=0)[:, None]
+    global_rotation = jnp.repeat(axis_angle_from_matrix(rotations), len(CURLS), axis=0)[:, None]
     pose = jnp.concatenate([global_rotation, jnp.tile(fingers, (count, 1, 1))], axis=1)
     placed = betas, jnp.where(perspective, 1.0, magnification / focal), root
     return HandParameters(pose, *_repeat(placed, pose.shape[0]))
@@ -229,19 +209,10 @@ def _finger_swaps(hand: HandModel, parameters: HandParameters) -> HandParameters
     coordinates = hand.anatomy.coordinates(parameters.pose[1:])
     swapped = jnp.stack(
         [
-            hand.anatomy.finger_pose(_curl(hand, coordinates, joints, curl))
-            for joints, curls in zip(FINGER_JOINTS, (_THUMB_CURLS, *[_CURLS] * 4), strict=True)
+            hand.anatomy.finger_pose(curl_finger(hand, coordinates, joints, curl))
+            for joints, curls in zip(FINGER_JOINTS, (THUMB_CURLS, *[CURLS] * 4), strict=True)
             for curl in curls
         ]
     )
     swaps = _repeat(parameters, swapped.shape[0])
     return dataclasses.replace(swaps, pose=jnp.concatenate([swaps.pose[:, :1], swapped], axis=1))
-
-
-def _curl(
-    hand: HandModel, coordinates: Float[Array, "15 3"], joints: tuple[int, ...], curl: tuple[float, ...] | None
-) -> Float[Array, "15 3"]:
-    """Set the flexion of one finger, given by its MANO joints, to a curl."""
-    rows = np.asarray(joints, np.int32) - 1  # the wrist has no anatomical coordinates
-    flexion = hand.anatomy.mean[rows, 0] if curl is None else jnp.asarray(np.radians(curl), hand.dtype)
-    return coordinates.at[rows, 0].set(flexion)
