@@ -11,12 +11,13 @@ out=$(mkdir -p "${1:-accelerator}" && cd "${1:-accelerator}" && pwd)
 export TF_CPP_MIN_LOG_LEVEL=2
 
 # Sizes: small where the script is rehearsed.
-gpu=() official=() tailor=() predict=()
+gpu=() official=() tailor=() predict=() patience=1
 if [ "${REHEARSE:-}" ]; then
     gpu=(--batch 8 --rounds 1)
     official=(--batch 2 --rounds 1 --module.channels 32)
     tailor=(--problems 8 --rounds 2 --iterations 10 --damped-iterations 2 --batches 1 8)
     predict=(--rounds 1 --batches 1)
+    patience=5
 elif ! python -c "import jax, sys; sys.exit(jax.default_backend() == 'cpu')"; then
     echo "JAX finds no accelerator: install jax[cuda12] or jax[tpu], or set REHEARSE=1" >&2
     exit 2
@@ -27,7 +28,7 @@ step() { # name, seconds allowed, command
     local name=$1 limit=$2 begin=$SECONDS state=done
     shift 2
     echo "== $name"
-    timeout "$limit" "$@" >"$out/$name.log" 2>&1 || state="failed: $(tail -n 1 "$out/$name.log")"
+    timeout "$((patience * limit))" "$@" >"$out/$name.log" 2>&1 || state="failed: $(tail -n 1 "$out/$name.log")"
     tail -n 3 "$out/$name.log"
     rows+=("| $name | $((SECONDS - begin)) | $state |")
 }
