@@ -360,7 +360,7 @@ def test_the_most_confident_square_is_taken():
     assert (chosen.center < low + found.hand.box[2]).all()
 
 
-@pytest.mark.parametrize(("width", "height"), [(640, 480), (1920, 1080), (480, 640), (100, 100), (1, 1), (1000, 30)])
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (1920, 1080), (480, 640), (100, 100), (1, 1), (400, 100)])
 def test_the_grid_covers_the_image_with_overlap(width, height):
     boxes = np.asarray(squares.scan_squares(width, height))
     assert (boxes[:, 2] == boxes[:, 3]).all()
@@ -373,3 +373,13 @@ def test_the_grid_covers_the_image_with_overlap(width, height):
     for corner in np.random.default_rng(0).uniform(0.0, 1.0, (50, 2)) * (np.asarray([width, height]) - side):
         fits = (small[:, :2] <= corner + 1e-9) & (corner + side <= small[:, :2] + small[:, 2:] + 1e-9)
         assert fits.all(axis=1).any()
+
+
+def test_a_narrow_image_has_few_squares():
+    """They are larger than the image is high, and cover its length."""
+    boxes = np.asarray(squares.scan_squares(1000, 30))
+    assert len(boxes) <= 40
+    assert boxes[:, 0].min() <= 0.0
+    assert (boxes[:, 0] + boxes[:, 2]).max() >= 1000.0
+    assert (boxes[:, 1] <= 0.0).all()
+    assert (boxes[:, 1] + boxes[:, 3] >= 30.0).all()
