@@ -121,7 +121,8 @@ def numbers(name: str, values: Any) -> Any:
     """
     try:
         # NumPy would parse text and convert true to 1.
-        if np.asarray(values).dtype.kind not in "OSUbc" or not _holds(values, (str, bytes, bool, complex)):
+        plain = isinstance(values, np.ndarray) and values.dtype.kind not in "OSUbc"
+        if plain or not _holds(values, (str, bytes, bool, complex)):
             return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError, RecursionError):
         pass

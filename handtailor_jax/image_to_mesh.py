@@ -1,14 +1,16 @@
 """One hand from an image and a box, as one function of arrays: crop, hand module and tailor in one graph."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from handtailor_jax.detector.landmark_network import DetectedHand, recognise
 from handtailor_jax.detector.regions import from_box, square_region, to_image
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, numbers
 from handtailor_jax.geometry.cameras import as_camera, crop_affine, inverse_affine
 from handtailor_jax.geometry.crops import crop_turned, crop_upright
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
@@ -53,6 +55,8 @@ def recover_hand(
         InputError: One line that names the argument that cannot be used.
     """
     config, dtype = fitting_config(module, config), precision_of(module)
+    if not isinstance(hand, HandModel):
+        raise InputError(f"hand is a {type(hand).__name__}: give a hand model, such as embedded_hand()")
     hand = hand if hand.side == "right" else hand.mirrored()
     pixels, size = _levels(image, dtype), module.image_size
     region = _region(module, pixels, box, dtype)
@@ -61,15 +65,28 @@ def recover_hand(
     else:
         crop = crop_upright(pixels, region.center, region.side, size)
         to_crop = crop_affine(region.center - 0.5, region.side, size)
-    prior = jnp.asarray(0.5 if right is None else right, dtype)
-    view = View(crop, to_crop, region, _camera(camera, dtype), prior)
+    view = View(crop, to_crop, region, _camera(camera, dtype), _prior(right, dtype))
     found = recover_views(module, hand, jax.tree.map(lambda leaf: leaf[None], view), config)
     return jax.tree.map(lambda leaf: leaf[0], found)
 
 
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def _prior(right: Any, dtype: jnp.dtype) -> Float[Array, ""]:
+    if right is None:
+        return jnp.asarray(0.5, dtype)
+    if not _is_traced(right) and not (np.ndim(numbers("right", right)) == 0 and 0.0 <= right <= 1.0):
+        raise InputError(f"right is {right}: give the probability of a right hand, 0 to 1")
+    if jnp.shape(right) != ():
+        raise InputError(f"right has shape {jnp.shape(right)}: give one number, several with jax.vmap")
+    return jnp.asarray(right, dtype)
+
+
 def _levels(image: Any, dtype: jnp.dtype) -> Float[Array, "height width 3"]:
     """Return the values of an image from 0 to 255."""
-    if not isinstance(image, jax.core.Tracer) and jnp.ndim(image) == 3:
+    if not _is_traced(image) and getattr(image, "ndim", 3) == 3:
         as_rgb(image)
     image = jnp.asarray(image)
     if image.ndim != 3 or image.shape[-1] != 3:
@@ -83,14 +100,25 @@ def _levels(image: Any, dtype: jnp.dtype) -> Float[Array, "height width 3"]:
 
 def _camera(camera: Any, dtype: jnp.dtype) -> Camera:
     """Return one camera of arrays."""
-    leaves = jax.tree.leaves(camera)
-    if not isinstance(camera, Camera):
-        if camera is not None and len(leaves) == 1 and jnp.shape(leaves[0]) != (3, 3):
-            raise InputError(f"camera has shape {jnp.shape(leaves[0])}: give a matrix (3, 3), or a Camera")
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-        camera = Camera.from_matrix(camera) if traced else as_camera(camera)
-    if jnp.shape(camera.linear) != (2, 2):
-        raise InputError(f"camera.linear has shape {jnp.shape(camera.linear)}: give one camera, several with jax.vmap")
+    if not _is_traced(camera):
+        shape = getattr(camera, "shape", (3, 3))
+        if shape not in ((3, 3), (4,)):
+            raise InputError(f"camera has shape {shape}: give a matrix (3, 3), fx fy cx cy, or a Camera")
+        batched = isinstance(camera, Camera) and jnp.shape(camera.linear) != (2, 2)
+        camera = camera if batched else as_camera(camera)
+    elif not isinstance(camera, Camera):
+        if isinstance(camera, Mapping) and set(camera) == {"fx", "fy", "cx", "cy"}:
+            camera = [camera[name] for name in ("fx", "fy", "cx", "cy")]
+        camera = jnp.asarray(camera)
+        if camera.shape == (4,):
+            camera = Camera.perspective(*camera)
+        elif camera.shape == (3, 3):
+            camera = Camera.from_matrix(camera)
+        else:
+            raise InputError(f"camera has shape {camera.shape}: give a matrix (3, 3), fx fy cx cy, or a Camera")
+    shapes = [jnp.shape(leaf) for leaf in (camera.linear, camera.center, camera.perspectivity)]
+    if shapes != [(2, 2), (2,), ()]:
+        raise InputError(f"camera.linear has shape {shapes[0]}: give one camera, several with jax.vmap")
     return with_floats(dtype, camera)
 
 
@@ -99,10 +127,14 @@ def _region(
 ) -> Region:
     """Return the square of the image that shows the hand in a box."""
     if isinstance(box, Region):
-        if jnp.shape(box.side) != ():
-            raise InputError(f"box.side has shape {jnp.shape(box.side)}: give one region, several with jax.vmap")
+        shapes = [jnp.shape(leaf) for leaf in (box.center, box.side, box.rotation)]
+        if shapes != [(2,), (), ()]:
+            raise InputError(f"box.side has shape {shapes[1]}: give one region, several with jax.vmap")
+        if not _is_traced(box):
+            check_box([*np.asarray(box.center) - 0.5 * box.side, box.side, box.side], image)
+            numbers("box.rotation", [float(box.rotation)])
         return with_floats(dtype, box)
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(box)):
+    if not _is_traced(box):
         box = whole(image) if box is None else check_box(box, image)
     box = jnp.asarray(box, dtype)
     if box.shape != (4,):

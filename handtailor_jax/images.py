@@ -30,7 +30,9 @@ _MOST_BYTES = 2**31
 
 def opencv() -> Any:
     """Import cv2, or raise an `InputError` that tells how to install it."""
-    os.environ.setdefault(_LIMIT, str(_MOST_PIXELS))
+    limit = os.environ.setdefault(_LIMIT, str(_MOST_PIXELS))
+    if not limit.isdecimal() or not int(limit):  # OpenCV would end the process
+        raise InputError(f"the environment variable {_LIMIT} is {limit!r}: give a whole number of pixels, or remove it")
     try:
         import cv2
     except ImportError as error:

@@ -68,8 +68,12 @@ def fitting_config(module: HandModule | LandmarkHandModule, config: Preset) -> T
     """Return the configuration of the tailor behind a hand module.
 
     Raises:
-        InputError: If the energy is not defined for the hand module's keypoints.
+        InputError: If the energy is not defined for the hand module's keypoints, or an argument is something else.
     """
+    if not isinstance(module, HandModule | LandmarkHandModule):
+        raise InputError(f"module is a {type(module).__name__}: give the result of load_weights, or HandTailor.module")
+    if not isinstance(config, TailorConfig) and config not in ("auto", None):
+        raise InputError(f"config is {config!r}: give a TailorConfig, such as TailorConfig.network(), 'auto' or None")
     landmarks = isinstance(module, LandmarkHandModule)
     if config == "auto":
         return TailorConfig.landmarks() if landmarks else TailorConfig.network()

@@ -1,5 +1,6 @@
 """Training on data, losses and networks of one's own, and on clusters that JAX finds by itself."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from handtailor_jax.data.sample import Sample
+from handtailor_jax.data.sample import Sample, crop_sample
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.losses import Term, weighted_mean
@@ -53,6 +54,27 @@ def test_datasets_are_mixed_by_weight(hand, tmp_path):
     assert not batch.has_joints.any()
     with pytest.raises(InputError, match=r"data\.dataset is custom but no sources were given"):
         open_sources(config, hand)
+
+
+@pytest.mark.parametrize("sources", [[(Grey(30), 0.0)], [(Grey(30), -1.0), (Grey(90), 1.0)]])
+def test_sources_that_are_no_readers_with_weights(hand, tmp_path, sources):
+    data = DataConfig(cache=tmp_path, size=48, dataset="custom", dataset_share=1.0, test=4)
+    with pytest.raises(InputError, match=r"sources .*: give a list of \(reader, weight\) with weights above 0"):
+        open_sources(TrainingConfig(module=TINY, batch=8, data=data), hand, Custom(sources=sources))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image": np.zeros((60, 60), np.uint8)}, "its image is uint8 (60, 60): give uint8"),
+        ({"keypoints_2d": np.zeros((20, 2), np.float32)}, "its keypoints_2d have shape (20, 2): give (21, 2)"),
+        ({"joints": np.full((21, 3), np.nan, np.float32)}, "its joints are not finite"),
+    ],
+)
+def test_samples_that_are_none(changed, message):
+    with pytest.raises(InputError) as error:
+        crop_sample(dataclasses.replace(Grey(30)[0], **changed), 48, 2.0)
+    assert message in str(error.value)
 
 
 def test_own_evaluation(hand, tmp_path):

@@ -133,7 +133,13 @@ def test_gradients_reach_pixels_weights_camera_and_box(x64, network, config, ima
         ({"image": np.zeros((32, 32), np.uint8)}, "image has shape (32, 32): give one RGB image"),
         ({"image": np.zeros((32, 32, 3), np.int32)}, "image has type int32"),
         ({"image": np.full((32, 32, 3), 255.0)}, "image has float values outside 0 to 1"),
-        ({"camera": np.zeros((2, 3, 3))}, "camera has shape (2, 3, 3): give a matrix (3, 3), or a Camera"),
+        ({"camera": np.zeros((2, 3, 3))}, "camera has shape (2, 3, 3): give a matrix (3, 3), fx"),
+        ({"camera": ht.Camera.perspective(np.nan, 400.0, 1.0, 1.0)}, "camera is no camera of an image"),
+        ({"camera": ht.Camera(400.0 * np.eye(2), np.zeros(2), np.asarray(5.0))}, "camera is no camera of an image"),
+        ({"right": 2.0}, "right is 2.0: give the probability of a right hand, 0 to 1"),
+        ({"right": "left"}, "right must hold numbers only"),
+        ({"box": square_region(np.asarray([0.0, 0.0, -50.0, -50.0]))}, "has no area"),
+        ({"box": square_region(np.asarray([1e5, 1e5, 50.0, 50.0]))}, "lies outside the 32 x 32 image"),
         ({"camera": ht.Camera.weak_perspective(np.ones(2))}, "camera.linear has shape (2, 2, 2): give one camera"),
         ({"box": np.zeros((2, 4))}, "box is"),
         ({"box": (0.1, 0.1, 0.5, 0.5)}, "box 0.1 0.1 0.5 0.5 is smaller than 4 pixels"),
@@ -144,7 +150,7 @@ def test_errors_name_the_argument(hourglass, hand, arguments, message):
     with pytest.raises(ht.InputError) as error:
         ht.recover_hand(hourglass, hand, **given)
     assert message in str(error.value)
-    values = {name: value for name, value in given.items() if "(" in message or "type" in message}
+    values = {name: value for name, value in given.items() if "shape (" in message or "type" in message}
     if values:  # what is wrong with shapes and types is found while tracing, too
         with pytest.raises(ht.InputError) as error:
             jax.eval_shape(lambda given: ht.recover_hand(hourglass, hand, **given), given)
@@ -163,8 +169,15 @@ def test_crops_that_a_hand_module_cannot_take(hourglass, crop, message):
     with pytest.raises(ht.InputError) as error:
         hourglass(jnp.asarray(crop))
     assert message in str(error.value)
-    with pytest.raises(ht.InputError, match=r"camera\.linear has shape \(2, 2, 2\): give 1 cameras"):
+    with pytest.raises(ht.InputError, match=r"camera\.linear has shape \(2, 2, 2\): give one camera for each crop"):
         hourglass(jnp.zeros((1, 128, 128, 3)), ht.Camera.weak_perspective(np.ones(2)))
+
+
+def test_four_numbers_are_a_camera_under_jit_too(hourglass, hand, image):
+    recover = jax.jit(lambda camera: ht.recover_hand(hourglass, hand, image, camera, BOX, config=None).joints)
+    four = {"fx": K[0, 0], "fy": K[1, 1], "cx": K[0, 2], "cy": K[1, 2]}
+    np.testing.assert_allclose(recover(four), recover(K), atol=1e-5)
+    np.testing.assert_allclose(recover(tuple(four.values())), recover(K), atol=1e-5)
 
 
 def test_hand_tailor_is_pickled(tailor):

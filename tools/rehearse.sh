@@ -6,7 +6,11 @@
 # RHD is a folder in the layout of RHD_published_v2. The network is the paper's made small enough for two CPU cores, and
 # the stages are short; L_kpt2D is summed over the 21 keypoints (2100), as in BiHand, not averaged (100). For the paper's
 # own size and schedule set SMALL, KEYPOINTS, POSES and LAST to "".
+# A stage that was interrupted resumes from its last checkpoint, a stage that is complete is not repeated. Run it from the
+# repository's root; the paths must not contain spaces.
 set -eu
+[ $# -eq 2 ] && [ -f train.py ] || { echo "usage, from the repository's root: tools/rehearse.sh RHD OUT" >&2; exit 2; }
+case "$1$2" in *" "*) echo "rehearse.sh: the paths contain spaces: rename the folders" >&2; exit 2 ;; esac
 rhd=$1 out=$2 python=${PYTHON:-python}
 network="--module.image-size 64 --module.stem patches --module.channels 48 --module.depth 2 --module.stacks-2d 1
     --module.stacks-3d 1 --module.shape-channels 96 --module.shape-levels 2 --module.shape-blocks 1
@@ -20,7 +24,10 @@ data="--data.dataset-folder $rhd"
 train() {
     stage=$1 run=$2
     shift 2
-    [ -f "$out/$run/weights.safetensors" ] || $python train.py --config "configs/paper_$stage.py" --out "$out/$run" "$@"
+    [ ! -f "$out/$run/complete" ] || return 0
+    [ ! -d "$out/$run" ] || set -- --resume "$@"
+    $python train.py --config "configs/paper_$stage.py" --out "$out/$run" "$@"
+    touch "$out/$run/complete"
 }
 
 train keypoints keypoints $data $small $keypoints

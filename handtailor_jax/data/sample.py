@@ -190,6 +190,7 @@ def crop_sample(sample: Sample, size: int, factor: float) -> Batch:
     Returns:
         A batch without leading axes; `mask` and `depth` are None if the sample has none.
     """
+    _check(sample)
     points, usable = _usable_keypoints(sample)
     box = whole(sample.image)
     if usable.any():
@@ -228,6 +229,21 @@ def crop_sample(sample: Sample, size: int, factor: float) -> Batch:
         mask=mask,
         depth=depth,
     )
+
+
+def _check(sample: Sample) -> None:
+    """Raise an InputError if a reader's sample has arrays of other shapes or types than it must have."""
+    image = getattr(sample, "image", None)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        found = type(image).__name__ if not isinstance(image, np.ndarray) else f"{image.dtype} {image.shape}"
+        raise InputError(f"{getattr(sample, 'name', 'sample')}: its image is {found}: give uint8 (H, W, 3), RGB")
+    shapes = {"keypoints_2d": (NUM_KEYPOINTS, 2), "joints": (NUM_KEYPOINTS, 3), "intrinsics": (3, 3)}
+    for name, shape in shapes.items():
+        values = getattr(sample, name)
+        if values is not None and np.shape(values) != shape:
+            raise InputError(f"{sample.name}: its {name} have shape {np.shape(values)}: give {shape}")
+        if values is not None and name != "keypoints_2d" and not np.isfinite(values).all():
+            raise InputError(f"{sample.name}: its {name} are not finite: give None where they are unknown")
 
 
 def _usable_keypoints(sample: Sample) -> tuple[DoubleArray, npt.NDArray[np.bool_]]:

@@ -124,7 +124,13 @@ def as_camera(camera: Any) -> Camera:
         InputError: If it is none of these.
     """
     if isinstance(camera, Camera):
-        return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), camera)
+        camera = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), camera)
+        if (camera.linear.shape, camera.center.shape, camera.perspectivity.shape) != ((2, 2), (2,), ()):
+            raise InputError(f"camera.linear has shape {camera.linear.shape}: give one Camera of one image")
+        finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(camera))
+        if not finite or np.linalg.det(camera.linear) <= 0 or camera.perspectivity not in (0.0, 1.0):
+            raise InputError(f"camera is no camera of an image: {camera}; use Camera.perspective or weak_perspective")
+        return camera
     matrix = np.eye(3, dtype=np.float32) if camera is None else intrinsic_matrix(camera)
     return Camera(matrix[:2, :2], matrix[:2, 2], np.asarray(camera is not None, np.float32))
 

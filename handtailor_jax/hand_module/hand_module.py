@@ -210,12 +210,12 @@ def _along_line_of_sight(
 def _check_crops(image: Array, size: int, camera: Camera | None) -> None:
     if image.ndim != 4 or image.shape[1:] != (size, size, 3):
         remedy = "add the batch axis with image[None]" if image.ndim == 3 else "resample the crops"
-        expected = f"this hand module takes crops of (batch, {size}, {size}, 3)"
-        raise InputError(f"image has shape {image.shape}: {expected}; {remedy}")
+        problem = f"image has shape {image.shape}: this hand module takes crops of (batch, {size}, {size}, 3)"
+        raise InputError(f"{problem}; {remedy}")
     if not jnp.issubdtype(image.dtype, jnp.floating):
         raise InputError(f"image has type {image.dtype}: give floats of 0 to 1; divide uint8 values by 255")
-    if camera is not None and camera.linear.shape != (len(image), 2, 2):
-        raise InputError(f"camera.linear has shape {camera.linear.shape}: give {len(image)} cameras, one for each crop")
+    if camera is not None and camera.linear.shape != (image.shape[0], 2, 2):  # len fails for exported batches
+        raise InputError(f"camera.linear has shape {camera.linear.shape}: give one camera for each crop")
 
 
 class LandmarkHandModule(nnx.Module):

@@ -176,8 +176,11 @@ class SamplePool:
             seed: Seed of the training split.
 
         Raises:
-            InputError: If the folder cannot be written or a shard is damaged.
+            InputError: If the folder cannot be written, a shard is damaged, or the split has fewer samples.
         """
+        dataset = SyntheticDataset(config, split, seed)
+        if not 1 <= count <= len(dataset):
+            raise InputError(f"count is {count}: give 1 to {len(dataset)}, as many as the {split} split has")
         self.count = count
         self.folder = folder / f"{split}-{config.size}px-seed{seed}-{_digest(config)}"
         shards = [self.folder / f"{i:05d}" for i in range(-(-count // SHARD))]
@@ -185,7 +188,7 @@ class SamplePool:
             self.folder.mkdir(parents=True, exist_ok=True)
             missing = [shard for shard in shards if not shard.is_dir()]
             if missing:
-                _render(SyntheticDataset(config, split, seed), missing)
+                _render(dataset, missing)
         except OSError as error:
             message = f"{self.folder}: cannot be written ({error.strerror}): choose another cache folder"
             raise InputError(message) from None
@@ -232,7 +235,8 @@ def _render(dataset: SyntheticDataset, missing: list[Path]) -> None:
         for shard in missing:
             parts = []
             for first in range(int(shard.name) * SHARD, (int(shard.name) + 1) * SHARD, piece):
-                sample = dataset.batch(np.arange(first, first + piece))
+                # The test split ends within a shard: the rest of it repeats the last sample.
+                sample = dataset.batch(np.minimum(np.arange(first, first + piece), len(dataset) - 1))
                 labels = (sample.joints, sample.pose, sample.betas)
                 parts.append(jax.device_get((sample.image, sample.keypoints_2d, sample.camera.matrix, *labels)))
                 progress.update(piece)

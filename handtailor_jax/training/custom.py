@@ -1,9 +1,12 @@
 """Your own data, losses and network in a training run."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from handtailor_jax.data.sample import Reader
+from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.losses import Term
 
@@ -26,3 +29,19 @@ class Custom:
 
 
 NOTHING = Custom()
+
+
+def checked_sources(sources: Any) -> list[tuple[Reader, float]]:
+    """Return a user's readers with their weights.
+
+    Raises:
+        InputError: If they are something else.
+    """
+    expected = "give a list of (reader, weight) with weights above 0, such as [(reader, 1.0)]"
+    if not isinstance(sources, list | tuple):
+        raise InputError(f"sources is a {type(sources).__name__}: {expected}")
+    for entry in sources:
+        pair = isinstance(entry, tuple) and len(entry) == 2 and hasattr(entry[0], "__getitem__")
+        if not pair or not isinstance(entry[1], int | float) or not 0.0 < entry[1] < math.inf:
+            raise InputError(f"sources holds {str(entry)[:80]}: {expected}")
+    return list(sources)

@@ -37,7 +37,7 @@ from handtailor_jax.synthetic.backgrounds import procedural_background
 from handtailor_jax.synthetic.dataset import SyntheticConfig
 from handtailor_jax.synthetic.storage import SamplePool
 from handtailor_jax.training.config import TrainingConfig
-from handtailor_jax.training.custom import NOTHING, Custom
+from handtailor_jax.training.custom import NOTHING, Custom, checked_sources
 
 Bytes = npt.NDArray[np.uint8]
 Split = Literal["training", "evaluation"]
@@ -80,7 +80,7 @@ def open_sources(config: TrainingConfig, hand: HandModel, custom: Custom = NOTHI
     # First whatever fails at once where a folder is missing, then whatever takes time.
     if data.dataset == "custom" and not custom.sources:
         raise InputError("data.dataset is custom but no sources were given: train from Python (docs/training.md)")
-    readers = list(custom.sources)
+    readers = checked_sources(custom.sources)
     if counts.dataset and not readers:
         readers = [(open_split(config, hand, "training"), 1.0)]
     if counts.synthetic and data.synthetic == "pool":
