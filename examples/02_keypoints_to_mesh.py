@@ -21,8 +21,8 @@ def main(out: Path = Path("fits")) -> None:
 
     # Without intrinsics the camera frame is in pixels; `confidence=` weights each keypoint, 0 leaves it out.
     other = ht.fit(detections["pinch"].keypoints_2d, side="right", convention="mediapipe")
-    if other.runner_up is not None:  # a clearly different hand that explains the keypoints nearly as well
-        print(f"another hand has {other.energy_gap:.1f} half squared standard deviations more")
+    if other.runner_up is not None:  # the best hand with a clearly different pose
+        print(f"the energy of another hand is larger by {other.energy_gap:.1f}; below about 3 it is as likely")
 
     out.mkdir(parents=True, exist_ok=True)
     write_mesh(out / "peace.obj", [hand])

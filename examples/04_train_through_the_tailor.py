@@ -1,4 +1,4 @@
-"""Train your own Flax network through the tailor: pip install optax; python examples/04_train_through_the_tailor.py.
+"""Train your own Flax network through the tailor: python examples/04_train_through_the_tailor.py.
 
 The network proposes a pose from noisy keypoints, the tailor fits it to them, and the loss is on the fitted mesh.
 """

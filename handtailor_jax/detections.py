@@ -230,13 +230,13 @@ _RESULTS = {
 def _from_json(entry: Any, number: int, path: Path, hand: HandModel | None) -> Detection:
     if not isinstance(entry, dict):
         raise InputError("is not a JSON object: give an object with keypoints_2d")
-    if entry.get("keypoints_2d") is None:
-        raise InputError("has no keypoints_2d: give 21 [u, v] pairs in pixels")
     for key in entry.keys() - _FIELDS - _RESULTS:
         nearest = difflib.get_close_matches(key.casefold(), _FIELDS, 1, 0.75)
         if nearest:
             raise InputError(f"{key[:40]!r} is not a field: did you mean {nearest[0]}?")
         warn(f"{path}: {key[:40]!r} is not a field that is read: see docs/cli.md for the fields")
+    if entry.get("keypoints_2d") is None:
+        raise InputError("has no keypoints_2d: give 21 [u, v] pairs in pixels")
     fields = {key: entry[key] for key in _FIELDS if entry.get(key) is not None}
     image = fields.pop("image", None)
     if image is not None:

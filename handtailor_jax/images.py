@@ -115,6 +115,9 @@ def as_rgb(image: Any) -> Image:
     Raises:
         InputError: If it is anything else.
     """
+    if image is None or isinstance(image, str | Path):
+        hint = "give an array, such as the result of read_image; cv2.imread returns None for a file that it cannot read"
+        raise InputError(f"image is {image!r}: {hint}")
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]

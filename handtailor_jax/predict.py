@@ -224,10 +224,10 @@ def _skipping(source: Source) -> Iterator[Callable[[], bool]]:
 
 def _summary(source: Source, hands: Sequence[Hand]) -> str:
     if not hands:
-        return f"{source.id}: no hand found"
-    errors = ", ".join(f"{hand.side} {hand.reprojection_after:.1f} px" for hand in hands[:4])
+        return f"{source.id}: no hand found (a --box around it may help)"
+    errors = ", ".join(f"{hand.side} hand {hand.reprojection_after:.1f} px" for hand in hands[:4])
     more = f" and {len(hands) - 4} more" if len(hands) > 4 else ""
-    return f"{source.id}: {len(hands)} hand{'s' if len(hands) > 1 else ''} ({errors}{more} from the keypoints)"
+    return f"{source.id}: {errors}{more} (mean distance of the mesh from the keypoints)"
 
 
 def _predict_video(source: Source, tailor: HandTailor, files: HandFiles, config: VideoConfig) -> None:
