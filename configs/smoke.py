@@ -2,7 +2,7 @@
 
     python train.py --config configs/smoke.py --out runs/smoke
 
-Hardware: any; about three minutes on 2 CPU cores, most of it compilation. Expected score: none, the network is too small.
+Hardware: any; about three minutes on 2 CPU cores, mostly compilation. Expected score: none, the network is too small.
 """
 
 import dataclasses
