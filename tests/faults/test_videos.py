@@ -69,7 +69,7 @@ def test_a_video_without_frames(decoder):
 
 
 @pytest.mark.parametrize(("frames", "skipped"), [([True, False, False, True] * 3, 1), ([True, False, True] * 3, 0)])
-def test_half_of_the_frames_cannot_be_decoded(decoder, tmp_path, monkeypatch, capsys, frames, skipped):
+def test_half_of_the_frames_cannot_be_decoded(hand, decoder, tmp_path, monkeypatch, capsys, frames, skipped):
     class Follow:
         def __init__(self, *_):
             self.frames = 0
@@ -81,7 +81,9 @@ def test_half_of_the_frames_cannot_be_decoded(decoder, tmp_path, monkeypatch, ca
     monkeypatch.setattr(predict, "HandVideo", Follow)
     source = Source("a", decoder(frames, len(frames)), video=True)
     files = HandFiles(tmp_path / "out", None, overlay=False)
-    assert predict.predict([source], object.__new__(HandTailor), files) == skipped
+    tailor = object.__new__(HandTailor)
+    tailor.hand = hand
+    assert predict.predict([source], tailor, files) == skipped
     assert len((tmp_path / "out" / "a.jsonl").read_text().splitlines()) == len(frames)
     assert ("6 of 12 frames could not be decoded" in capsys.readouterr().err) == bool(skipped)
 
