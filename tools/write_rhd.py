@@ -120,6 +120,8 @@ def _entry(joints: np.ndarray, k: np.ndarray, side: str) -> dict[str, np.ndarray
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write both splits; the folder appears when it is complete."""
     options = tyro.cli(WriteRhd, args=arguments, prog="write_rhd.py")
+    if min(options.training, options.evaluation) < 1:
+        raise InputError("--training and --evaluation must be at least 1")
     if options.out.exists():
         raise InputError(f"{options.out}: exists already: choose another folder or remove it")
     keep_compiled_programs()

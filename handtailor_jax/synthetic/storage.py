@@ -178,9 +178,6 @@ class SamplePool:
         Raises:
             InputError: If the folder cannot be written, a shard is damaged, or the split has fewer samples.
         """
-        dataset = SyntheticDataset(config, split, seed)
-        if not 1 <= count <= len(dataset):
-            raise InputError(f"count is {count}: give 1 to {len(dataset)}, as many as the {split} split has")
         self.count = count
         self.folder = folder / f"{split}-{config.size}px-seed{seed}-{_digest(config)}"
         shards = [self.folder / f"{i:05d}" for i in range(-(-count // SHARD))]
@@ -188,6 +185,9 @@ class SamplePool:
             self.folder.mkdir(parents=True, exist_ok=True)
             missing = [shard for shard in shards if not shard.is_dir()]
             if missing:
+                dataset = SyntheticDataset(config, split, seed)
+                if not 1 <= count <= len(dataset):
+                    raise InputError(f"count is {count}: give 1 to {len(dataset)}, as many as the {split} split has")
                 _render(dataset, missing)
         except OSError as error:
             message = f"{self.folder}: cannot be written ({error.strerror}): choose another cache folder"

@@ -83,7 +83,7 @@ def test_pools_that_are_damaged(tmp_path, monkeypatch, case):
                 np.save(shard / f"{name}.npy", np.zeros((storage.SHARD, *shape), kind))
 
     monkeypatch.setattr(storage, "_render", render)
-    monkeypatch.setattr(storage, "SyntheticDataset", lambda *_: None)
+    monkeypatch.setattr(storage, "SyntheticDataset", lambda *_: range(1000))
     pool = storage.SamplePool(tmp_path, SyntheticConfig(size=32), 3)
     SHARDS[case](pool.folder / "00000")
     with pytest.raises(InputError, match=r"00000: is damaged .*: remove this folder to render it again"):
