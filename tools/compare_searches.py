@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from measure_hands import Counts, count, read_entries
+from measure_hands import Counts, count, print_header, read_entries
 from tqdm import tqdm
 
 from handtailor_jax.cli import keep_compiled_programs
@@ -111,9 +111,7 @@ def main(folder: tyro.conf.Positional[Path], split: str = "train", every: int = 
         for name, (detector, thorough) in searches.items():
             tailor.finder = LandmarkFinder(detector, tailor.module.image_size)
             count(table[name], entry, tailor(image, thorough=thorough))
-    columns = ["search", "images", "hands found (side right)", "invented, per 100"]
-    columns += ["keypoints within 10 % (of found)", "after the tailor", "reprojection %: median, 90 %"]
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    print_header("search")
     for name, counts in table.items():
         print(counts.row(name))
 

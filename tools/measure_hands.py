@@ -131,6 +131,13 @@ def count(counts: Counts, entry: dict[str, Any], hands: Sequence[Hand]) -> None:
         counts.invented += len(hands) - len(matched)
 
 
+def print_header(first: str) -> None:
+    """Print the head of the table, whose first column has the given name."""
+    columns = [first, "images", "hands found (side right)", "invented, per 100"]
+    columns += ["keypoints within 10 % (of found)", "after the tailor", "reprojection %: median, 90 %"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+
+
 def read_entries(folder: Path, split: str, every: int) -> list[dict[str, Any]]:
     """Read the labels in either format, as entries of the first; each entry gets the names of its rows."""
     labels = json.loads((folder / "labels.json").read_text())
@@ -178,9 +185,7 @@ def main(
                 count(table.setdefault((mode, row), Counts()), entry, hands)
         if sheets is not None:
             shown.append(predict.overlay(hands, image))
-    columns = ["pass, images", "images", "hands found (side right)", "invented, per 100"]
-    columns += ["keypoints within 10 % (of found)", "after the tailor", "reprojection %: median, 90 %"]
-    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    print_header("pass, images")
     for (mode, row), counts in table.items():
         print(counts.row(f"{mode}: {row}"))
     if sheets is not None:
