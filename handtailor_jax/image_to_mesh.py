@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.detector.landmark_network import DetectedHand, recognise
 from handtailor_jax.detector.regions import from_box, square_region, to_image
-from handtailor_jax.errors import InputError, numbers
+from handtailor_jax.errors import InputError, checked_array, numbers
 from handtailor_jax.geometry.cameras import as_camera, crop_affine, inverse_affine
 from handtailor_jax.geometry.crops import crop_turned, crop_upright
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
@@ -132,7 +132,7 @@ def _region(
             raise InputError(f"box.side has shape {shapes[1]}: give one region, several with jax.vmap")
         if not _is_traced(box):
             check_box([*np.asarray(box.center) - 0.5 * box.side, box.side, box.side], image)
-            numbers("box.rotation", [float(box.rotation)])
+            checked_array("box.rotation", np.asarray(box.rotation), ())
         return with_floats(dtype, box)
     if not _is_traced(box):
         box = whole(image) if box is None else check_box(box, image)

@@ -139,6 +139,7 @@ def test_gradients_reach_pixels_weights_camera_and_box(x64, network, config, ima
         ({"right": 2.0}, "right is 2.0: give the probability of a right hand, 0 to 1"),
         ({"right": "left"}, "right must hold numbers only"),
         ({"box": square_region(np.asarray([0.0, 0.0, -50.0, -50.0]))}, "has no area"),
+        ({"box": square_region(np.asarray([0.0, 0.0, 20.0, 20.0]), rotation=np.nan)}, "box.rotation"),
         ({"box": square_region(np.asarray([1e5, 1e5, 50.0, 50.0]))}, "lies outside the 32 x 32 image"),
         ({"camera": ht.Camera.weak_perspective(np.ones(2))}, "camera.linear has shape (2, 2, 2): give one camera"),
         ({"box": np.zeros((2, 4))}, "box is"),
