@@ -13,18 +13,15 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 
+from handtailor_jax.cli_data import ConvertOfficial, Export, File, Label, Number, Preset, Synth
 from handtailor_jax.commands import command, keep_compiled_programs, parse
 from handtailor_jax.errors import InputError
-from handtailor_jax.tailor.tailor import PresetName
 from handtailor_jax.types import NetworkName, Side
 
 # The help shows what to write in place of types, and no default of None.
 Out = Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")]
-File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
 Four = tuple[float, float, float, float]
-Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 MeshFormat = Annotated[Literal["obj", "ply", "glb"] | None, arg(metavar="{obj,ply,glb}", help_behavior_hint="")]
-Preset = Annotated[PresetName | None, arg(metavar="{landmarks,network,default,paper,official}", help_behavior_hint="")]
 EXAMPLES = Path(__file__).with_name("assets") / "examples" / "hands.json"
 
 
@@ -179,116 +176,10 @@ class Fit:
             raise SystemExit(2)
 
 
-@dataclasses.dataclass(frozen=True)
-class Synth:
-    """Render hands with exact labels, as files in the layout of the FreiHAND dataset."""
-
-    out: Path
-    """Folder to write; it must not exist, or be empty. An interrupted command continues if it is given again."""
-    split: Literal["train", "test"] = "train"
-    """train: as many samples as wanted, by seed. test: the first of the 4,000 samples of this project's evaluation."""
-    count: Number = None
-    """Number of samples; if not given, 1,000 of train and all of test."""
-    size: int = 224
-    """Side of the images in pixels, a multiple of 16."""
-    seed: int = 0
-    """Seed of the train split."""
-    backgrounds: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Folder of images to put behind half of the hands; generated backgrounds only if not given."""
-
-    def __call__(self) -> None:
-        """Render the samples and write them."""
-        from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
-        from handtailor_jax.synthetic.storage import read_photographs, write_freihand
-
-        images = None if self.backgrounds is None else read_photographs(self.backgrounds)
-        dataset = SyntheticDataset(SyntheticConfig(size=self.size), self.split, self.seed, images)
-        count = self.count if self.count is not None else len(dataset) if self.split == "test" else 1000
-        write_freihand(dataset, count, self.out)
-        print(f"written to {self.out}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvertOfficial:
-    """Convert the checkpoint that HandTailor's authors released (PyTorch) to a weight file; PyTorch is not needed."""
-
-    checkpoint: Positional[Path]
-    """Released checkpoint, in either file format of PyTorch."""
-    weights: Positional[Path]
-    """Weight file to write, ending in .safetensors."""
-
-    def __call__(self) -> None:
-        """Write the released checkpoint as a weight file."""
-        from handtailor_jax.hand_module.official import load_official
-        from handtailor_jax.hand_module.torch_file import read_state_dict
-        from handtailor_jax.hand_module.weights import save_weights
-        from handtailor_jax.results import prepare_folder
-
-        module = load_official(read_state_dict(self.checkpoint))
-        prepare_folder(self.weights.absolute().parent, [self.weights.name], [self.checkpoint])
-        save_weights(self.weights, module, {"source": f"released checkpoint {self.checkpoint.name}, converted"})
-        print(f"written to {self.weights}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """Write a part of the method as a jax.export file, which runs without this package."""
-
-    part: Positional[Literal["tailor", "hand-module", "pipeline"]]
-    """tailor: keypoints and a proposed pose in, placed mesh out. hand-module: crop and camera in; keypoints, joints,
-    pose and shape out. pipeline: crop and camera in, placed mesh out."""
-    out: Positional[Path]
-    """File to write."""
-    weights: File = None
-    """Weights of the hand module (.safetensors) that become part of the file; the embedded weights if not given."""
-    hand: File = None
-    """Hand model that becomes part of the file; the embedded hand if not given."""
-    preset: Preset = None
-    """Energy and solver of the tailor; if not given, `default` for the tailor and `network` for the pipeline."""
-    tailor: bool = True
-    """Fit the network's hand to the detected keypoints, in the pipeline."""
-    perspective: bool = True
-    """Export the tailor for images with intrinsics; otherwise for images without."""
-    platforms: tuple[Literal["cpu", "cuda", "tpu"], ...] = ("cpu", "cuda", "tpu")
-    """Platforms on which the file can run."""
-
-    def __call__(self) -> None:
-        """Write a part of the method as a program, and its description."""
-        from handtailor_jax import export
-        from handtailor_jax.hand_module.weights import load_module
-        from handtailor_jax.mano.loading import load_hand
-        from handtailor_jax.results import prepare_folder
-        from handtailor_jax.tailor.tailor import PRESETS
-
-        idle = {
-            "--weights": self.weights is not None and self.part == "tailor",
-            "--hand": self.hand is not None and self.part == "hand-module",
-            "--preset": self.preset is not None and self.part == "hand-module",
-            "--no-tailor": not self.tailor and self.part != "pipeline",
-            "--no-perspective": not self.perspective and self.part != "tailor",
-        }
-        for name in (name for name, given in idle.items() if given):
-            raise InputError(f"{name} does not apply to `handtailor export {self.part}`: leave it out")
-        if not self.platforms:
-            raise InputError("--platforms names no platform: give at least one of cpu, cuda, tpu")
-        hand = load_hand(self.hand)
-        module = None if self.part == "tailor" else load_module(self.weights, None if self.hand is None else hand)
-        preset = PRESETS[self.preset or ("default" if self.part == "tailor" else "network")]()
-        # The folder is made after everything that can be wrong with the inputs.
-        prepare_folder(self.out.absolute().parent, [self.out.name, f"{self.out.name}.json"], [self.weights, self.hand])
-        if module is None:
-            export.export_tailor(self.out, hand, preset, perspective=self.perspective, platforms=self.platforms)
-        elif self.part == "hand-module":
-            export.export_hand_module(self.out, module, platforms=self.platforms)
-        else:
-            export.export_pipeline(self.out, module, hand, preset if self.tailor else None, platforms=self.platforms)
-        print(f"written to {self.out} ({self.out.stat().st_size / 1e6:.1f} MB) and {self.out.name}.json")
-
-
 @command("handtailor")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and run the command."""
-    commands = Predict | Demo | Fit | Synth | ConvertOfficial | Export
+    commands = Predict | Demo | Fit | Synth | Label | ConvertOfficial | Export
     config = (OmitSubcommandPrefixes, OmitArgPrefixes)
     run = parse(commands, "handtailor", arguments, description=__doc__, config=config)
     keep_compiled_programs()

@@ -25,7 +25,8 @@ class PhotoLabel:
     """Label of one photograph."""
 
     name: str
-    """Path of the image relative to the folder; its first component is the collection."""
+    """Name in labels.json, which is the image's path in the folder unless the label has another; its first component is
+    the collection."""
     path: Path
     """Path of the image."""
     side: Side
@@ -65,6 +66,7 @@ def _label(path: Path, name: str, entry: dict[str, Any]) -> PhotoLabel:
         keypoints = np.asarray(entry["keypoints_2d"], np.float32)
         joints = None if entry.get("joints_3d") is None else np.asarray(entry["joints_3d"], np.float32)
         side, convention = entry["side"], entry.get("convention", "mediapipe")
+        image = path.parent / entry.get("image", name)
     except KeyError as error:
         raise InputError(f"{path}: {name} lacks {error}: correct the label") from None
     except (TypeError, ValueError, OverflowError, RecursionError):
@@ -76,7 +78,7 @@ def _label(path: Path, name: str, entry: dict[str, Any]) -> PhotoLabel:
             f"{path}: {name} needs a side (left or right), 21 keypoints_2d and, if present, 21 joints_3d: "
             "correct the label"
         )
-    return PhotoLabel(name, path.parent / name, side, keypoints, joints, convention)
+    return PhotoLabel(name, image, side, keypoints, joints, convention)
 
 
 class Photos:

@@ -1,0 +1,152 @@
+"""Commands of `handtailor` for data and weights: rendered hands, pseudo-labels, conversion and export."""
+
+# A command is a class: docstring and fields are its help, and a call runs it and only then imports anything heavy.
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from handtailor_jax.errors import InputError
+from handtailor_jax.tailor.tailor import PresetName
+
+# The help shows what to write in place of types, and no default of None.
+File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+Preset = Annotated[PresetName | None, arg(metavar="{landmarks,network,default,paper,official}", help_behavior_hint="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Synth:
+    """Render hands with exact labels, as files in the layout of the FreiHAND dataset."""
+
+    out: Path
+    """Folder to write; it must not exist, or be empty. An interrupted command continues if it is given again."""
+    split: Literal["train", "test"] = "train"
+    """train: as many samples as wanted, by seed. test: the first of the 4,000 samples of this project's evaluation."""
+    count: Number = None
+    """Number of samples; if not given, 1,000 of train and all of test."""
+    size: int = 224
+    """Side of the images in pixels, a multiple of 16."""
+    seed: int = 0
+    """Seed of the train split."""
+    backgrounds: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Folder of images to put behind half of the hands; generated backgrounds only if not given."""
+
+    def __call__(self) -> None:
+        """Render the samples and write them."""
+        from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
+        from handtailor_jax.synthetic.storage import read_photographs, write_freihand
+
+        images = None if self.backgrounds is None else read_photographs(self.backgrounds)
+        dataset = SyntheticDataset(SyntheticConfig(size=self.size), self.split, self.seed, images)
+        count = self.count if self.count is not None else len(dataset) if self.split == "test" else 1000
+        write_freihand(dataset, count, self.out)
+        print(f"written to {self.out}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """Write pseudo-labels of the hands in photographs, with which train.py trains.
+
+    Keypoints, side and 3D joints come from the network `landmarks`. A hand is labelled if the network's estimates agree
+    in four copies of the image: as it is, mirrored, and turned by 20 degrees both ways. An interrupted command
+    continues if it is given again.
+    """
+
+    photographs: Annotated[Positional[Path], arg(metavar="FOLDER")]
+    """Folder of the photographs; training shows the photographs of each of its subfolders equally often."""
+    out: File = None
+    """File to write, in that folder or one above it; FOLDER/labels.json if not given."""
+    val: float = 0.1
+    """Share of the images of each folder that are kept for evaluation: the last ones by name."""
+    spread: float = 0.03
+    """Largest mean distance of the copies' keypoints from their median, in hand sizes."""
+
+    def __call__(self) -> None:
+        """Label the photographs."""
+        from handtailor_jax.labelling import LabelConfig, label_folder
+
+        out = self.photographs / "labels.json" if self.out is None else self.out
+        counts = label_folder(self.photographs, out, LabelConfig(spread=self.spread, val=self.val))
+        labelled = counts.pop("labelled")
+        left_out = "".join(f", {number} {reason}" for reason, number in sorted(counts.items()) if number)
+        print(f"{labelled} hands written to {out}{'; left out: ' + left_out[2:] if left_out else ''}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOfficial:
+    """Convert the checkpoint that HandTailor's authors released (PyTorch) to a weight file; PyTorch is not needed."""
+
+    checkpoint: Positional[Path]
+    """Released checkpoint, in either file format of PyTorch."""
+    weights: Positional[Path]
+    """Weight file to write, ending in .safetensors."""
+
+    def __call__(self) -> None:
+        """Write the released checkpoint as a weight file."""
+        from handtailor_jax.hand_module.official import load_official
+        from handtailor_jax.hand_module.torch_file import read_state_dict
+        from handtailor_jax.hand_module.weights import save_weights
+        from handtailor_jax.results import prepare_folder
+
+        module = load_official(read_state_dict(self.checkpoint))
+        prepare_folder(self.weights.absolute().parent, [self.weights.name], [self.checkpoint])
+        save_weights(self.weights, module, {"source": f"released checkpoint {self.checkpoint.name}, converted"})
+        print(f"written to {self.weights}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a part of the method as a jax.export file, which runs without this package."""
+
+    part: Positional[Literal["tailor", "hand-module", "pipeline"]]
+    """tailor: keypoints and a proposed pose in, placed mesh out. hand-module: crop and camera in; keypoints, joints,
+    pose and shape out. pipeline: crop and camera in, placed mesh out."""
+    out: Positional[Path]
+    """File to write."""
+    weights: File = None
+    """Weights of the hand module (.safetensors) that become part of the file; the embedded weights if not given."""
+    hand: File = None
+    """Hand model that becomes part of the file; the embedded hand if not given."""
+    preset: Preset = None
+    """Energy and solver of the tailor; if not given, `default` for the tailor and `network` for the pipeline."""
+    tailor: bool = True
+    """Fit the network's hand to the detected keypoints, in the pipeline."""
+    perspective: bool = True
+    """Export the tailor for images with intrinsics; otherwise for images without."""
+    platforms: tuple[Literal["cpu", "cuda", "tpu"], ...] = ("cpu", "cuda", "tpu")
+    """Platforms on which the file can run."""
+
+    def __call__(self) -> None:
+        """Write a part of the method as a program, and its description."""
+        from handtailor_jax import export
+        from handtailor_jax.hand_module.weights import load_module
+        from handtailor_jax.mano.loading import load_hand
+        from handtailor_jax.results import prepare_folder
+        from handtailor_jax.tailor.tailor import PRESETS
+
+        idle = {
+            "--weights": self.weights is not None and self.part == "tailor",
+            "--hand": self.hand is not None and self.part == "hand-module",
+            "--preset": self.preset is not None and self.part == "hand-module",
+            "--no-tailor": not self.tailor and self.part != "pipeline",
+            "--no-perspective": not self.perspective and self.part != "tailor",
+        }
+        for name in (name for name, given in idle.items() if given):
+            raise InputError(f"{name} does not apply to `handtailor export {self.part}`: leave it out")
+        if not self.platforms:
+            raise InputError("--platforms names no platform: give at least one of cpu, cuda, tpu")
+        hand = load_hand(self.hand)
+        module = None if self.part == "tailor" else load_module(self.weights, None if self.hand is None else hand)
+        preset = PRESETS[self.preset or ("default" if self.part == "tailor" else "network")]()
+        # The folder is made after everything that can be wrong with the inputs.
+        prepare_folder(self.out.absolute().parent, [self.out.name, f"{self.out.name}.json"], [self.weights, self.hand])
+        if module is None:
+            export.export_tailor(self.out, hand, preset, perspective=self.perspective, platforms=self.platforms)
+        elif self.part == "hand-module":
+            export.export_hand_module(self.out, module, platforms=self.platforms)
+        else:
+            export.export_pipeline(self.out, module, hand, preset if self.tailor else None, platforms=self.platforms)
+        print(f"written to {self.out} ({self.out.stat().st_size / 1e6:.1f} MB) and {self.out.name}.json")
