@@ -22,7 +22,7 @@ import handtailor_jax
 from handtailor_jax.evaluation.report import environment, markdown_table
 from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import Image, opencv, read_image
-from handtailor_jax.video.files import Video
+from handtailor_jax.video.files import Video, video_writer
 from handtailor_jax.video.track import HandVideo, VideoConfig
 
 EXAMPLES = Path(handtailor_jax.__file__).parent / "assets" / "examples"
@@ -133,13 +133,11 @@ def write_video(path: Path, image: Image, count: int) -> None:
     """Write a video in which an image moves to and fro."""
     cv2 = opencv()
     height, width = image.shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 30.0, (width, height))
-    for i in range(count):
-        phase = 2.0 * math.pi * i / 60.0
-        move = np.asarray([[1.0, 0.0, 8.0 * math.sin(phase)], [0.0, 1.0, 5.0 * math.cos(phase)]])
-        moved = cv2.warpAffine(image, move, (width, height), borderMode=cv2.BORDER_REPLICATE)
-        writer.write(moved[:, :, ::-1])
-    writer.release()
+    with video_writer(path, 30.0) as write:
+        for i in range(count):
+            phase = 2.0 * math.pi * i / 60.0
+            move = np.asarray([[1.0, 0.0, 8.0 * math.sin(phase)], [0.0, 1.0, 5.0 * math.cos(phase)]])
+            write(cv2.warpAffine(image, move, (width, height), borderMode=cv2.BORDER_REPLICATE), i / 30.0)
 
 
 def start_seconds(network: str) -> tuple[float, float]:

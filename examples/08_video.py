@@ -21,7 +21,7 @@ def make_video(path: Path, frames: int) -> None:
     image = read_image(EXAMPLES / "greeting.jpg")
     with video_writer(path, 30.0) as write:
         for number in range(frames):
-            write(np.roll(image, round(8.0 * np.sin(0.3 * number)), axis=0))
+            write(np.roll(image, round(8.0 * np.sin(0.3 * number)), axis=0), number / 30.0)
 
 
 def main(video: Path | None = None, out: Path = Path("video"), frames: int = 60) -> list[list[int | None]]:
@@ -37,7 +37,7 @@ def main(video: Path | None = None, out: Path = Path("video"), frames: int = 60)
                 continue
             hands = follow(frame.image, frame.time)
             tracks.append([hand.track for hand in hands])
-            write(overlay(hands, frame.image))
+            write(overlay(hands, frame.image), frame.time)
             print(f"{frame.time:.2f} s:", ", ".join(f"hand {hand.track} ({hand.side})" for hand in hands) or "no hand")
     return tracks
 

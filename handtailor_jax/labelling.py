@@ -178,7 +178,7 @@ def _images(folder: Path, out: Path) -> dict[str, Path]:
 
 def _splits(names: Sequence[str], val: float) -> dict[str, str]:
     """Return the split of each image."""
-    splits = {}
+    splits: dict[str, str] = {}
     for _, group in itertools.groupby(names, lambda name: name.rpartition("/")[0]):
         own = list(group)
         splits |= {name: "train" if i < (1.0 - val) * len(own) else "val" for i, name in enumerate(own)}

@@ -34,7 +34,9 @@ from handtailor_jax.video.files import Video, json_lines, video_writer
 from handtailor_jax.video.rig import Recording
 from handtailor_jax.video.track import HandVideo, VideoConfig
 
-VIDEOS = frozenset((".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"))
+VIDEOS = frozenset(
+    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .mts .m2ts .3gp .3g2 .wmv .flv .ogv".split()  # noqa: SIM905
+)
 """Suffixes of files that count as videos."""
 
 MOST_LINES = 20
@@ -253,11 +255,11 @@ def _predict_video(source: Source, tailor: HandTailor, files: HandFiles, config:
             content = [{"track": hand.track, **to_json(hand)} for hand in hands]
             write_line({"frame": frame.index, "time": round(frame.time, 6), "hands": content})
             recording.add(hands, frame.time)
-            # A frame that cannot be decoded repeats the one before, so that the overlay keeps the video's time.
+            # A frame that cannot be decoded repeats the one before, so that the overlay has the video's frames.
             if write_frame is not None:
                 last = last if frame.image is None else _draw(frame.image, hands)
                 if last is not None:
-                    write_frame(last)
+                    write_frame(last, frame.time)
     if files.mesh is not None and seen:
         write_glb(out / f"{source.id}.glb", recording)
     if files.skeleton and seen:

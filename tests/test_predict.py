@@ -230,11 +230,11 @@ def reader(monkeypatch, hand):
 
 
 def write_video(path, images, damaged=None):
-    """Motion JPEG, of which one frame can be damaged; MPEG-4 if the path says so."""
+    """Motion JPEG, of which one frame can be damaged; H.264 if the path says so."""
     if path.suffix == ".mp4":
         with video_writer(path, 25.0) as write:
-            for each in images:
-                write(each)
+            for i, each in enumerate(images):
+                write(each, i / 25.0)
         return path
     height, width = images[0].shape[:2]
     writer = cv2.VideoWriter(str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG"), 25.0, (width, height))

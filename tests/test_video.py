@@ -1,5 +1,6 @@
 """Videos read and written, JSON lines, and errors with them."""
 
+import fractions
 import json
 import struct
 import subprocess
@@ -7,11 +8,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.images import opencv
 from handtailor_jax.video.files import Video, json_lines, video_writer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +34,7 @@ def video(tmp_path):
     path = tmp_path / "video.mp4"
     with video_writer(path, 25.0) as write:
         for i in range(COUNT):
-            write(grey_image(i))
+            write(grey_image(i), i / 25.0)
     return path
 
 
@@ -51,32 +52,38 @@ def test_what_is_written_is_read(video):
     assert [file.name for file in video.parent.iterdir()] == ["video.mp4"]
 
 
-def mjpeg(path):
-    """A video of independent JPEG images, so that one of them can be damaged."""
-    cv2 = opencv()
-    writer = cv2.VideoWriter(str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG"), 25.0, SIZE[::-1])
-    for i in range(COUNT):
-        writer.write(np.ascontiguousarray(grey_image(i)[..., ::-1]))
-    writer.release()
+def mjpeg(path, damaged=()):
+    """A video of independent JPEG images, of which some are damaged."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = SIZE[1], SIZE[0], "yuvj420p"
+        for i in range(COUNT):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(grey_image(i))):
+                length = packet.size
+                if i in damaged:
+                    packet, old = av.Packet(bytes(length)), packet
+                    packet.pts, packet.dts, packet.time_base, packet.stream = old.pts, old.dts, old.time_base, stream
+                file.mux(packet)
     return path.read_bytes()
 
 
-def test_undecodable_frames_are_reported_and_passed_over(tmp_path):
-    path = tmp_path / "video.avi"
-    raw = bytearray(mjpeg(path))
-    # A chunk is its name, its length and a JPEG.
-    place = -1
-    for _ in range(5):
-        place = raw.index(b"00dc", place + 1)
-    length = struct.unpack_from("<I", raw, place + 4)[0]
-    raw[place + 8 : place + 8 + length] = bytes(length)
-    path.write_bytes(raw)
-    with Video(path) as opened:
+@pytest.mark.parametrize("damaged", [(4,), (0, 1), (3, 4, 5), (10, 11)])
+def test_undecodable_frames_are_reported_and_passed_over(tmp_path, damaged):
+    mjpeg(tmp_path / "video.avi", damaged)
+    with Video(tmp_path / "video.avi") as opened:
         frames = list(opened)
     assert [frame.index for frame in frames] == list(range(len(frames)))
     assert np.all(np.diff([frame.time for frame in frames]) > 0.0)
-    seen = [brightness(frame) for frame in frames]
-    assert seen == [None if i == 4 else i for i in range(COUNT)]
+    seen = [None if i in damaged else i for i in range(COUNT)]
+    while seen[-1] is None:  # undecodable frames at the end are its end
+        seen.pop()
+    assert [brightness(frame) for frame in frames] == seen
+
+
+def test_a_video_without_frames(tmp_path):
+    mjpeg(tmp_path / "video.avi", range(COUNT))
+    with Video(tmp_path / "video.avi") as opened, pytest.raises(InputError, match="no frame could be decoded"):
+        list(opened)
 
 
 def test_a_video_that_is_cut_short_gives_what_it_has(tmp_path):
@@ -88,6 +95,87 @@ def test_a_video_that_is_cut_short_gives_what_it_has(tmp_path):
     whole = [number for number in seen if number is not None]
     assert whole == list(range(len(whole)))
     assert len(whole) >= COUNT // 3
+
+
+TIMES = (0.0, 0.04, 0.2, 0.24, 0.5, 1.0)  # of a variable frame rate
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "libx264"),
+        ("a.mp4", "libx265"),
+        ("a.webm", "libvpx-vp9"),
+        ("a.mkv", "libsvtav1"),
+        ("a.mov", "mpeg4"),
+        ("a.mts", "libx264"),
+        ("a.wmv", "wmv2"),
+        ("a.flv", "flv1"),
+        ("a.3gp", "mpeg4"),
+    ],
+)
+def test_every_format_gives_the_frames_at_their_times(tmp_path, name, codec):
+    """Also where the sound is three times as long as the pictures, and where the frame rate varies."""
+    path = tmp_path / name
+    container = {".mts": "mpegts", ".wmv": "asf"}.get(path.suffix)
+    with av.open(str(path), "w", format=container) as file:
+        pictures = file.add_stream(codec, rate=25, options={"bf": "0"} if codec == "libx264" else {})
+        pictures.width, pictures.height, pictures.pix_fmt = 64, 64, "yuv420p"
+        # Windows Media and FLV count milliseconds; some encoders refuse finer clocks than their format has.
+        clock = fractions.Fraction(1, 1000 if codec != "mpeg4" else 25)
+        times = TIMES if codec != "mpeg4" else tuple(round(25 * time) / 25 for time in TIMES)
+        pictures.codec_context.time_base = clock
+        sound = file.add_stream({".webm": "libopus", ".3gp": "aac"}.get(path.suffix, "aac"), rate=48000, layout="mono")
+        for i, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(grey_image(i, (64, 64)))
+            frame.pts, frame.time_base = round(time / clock), clock
+            file.mux(pictures.encode(frame))
+        file.mux(pictures.encode(None))
+        for i in range(150):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), "fltp", "mono")
+            silence.pts, silence.sample_rate = 960 * i, 48000
+            file.mux(sound.encode(silence))
+        file.mux(sound.encode(None))
+    with Video(path) as opened:
+        frames = list(opened)
+    assert [brightness(frame) for frame in frames] == list(range(len(times)))
+    np.testing.assert_allclose([frame.time for frame in frames], times, atol=2e-3)
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+def test_phones_turn_their_videos(tmp_path, turn):
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:24, :32] = 255  # upper left
+    path = tmp_path / "phone.mp4"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(image)))
+        file.mux(stream.encode(None))
+    # The matrix of the track header in 16.16 numbers: (p', q') = (a p + c q, b p + d q).
+    cosine, sine = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]
+    matrix = struct.pack(">9i", cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30)
+    raw = bytearray(path.read_bytes())
+    place = raw.index(b"tkhd") + 44
+    raw[place : place + 36] = matrix
+    path.write_bytes(raw)
+    with Video(path) as opened:
+        (frame,) = opened
+    # With x right and y down, this matrix turns clockwise.
+    assert frame.image.shape[:2] == ((48, 64) if turn in (0, 180) else (64, 48))
+    assert np.abs(frame.image.astype(int) - np.rot90(image, -turn // 90)).mean() < 8
+
+
+def test_overlays_are_as_long_as_their_source(tmp_path):
+    path = tmp_path / "video.mp4"
+    with video_writer(path, 25.0) as write:
+        for i, time in enumerate(TIMES):
+            write(grey_image(i), time)
+    with av.open(str(path)) as file:
+        assert file.streams.video[0].codec_context.name == "h264"
+        assert file.duration / av.time_base == pytest.approx(TIMES[-1] + 1 / 25.0, abs=2e-3)
+    with Video(path) as opened:
+        np.testing.assert_allclose([frame.time for frame in opened], TIMES, atol=1e-3)
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no video", bytes(5000), "header"])
@@ -128,7 +216,7 @@ def test_odd_sizes_lose_their_last_row_or_column(tmp_path, size):
     path = tmp_path / "video.mp4"
     with video_writer(path, 30.0) as write:
         for i in range(3):
-            write(grey_image(i, size))
+            write(grey_image(i, size), i / 30.0)
     with Video(path) as opened:
         shapes = {frame.image.shape for frame in opened}
     assert shapes == {(size[0] // 2 * 2, size[1] // 2 * 2, 3)}
@@ -136,8 +224,8 @@ def test_odd_sizes_lose_their_last_row_or_column(tmp_path, size):
 
 def write_video(path, *images, error=None):
     with video_writer(path, 30.0) as write:
-        for each in images:
-            write(each)
+        for i, each in enumerate(images):
+            write(each, i / 30.0)
         if error is not None:
             raise error
 

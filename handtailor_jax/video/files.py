@@ -1,10 +1,13 @@
-"""Read the frames of a video file or webcam; write a video and JSON lines, complete or not at all."""
+"""Read the frames of a video file or webcam; write a video and JSON lines, complete or not at all.
+
+PyAV reads and writes files: its times, rotations and frames are those of the file. OpenCV reads webcams.
+"""
 
 import contextlib
 import dataclasses
+import fractions
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +19,8 @@ from handtailor_jax.errors import InputError, check_file
 from handtailor_jax.images import Image, opencv, quiet
 from handtailor_jax.results import appearing
 
-_MOST_FAILURES = 50
-"""Number of failed reads in a row after which a file ends that announces more frames."""
+_CLOCK = fractions.Fraction(1, 90_000)
+"""Unit of the time stamps of written videos, seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +30,9 @@ class Frame:
     index: int
     """Number of the frame from 0; frames that cannot be decoded count."""
     time: float
-    """Time in seconds from the beginning; rises from frame to frame."""
+    """Time in seconds from the first frame; rises from frame to frame."""
     image: Image | None
-    """(H, W, 3) RGB image; None if the frame cannot be decoded."""
+    """(H, W, 3) RGB image, as players show it; None if the frame cannot be decoded."""
 
 
 class Video:
@@ -39,35 +42,21 @@ class Video:
         """Open a video file, or a webcam by its number from 0.
 
         Raises:
-            InputError: If there is no such file or webcam, or the file is not a video.
+            InputError: If there is no such file or webcam, or the file is not a video that can be decoded.
         """
-        cv2 = _opencv()
-        self._live = isinstance(source, int)
-        self.name = f"webcam {source}" if self._live else str(source)
-        if isinstance(source, Path):
-            try:
-                check_file(source)
-                os.fsencode(source).decode()  # OpenCV takes no other names
-            except OSError as error:
-                raise InputError(f"{source}: the video cannot be read ({error.strerror}): correct its name") from None
-            except UnicodeDecodeError:
-                raise InputError(f"{source}: the name is not UTF-8: rename the video") from None
-        with quiet(cv2):
-            self._capture = cv2.VideoCapture(source if isinstance(source, int) else _address(source))
-        if not self._capture.isOpened():
-            remedy = "connect it or choose another number" if self._live else "give an MP4, AVI, MOV or WebM file"
-            raise InputError(f"{self.name}: {'does not answer' if self._live else 'is no video'}: {remedy}")
-        rate, count = self._capture.get(cv2.CAP_PROP_FPS), self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.rate: float | None = float(rate) if 0.5 <= rate <= 1000.0 else None
-        """Frames per second; None if unknown."""
-        self.count: int | None = int(count) if not self._live and 1 <= count < 1e9 else None
-        """Number of frames that the file announces, which may be an estimate; None if unknown."""
+        self.name = f"webcam {source}" if isinstance(source, int) else str(source)
+        self.rate: float | None
+        """Frames per second, in the mean; None if unknown."""
+        self.count: int | None
+        """Number of frames that the file announces, which may be wrong; None if unknown."""
+        self._source: _File | _Webcam = _Webcam(source) if isinstance(source, int) else _File(source)
+        self.rate, self.count = self._source.rate, self._source.count
 
     def __enter__(self) -> "Video":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._capture.release()
+        self._source.close()
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the remaining frames. Those that cannot be decoded count if one follows that can.
@@ -75,27 +64,14 @@ class Video:
         Raises:
             InputError: At the end, if no frame could be decoded.
         """
-        cv2 = _opencv()
-        start, last = time.monotonic(), -math.inf
-        index = decoded = failures = 0
+        last, decoded = -math.inf, 0
         undecoded: list[Frame] = []
-        while True:
-            with quiet(cv2):
-                grabbed = self._capture.grab()
-                done, image = self._capture.retrieve() if grabbed else (False, None)
-                milliseconds = self._capture.get(cv2.CAP_PROP_POS_MSEC)
-            failures = 0 if grabbed else failures + 1
-            announced = self.count is not None and index < self.count
-            if failures > (_MOST_FAILURES if announced else 0):
-                break
-            now = time.monotonic() - start if self._live else 1e-3 * milliseconds
-            if not now > last:  # files without time stamps
-                now = max(last, 0.0) + 1.0 / (self.rate or 30.0)
+        for index, (now, image) in enumerate(self._source.frames()):
+            if now is None or not now > last:  # frames without time stamps
+                now = max(last, 0.0) + 1.0 / (self.rate or 30.0) if index else 0.0
             last = now
-            whole = np.ascontiguousarray(image[..., ::-1]) if done and image is not None else None
-            undecoded.append(Frame(index, now, whole))
-            index += 1
-            if whole is not None:
+            undecoded.append(Frame(index, now, image))
+            if image is not None:
                 decoded += 1
                 yield from undecoded
                 undecoded.clear()
@@ -103,61 +79,151 @@ class Video:
             raise InputError(f"{self.name}: no frame could be decoded: give a video that other programs can play")
 
 
-def _address(path: Path) -> str:
-    """Return the absolute name of a file: FFmpeg takes what is before a colon in a relative one for a protocol."""
-    return str(path.absolute())
+class _File:
+    """Times and images of a file's first picture track."""
+
+    def __init__(self, path: Path) -> None:
+        av = _library()
+        try:
+            check_file(path)
+            # Open files have no names, which FFmpeg would search for protocols.
+            self._bytes = path.open("rb")
+        except OSError as error:
+            raise InputError(f"{path}: the video cannot be read ({error.strerror}): correct its name") from None
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._bytes.close)
+            try:
+                # A playlist may name other files and addresses, which are not read.
+                options = {"protocol_whitelist": "none"}
+                self._container = stack.enter_context(av.open(self._bytes, options=options))
+            except (av.FFmpegError, OSError, ValueError):
+                raise InputError(f"{path}: is no video: give an MP4, AVI, MOV or WebM file") from None
+            pictures = [
+                s for s in self._container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
+            ]
+            if not pictures:
+                raise InputError(f"{path}: holds no moving pictures: give a video")
+            self._stream = pictures[0]
+            if self._stream.codec_context is None:
+                raise InputError(f"{path}: PyAV has no decoder for its pictures: convert it to H.264")
+            rate = float(self._stream.average_rate or self._stream.guessed_rate or 0.0)
+            self.rate = rate if 0.5 <= rate <= 1000.0 else None
+            self.count = self._stream.frames or None
+            self.close = stack.pop_all().close
+
+    def frames(self) -> Iterator[tuple[float | None, Image | None]]:
+        """Yield the time of each frame and its image; None if it cannot be decoded."""
+        av = _library()
+        start = None
+        packets = self._container.demux(self._stream)
+        while True:
+            packet = None
+            try:
+                packet = next(packets)
+                decoded = packet.decode()
+            except (StopIteration, EOFError):
+                return
+            except av.FFmpegError:
+                if packet is None:  # the file itself is damaged from here on
+                    return
+                yield None, None
+                continue
+            for frame in decoded:
+                start = frame.time if start is None else start
+                yield None if frame.time is None else frame.time - start, _upright(frame)
 
 
-def _opencv() -> Any:
-    # FFmpeg does not write to OpenCV's log. It reads this variable when the first video is opened.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    return opencv()
+def _upright(frame: Any) -> Image:
+    """Return the image of a frame, turned as its container says."""
+    # FFmpeg's angles are counter-clockwise, as NumPy's.
+    image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90.0))
+    return np.ascontiguousarray(image)
+
+
+class _Webcam:
+    """Times and images of a webcam."""
+
+    count = None
+
+    def __init__(self, number: int) -> None:
+        cv2 = opencv()
+        with quiet(cv2):
+            self._capture = cv2.VideoCapture(number)
+        if not self._capture.isOpened():
+            raise InputError(f"webcam {number}: does not answer: connect it or choose another number")
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.rate = float(rate) if 0.5 <= rate <= 1000.0 else None
+        self.close = self._capture.release
+
+    def frames(self) -> Iterator[tuple[float, Image | None]]:
+        """Yield the time of each frame and its image; None if it cannot be decoded."""
+        cv2, start = opencv(), time.monotonic()
+        while True:
+            with quiet(cv2):
+                if not self._capture.grab():
+                    return
+                done, image = self._capture.retrieve()
+            yield time.monotonic() - start, np.ascontiguousarray(image[..., ::-1]) if done else None
+
+
+def _library() -> Any:
+    """Import PyAV, or raise an InputError that names the remedy."""
+    try:
+        import av
+    except ImportError as error:
+        raise InputError(f"videos cannot be read or written ({error}): pip install av") from None
+    return av
 
 
 @contextlib.contextmanager
-def video_writer(path: Path, rate: float) -> Iterator[Callable[[Image], None]]:
-    """Yield a function that appends uint8 RGB images of one size to an MP4 file (MPEG-4 part 2, in every OpenCV).
+def video_writer(path: Path, rate: float) -> Iterator[Callable[[Image, float], None]]:
+    """Yield a function that appends uint8 RGB images of one size to an H.264 video, at rising times in seconds.
 
-    The rate is in frames per second. An odd last row or column is left out, because the format cannot hold it. Without
-    images no file is written.
+    The rate, in frames per second, tells how long the last image is shown. An odd last row or column is left out,
+    because the format cannot hold it. Without images no file is written.
 
     Raises:
         InputError: If the file cannot be written.
         ValueError: If an image has another size than the first one.
     """
-    cv2 = _opencv()
-    with appearing(path) as temporary:
-        writer: Any = None
+    av = _library()
+    with appearing(path) as temporary, contextlib.ExitStack() as stack:
+        container: Any = None
+        stream: Any = None
         shape: tuple[int, ...] = ()
 
-        def write(image: Image) -> None:
-            nonlocal writer, shape
-            if writer is None:
+        def write(image: Image, time: float) -> None:
+            nonlocal container, stream, shape
+            if container is None:
                 shape = image.shape
-                code = cv2.VideoWriter_fourcc(*"mp4v")
-                with quiet(cv2):
-                    writer = cv2.VideoWriter(_address(temporary), code, rate, (shape[1] // 2 * 2, shape[0] // 2 * 2))
-                if not writer.isOpened():
-                    remedy = "choose another folder, and images of at least 2 x 2"
-                    raise InputError(f"{path}: the video cannot be written: {remedy}")
+                if min(shape[:2]) < 2:
+                    raise InputError(f"{path}: the video cannot be written: give images of at least 2 x 2")
+                file = stack.enter_context(temporary.open("wb"))
+                container = av.open(file, "w", format="mp4")
+                options = {"preset": "veryfast", "crf": "20", "bf": "0"}
+                stream = container.add_stream(
+                    "libx264", rate=fractions.Fraction(rate).limit_denominator(1001), options=options
+                )
+                stream.width, stream.height, stream.pix_fmt = shape[1] // 2 * 2, shape[0] // 2 * 2, "yuv420p"
+                stream.time_base = stream.codec_context.time_base = _CLOCK
             if image.shape != shape:
                 raise ValueError(f"an image of a video has the shape {image.shape}, expected {shape}")
-            even = image[: shape[0] // 2 * 2, : shape[1] // 2 * 2]
-            writer.write(np.ascontiguousarray(even[..., ::-1]))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[: stream.height, : stream.width]))
+            frame.pts, frame.time_base = round(time / _CLOCK), _CLOCK
+            frame.duration = round(1 / (rate * _CLOCK))
+            container.mux(stream.encode(frame))
 
         try:
             yield write
+            if container is not None:
+                container.mux(stream.encode(None))
+                container.close()
+        except av.FFmpegError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror}): choose another folder") from None
         finally:
-            if writer is not None:
-                writer.release()
-        if writer is not None:
-            # OpenCV's writer does not report a full disk, so the file is opened again.
-            with quiet(cv2):
-                check = cv2.VideoCapture(_address(temporary))
-                playable = check.isOpened() and check.read()[0]
-                check.release()
-            if not playable:
-                raise InputError(f"{path}: the video is not complete: free disk space and write it again")
+            if container is not None:
+                with contextlib.suppress(av.FFmpegError, OSError):  # of a video that is given up
+                    container.close()
 
 
 @contextlib.contextmanager
