@@ -30,14 +30,9 @@ from handtailor_jax.results import (
 )
 from handtailor_jax.types import Camera, Hand, Side
 from handtailor_jax.video.animation import gltf_library, write_bvh, write_glb
-from handtailor_jax.video.files import Video, json_lines, video_writer
+from handtailor_jax.video.files import VIDEOS, Video, json_lines, video_writer
 from handtailor_jax.video.rig import Recording
 from handtailor_jax.video.track import HandVideo, VideoConfig
-
-VIDEOS = frozenset(
-    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .mts .m2ts .3gp .3g2 .wmv .flv .ogv".split()  # noqa: SIM905
-)
-"""Suffixes of files that count as videos."""
 
 MOST_LINES = 20
 """Largest number of inputs of which a command reports each one in a line."""

@@ -19,6 +19,11 @@ from handtailor_jax.errors import InputError, check_file
 from handtailor_jax.images import Image, opencv, quiet
 from handtailor_jax.results import appearing
 
+VIDEOS = frozenset(
+    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .mts .m2ts .3gp .3g2 .wmv .flv .ogv".split()  # noqa: SIM905
+)
+"""Suffixes of files that count as videos."""
+
 _CLOCK = fractions.Fraction(1, 90_000)
 """Unit of the time stamps of written videos, seconds."""
 
