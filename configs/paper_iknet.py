@@ -2,8 +2,10 @@
 
     python train.py --config configs/paper_iknet.py --out runs/iknet [--hand MANO_RIGHT.pkl]
 
-The paper uses MANO; the embedded hand works, too. The last stage needs the same hand. The paper does not state how many
-poses are in an epoch: here it is the million of BiHand's SIK-1M, sampled anew in every epoch.
+The paper uses MANO; the embedded hand works, too. The last stage needs the same hand. Half of the poses are recombined
+from those that the MANO file carries (`hands_coeffs`) and, with `--data.dataset freihand --data.dataset-folder
+FreiHAND_pub_v2`, from FreiHAND's fits. The paper does not state how many poses are in an epoch: here it is the million
+of BiHand's SIK-1M, sampled anew in every epoch.
 
 Hardware: any. Hours: not run; 48,829 steps of 1,024 poses.
 Expected score: not measured, and not stated in the paper.

@@ -73,7 +73,7 @@ def write_mano(path: Path) -> Path:
 def chumpy_pickle() -> bytes:
     """Build the made-up hand model as a pickle with chumpy objects, as Python 2 wrote it (protocol 2, byte strings).
 
-    The stored parts are the opcodes between the large arrays. MANO's `hands_coeffs`, which no reader uses, are zeros.
+    The stored parts are the opcodes between the large arrays. MANO's `hands_coeffs` are zeros.
     """
     arrays, parts = mano_arrays(), golden("mano_python2_pickle")
     # A chumpy Select takes the first 10 of 20 shape directions; the others are arbitrary.

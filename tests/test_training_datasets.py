@@ -11,19 +11,23 @@ import numpy as np
 import pytest
 
 from handtailor_jax.data.augmentation import AugmentationConfig, augment
+from handtailor_jax.data.readers.freihand import open_freihand
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.freihand import freihand_joints
+from handtailor_jax.geometry.mirror import mirror_pose
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.losses import shape_depth_loss, shape_silhouette_loss
-from handtailor_jax.mano.loading import MANO_VERTICES
+from handtailor_jax.mano.loading import MANO_VERTICES, load_mano, recorded_poses
+from handtailor_jax.skeleton import FINGER_JOINTS
 from handtailor_jax.training.config import DataConfig, LossWeights, OptimizerConfig, TrainingConfig
 from handtailor_jax.training.loop import Run
-from handtailor_jax.training.prediction import posed_keypoints, rendered_maps
+from handtailor_jax.training.prediction import posed_keypoints, rendered_maps, sampled_poses
 from handtailor_jax.training.sources import evaluation_samples, open_sources
 from handtailor_jax.training.state import learning_rate
 from tests.fixtures import write_freihand_fixture, write_rhd, write_stb
+from tests.goldens import chumpy_pickle, mano_arrays
 
 pytest.importorskip("grain", reason="datasets are loaded with Grain")
 
@@ -369,3 +373,71 @@ def test_freihands_joints_in_training(mano, folders, rng):
     assert not config(folders, "rhd").freihand_joints
     np.testing.assert_allclose(posed_keypoints(mano, betas, rotations, True), truth, atol=1e-6)
     assert np.abs(posed_keypoints(mano, betas, rotations) - truth).max() > 1e-3
+
+
+def write_recorded(path, count=6):
+    """Write a made-up MANO file that carries poses, and return the poses."""
+    coefficients = 0.3 * np.random.default_rng(5).standard_normal((count, 45))
+    arrays = {**mano_arrays(), "hands_coeffs": coefficients}
+    np.savez(path, **arrays)
+    return (arrays["hands_mean"] + coefficients @ arrays["hands_components"]).reshape(count, 15, 3)
+
+
+def test_mano_files_carry_poses(tmp_path, mano_path):
+    poses = write_recorded(tmp_path / "MANO_RIGHT.npz")
+    np.testing.assert_allclose(recorded_poses(tmp_path / "MANO_RIGHT.npz"), poses, atol=1e-6)
+    (tmp_path / "MANO_RIGHT.npz").rename(tmp_path / "MANO_LEFT.npz")
+    np.testing.assert_allclose(recorded_poses(tmp_path / "MANO_LEFT.npz"), mirror_pose(poses), atol=1e-6)
+    assert recorded_poses(mano_path).shape == (0, 15, 3)
+    (tmp_path / "MANO_RIGHT.pkl").write_bytes(chumpy_pickle())
+    assert recorded_poses(tmp_path / "MANO_RIGHT.pkl").shape == (1554, 15, 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e6])
+def test_poses_of_mano_that_are_none(tmp_path, value):
+    path = tmp_path / "MANO_RIGHT.npz"
+    np.savez(path, **{**mano_arrays(), "hands_coeffs": np.full((2, 45), value)})
+    with pytest.raises(InputError, match="hands_coeffs holds a rotation of"):
+        recorded_poses(path)
+
+
+def iknet(folder, mano_path, **data):
+    return TrainingConfig(
+        module=TINY, stage="ik", batch=8, hand=mano_path, data=DataConfig(cache=folder / "cache", **data)
+    )
+
+
+def test_iknet_learns_from_recorded_poses(tmp_path, folders):
+    path = tmp_path / "MANO_RIGHT.npz"
+    poses = write_recorded(path)
+    hand = load_mano(path)
+    freihand = {"dataset": "freihand", "dataset_folder": folders / "freihand"}
+    source = open_sources(iknet(tmp_path, path, **freihand), hand)
+    reader = open_freihand(folders / "freihand", "training", hands_mean=np.asarray(hand.pose_mean), cache=tmp_path)
+    fits = np.stack([reader[i].pose[1:] for i in range(len(reader.finger_poses))])
+    np.testing.assert_allclose(source.poses, np.concatenate([poses, fits]), atol=1e-5)
+
+    # Each joint turns by a share of its rotation in a recorded pose, which is the same for all joints of a finger.
+    found = source.batch(3, range(8))
+    shares = np.einsum("bja,nja->bjn", found, source.poses) / np.einsum("nja,nja->jn", *[source.poses] * 2)
+    exact = np.abs(shares[..., None] * source.poses.swapaxes(0, 1)[None] - found[:, :, None]).max(-1) < 1e-5
+    exact &= (shares >= 0.0) & (shares <= 1.0)
+    for finger in FINGER_JOINTS:
+        assert exact[:, np.asarray(finger) - 1].all(axis=1).any(axis=-1).all()
+    np.testing.assert_array_equal(source.batch(3, [5, 2]), found[[5, 2]])
+    assert np.abs(source.batch(4, range(8)) - found).max() > 0.01
+
+
+def test_half_of_the_poses_are_recorded(hand):
+    recorded = jnp.asarray(np.random.default_rng(0).normal(size=(64, 15, 3)), jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 64)
+    pose = jax.jit(lambda keys: sampled_poses(hand, keys, 3.0, recorded))(keys).pose
+    same = np.abs(np.asarray(pose)[:, 1:] - recorded).max(axis=(1, 2)) < 1e-6
+    assert 16 < same.sum() < 48
+
+
+def test_freihands_poses_need_mano(tmp_path, folders, hand):
+    freihand = {"dataset": "freihand", "dataset_folder": folders / "freihand"}
+    with pytest.raises(InputError, match=r"set hand to MANO_RIGHT\.pkl"):
+        open_sources(iknet(tmp_path, None, **freihand), hand)
+    assert open_sources(iknet(tmp_path, None), hand).count == 0

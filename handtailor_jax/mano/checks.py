@@ -65,6 +65,9 @@ MANO_SHAPES: Shapes = {
 }
 """Shapes of the arrays of a MANO file."""
 
+RECORDED_SHAPES: Shapes = {"hands_coeffs": ("N", 45), "hands_mean": (45,), "hands_components": (45, 45)}
+"""Shapes of the arrays of a MANO file that hold the poses it was learnt from; `hands_coeffs` may be absent."""
+
 # Largest absolute value of a usable model: metres, metres a unit, or radians.
 _LARGEST = {
     "template": 1.0,

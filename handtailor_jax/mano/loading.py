@@ -137,8 +137,33 @@ def load_mano(
         return _build(arrays, holds, dtype)
 
 
-def read_arrays(path: str | os.PathLike[str]) -> Arrays:
+def recorded_poses(path: str | os.PathLike[str]) -> npt.NDArray[np.float32]:
+    """Read the finger poses that a MANO file carries, those of the scans that MANO was learnt from.
+
+    Returns:
+        (n, 15, 3) rotations of a right hand relative to the flat hand, axis-angle, radians, in MANO's joint order; none
+        if the file has no `hands_coeffs`, as other hand models.
+
+    Raises:
+        HandModelError: If the file cannot be read, or the numbers are not poses.
+    """
+    arrays = read_arrays(path, checks.RECORDED_SHAPES)
+    if not checks.RECORDED_SHAPES.keys() <= arrays.keys():
+        return np.zeros((0, 15, 3), np.float32)
+    mean, components, coefficients = (
+        arrays[name].astype(np.float64) for name in ("hands_mean", "hands_components", "hands_coeffs")
+    )
+    poses = (mean + coefficients @ components).reshape(-1, 15, 3)
+    largest = np.abs(poses).max(initial=0.0)
+    if not largest <= 2.0 * np.pi:  # also if it is not a number
+        raise HandModelError(f"{path}: hands_coeffs holds a rotation of {largest:.3g} rad; {UNDAMAGED}")
+    return (mirror_pose(poses) if _side_from_name(path) == "left" else poses).astype(np.float32)
+
+
+def read_arrays(path: str | os.PathLike[str], shapes: checks.Shapes = MANO_SHAPES) -> Arrays:
     """Read the arrays of a hand model by name; the first bytes of the file tell which format it has.
+
+    `shapes` are the names and shapes of the arrays to read from a pickle; from an npz file, the package's own as well.
 
     Raises:
         HandModelError: if the file is missing, damaged, unsafe or too large.
@@ -146,23 +171,23 @@ def read_arrays(path: str | os.PathLike[str]) -> Arrays:
     with naming(path, HandModelError):
         content = read_file(path, _MOST_BYTES, checks.DOWNLOAD)
         if content.startswith(b"PK"):
-            return parse_npz(content, {*checks.OWN_SHAPES, *MANO_SHAPES}, most_bytes=_MOST_BYTES)
+            return parse_npz(content, {*checks.OWN_SHAPES, *shapes}, most_bytes=_MOST_BYTES)
         try:
             model = unpickle(content, _is_allowed, _LIMITS).value
         except UnreadablePickle as error:
             raise InputError(f"neither a pickle nor an npz file of a hand (it {error}); {checks.DOWNLOAD}") from None
         if not isinstance(model, dict):
             raise InputError(f"the pickle holds no dictionary of arrays; {checks.DOWNLOAD}")
-        return {name: _decode(model[name], name) for name in MANO_SHAPES if name in model}
+        return {name: _decode(model[name], name, shapes[name]) for name in shapes if name in model}
 
 
 def _is_allowed(module: str, name: str) -> bool:
     return (module, name) in NUMPY_GLOBALS or _GLOBALS.fullmatch(f"{module} {name}") is not None
 
 
-def _decode(value: Any, name: str) -> npt.NDArray[Any]:
+def _decode(value: Any, name: str, shape: tuple[int | str, ...]) -> npt.NDArray[Any]:
     try:
-        return decode_record(value, MANO_SHAPES[name])
+        return decode_record(value, shape)
     except UnreadableArray as error:
         raise InputError(f"{name}: {error}; save it as a plain array of numbers") from None
     except InputError as error:

@@ -10,16 +10,22 @@ import functools
 import importlib.resources
 import json
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from handtailor_jax.data.draws import Draws
+from handtailor_jax.data.readers.freihand import FreihandLayout
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle, matrix_from_quaternion
 from handtailor_jax.mano.hand_model import HandModel, PosedHand
+from handtailor_jax.mano.loading import recorded_poses
 from handtailor_jax.skeleton import BONES, FINGERS, KEYPOINTS, MANO_JOINTS, ROOT, WRIST
 
 _COORDINATES = {name: 3 * i for i, name in enumerate(MANO_JOINTS[1:])}  # index of a joint's flexion among the 45
@@ -118,6 +124,42 @@ def sample_orientation(key: PRNGKeyArray, config: PoseConfig, dtype: jnp.dtype) 
     turn = matrix_from_axis_angle(jnp.stack([zero, yaw, zero]))
     upright = lean @ tilt @ turn @ jnp.asarray(_PALM_TO_CAMERA, dtype)
     return axis_angle_from_matrix(jnp.where(draws.uniform() < config.upright, upright, uniform))
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedPoses:
+    """Finger poses made from recorded ones, for every sample of a step; a source of training samples."""
+
+    poses: npt.NDArray[np.floating]
+    """(n, 15, 3) recorded rotations relative to the flat hand, radians."""
+    count: int
+    """Number of samples per step."""
+    seed: int
+
+    @classmethod
+    def read(cls, mano: Path | None, fits: Any, count: int, seed: int) -> "RecordedPoses":
+        """Read the poses that a MANO file carries, and those of a reader of FreiHAND (`fits`), where they are given.
+
+        Raises:
+            InputError: If the reader has no poses.
+        """
+        poses = [np.zeros((0, 15, 3))] if mano is None else [recorded_poses(mano)]
+        if fits is not None:
+            if not isinstance(fits, FreihandLayout) or not len(fits.finger_poses):
+                needed = "unpack FreiHAND_pub_v2 and set hand to MANO_RIGHT.pkl, or leave dataset out"
+                raise InputError(f"data.dataset is freihand, whose poses need its own archive and MANO: {needed}")
+            poses.append(fits.finger_poses)
+        return cls(np.concatenate(poses), count, seed)
+
+    def batch(self, step: int, positions: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return poses (positions, 15, 3): each finger of another recorded pose, each joint turned by a random share.
+
+        So BiHand and Zhou et al. make many poses of few.
+        """
+        rng = np.random.default_rng((self.seed, step))
+        chosen = rng.integers(len(self.poses), size=(self.count, len(FINGERS)))[:, _FINGER_OF_JOINT]
+        share = rng.random((self.count, 15, 1))
+        return (share * self.poses[chosen, np.arange(15)])[list(positions)].astype(np.float32)
 
 
 def _coordinates(hand: HandModel, key: PRNGKeyArray, config: PoseConfig) -> Float[Array, "15 3"]:

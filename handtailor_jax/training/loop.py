@@ -31,6 +31,7 @@ from handtailor_jax.training.report import Recorder, check_folder, plain, proven
 from handtailor_jax.training.sources import open_sources
 from handtailor_jax.training.state import Checkpoints, TrainState, create_network, first_copy, initial_state
 from handtailor_jax.training.step import (
+    Samples,
     StepMetrics,
     compile_rendering,
     compile_step,
@@ -151,13 +152,13 @@ class Run:
         """Return the state in host memory."""
         return first_copy(self.state)
 
-    def advance(self, step: int, batch: Batch | None) -> StepMetrics:
+    def advance(self, step: int, batch: Samples) -> StepMetrics:
         """Take the step after `step` steps, on samples from `batches`; returns before the devices have finished."""
         samples, batch = self.inputs(step, batch)
         self.state, metrics = self.compiled_step(self.state, batch, samples, self.hands)
         return metrics
 
-    def batches(self) -> Iterator[tuple[int, Batch | None]]:
+    def batches(self) -> Iterator[tuple[int, Samples]]:
         """Yield every remaining step with its samples from host memory; Grain prepares them ahead."""
         import grain
 
@@ -170,7 +171,7 @@ class Run:
         except InputError as error:
             raise InputError(str(error).partition("\n")[0]) from None  # Grain appends where it happened
 
-    def from_host(self, step: int) -> Batch | None:
+    def from_host(self, step: int) -> Samples:
         """Return a step's samples from host memory, (devices, n, ...); None if no samples come from there."""
         if not self.source.count:
             return None
@@ -178,7 +179,7 @@ class Run:
         batch = self.source.batch(step, positions.reshape(-1).tolist())
         return jax.tree.map(lambda leaf: leaf.reshape(*positions.shape, *leaf.shape[1:]), batch)
 
-    def inputs(self, step: int, batch: Batch | None) -> tuple[Any, Batch | None]:
+    def inputs(self, step: int, batch: Samples) -> tuple[Any, Samples]:
         """Return the positions (devices, n) of a step's samples and the samples, rendered ones included."""
         count = self.config.rendered
         if not count:

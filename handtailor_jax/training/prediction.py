@@ -158,16 +158,27 @@ def rendered_maps(
     return jax.vmap(one)(betas, rotations, jnp.asarray(batch.joints[:, ROOT]), cameras)
 
 
-def sampled_poses(hand: HandModel, keys: Key[Array, "batch"], betas_std: float = 1.0) -> Batch:
-    """Sample poses and shapes for IKNet, one per key, as a batch whose images are empty."""
+def sampled_poses(
+    hand: HandModel,
+    keys: Key[Array, "batch"],
+    betas_std: float = 1.0,
+    recorded: Float[Array, "batch 15 3"] | None = None,
+) -> Batch:
+    """Sample poses and shapes for IKNet, one per key, as a batch whose images are empty.
+
+    Half of the hands get `recorded` finger poses, if there are any.
+    """
     config = PoseConfig(betas=betas_std)
 
-    def one(key: PRNGKeyArray) -> tuple[Array, Array, Array]:
+    def one(key: PRNGKeyArray, recorded: Array | None) -> tuple[Array, Array, Array]:
         first, second = jax.random.split(key)
         pose, betas = sample_pose(hand, first, config), sample_betas(hand, second, config)
+        if recorded is not None:
+            fingers = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 2)), recorded, pose[1:])
+            pose = jnp.concatenate([pose[:1], fingers])
         return pose, betas, hand.shape(betas).pose(pose).keypoints
 
-    pose, betas, joints = jax.vmap(one)(keys)
+    pose, betas, joints = jax.vmap(one)(keys, recorded)
     count = pose.shape[0]
     unseen: dict[str, Any] = {
         "image": jnp.zeros((count, 0, 0, 3), jnp.uint8),

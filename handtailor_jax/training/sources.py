@@ -35,6 +35,7 @@ from handtailor_jax.render.shading import to_srgb
 from handtailor_jax.results import write_atomically
 from handtailor_jax.synthetic.backgrounds import procedural_background
 from handtailor_jax.synthetic.dataset import SyntheticConfig
+from handtailor_jax.synthetic.poses import RecordedPoses
 from handtailor_jax.synthetic.storage import SamplePool
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.custom import NOTHING, Custom, checked_sources
@@ -72,11 +73,13 @@ class Mixture:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
 
 
-def open_sources(config: TrainingConfig, hand: HandModel, custom: Custom = NOTHING) -> Mixture:
+def open_sources(config: TrainingConfig, hand: HandModel, custom: Custom = NOTHING) -> Mixture | RecordedPoses:
     """Return the source of all samples that come from host memory; the first call renders and fits."""
     data, counts, parts = config.data, config.data.counts(config.batch), []
     if config.stage == "ik":
-        return Mixture(())
+        reader = open_split(config, hand, "training") if data.dataset == "freihand" else None
+        recorded = RecordedPoses.read(config.hand, reader, config.batch, config.seed)
+        return recorded if len(recorded.poses) else Mixture(())
     # First whatever fails at once where a folder is missing, then whatever takes time.
     if data.dataset == "custom" and not custom.sources:
         raise InputError("data.dataset is custom but no sources were given: train from Python (docs/training.md)")

@@ -57,6 +57,10 @@ class StepMetrics:
     learning_rate: Float[Array, ""]
 
 
+Samples = Batch | Array | None
+"""What a step gets from host memory or rendered: images, or finger poses in stage "ik"."""
+
+
 def sample_keys(seed: int, step: Int[Array, ""], samples: Int[Array, "n"]) -> Key[Array, "n"]:
     """Return the random key of each sample of a step, which does not depend on the number of devices."""
     key = jax.random.fold_in(jax.random.key(seed), step)
@@ -65,7 +69,7 @@ def sample_keys(seed: int, step: Int[Array, ""], samples: Int[Array, "n"]) -> Ke
 
 def train_step(
     state: TrainState,
-    batch: Batch | None,
+    batch: Samples,
     samples: Int[Array, "n"],
     hand: HandModel,
     *,
@@ -77,7 +81,8 @@ def train_step(
 
     Args:
         state: The state, the same on all devices.
-        batch: Images of this device before augmentation; None in stage "ik", where the step samples poses.
+        batch: Images of this device before augmentation; in stage "ik", where the step samples poses, recorded finger
+            poses (n, 15, 3) or None.
         samples: Positions of this device's samples in the whole batch.
         hand: The right hand model.
         network: Structure of the network.
@@ -132,7 +137,7 @@ def _update(
 def _gradients(
     state: TrainState,
     statistics: Arrays,
-    batch: Batch | None,
+    batch: Samples,
     keys: Key[Array, "batch"],
     *,
     hand: HandModel,
@@ -142,8 +147,8 @@ def _gradients(
 ) -> tuple[Arrays, Arrays, Losses]:
     """Return the gradients over all devices, the new statistics and the losses."""
     noise_keys = jax.vmap(lambda key: jax.random.fold_in(key, 7))(keys)
-    if batch is None:
-        crops = sampled_poses(hand, keys, config.betas_std)
+    if not isinstance(batch, Batch):
+        crops = sampled_poses(hand, keys, config.betas_std, batch)
     else:
         crops = augment(batch, keys, config.augmentation, config.module.image_size)
 

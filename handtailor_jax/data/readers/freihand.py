@@ -179,8 +179,13 @@ class FreihandLayout:
             return numbers.reshape(count, *shape)
         except ValueError:
             entries = f"{'' if count == -1 else f'{count} '}entries of {' x '.join(map(str, shape)).replace('-1', 'n')}"
-            problem = f"{len(numbers)} numbers are not {entries} as in FreiHAND v2"
-            raise InputError(f"{path}: {problem}: {self.remedy}") from None
+            raise InputError(f"{path}: {len(numbers)} numbers, not {entries} as in FreiHAND v2: {self.remedy}") from None
+
+    @property
+    def finger_poses(self) -> Array:
+        """(n, 15, 3) finger rotations of all annotations relative to the flat hand, radians; none if unknown."""
+        mano, mean = self._mano, self.hands_mean
+        return np.zeros((0, 15, 3)) if mano is None or mean is None else (mano[:, 0, 3:48] + mean).reshape(-1, 15, 3)
 
     def __len__(self) -> int:
         return len(self.versions) * len(self._k)
