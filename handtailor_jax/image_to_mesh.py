@@ -1,5 +1,6 @@
 """One hand from an image and a box, as one function of arrays: crop, hand module and tailor in one graph."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from handtailor_jax.detector.landmark_network import DetectedHand, recognise
-from handtailor_jax.detector.regions import from_box, square_region, to_image
+from handtailor_jax.detector.regions import from_box, from_landmarks, square_region, to_image
 from handtailor_jax.errors import InputError, checked_array, numbers
-from handtailor_jax.geometry.cameras import as_camera, crop_affine, inverse_affine
+from handtailor_jax.geometry.cameras import as_camera, crop_affine, inverse_affine, transform_pixels
 from handtailor_jax.geometry.crops import crop_turned, crop_upright
+from handtailor_jax.geometry.mirror import choose
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
 from handtailor_jax.images import as_rgb, check_box, whole
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.pipeline import Preset, fitting_config, precision_of, recover_views
+from handtailor_jax.pipeline import Preset, estimate_views, fitting_config, precision_of, recover
 from handtailor_jax.tailor.placement import with_floats
-from handtailor_jax.types import Camera, Hand, Region, View
+from handtailor_jax.types import Camera, Hand, HandEstimate, Region, View
 
 
 def recover_hand(
@@ -58,15 +59,11 @@ def recover_hand(
     if not isinstance(hand, HandModel):
         raise InputError(f"hand is a {type(hand).__name__}: give a hand model, such as embedded_hand()")
     hand = hand if hand.side == "right" else hand.mirrored()
-    pixels, size = _levels(image, dtype), module.image_size
-    region = _region(module, pixels, box, dtype)
-    if isinstance(module, LandmarkHandModule):
-        crop, to_crop = crop_turned(pixels, to_image(region, size), size), inverse_affine(to_image(region, size))
-    else:
-        crop = crop_upright(pixels, region.center, region.side, size)
-        to_crop = crop_affine(region.center - 0.5, region.side, size)
-    view = View(crop, to_crop, region, _camera(camera, dtype), _prior(right, dtype))
-    found = recover_views(module, hand, jax.tree.map(lambda leaf: leaf[None], view), config)
+    pixels = _levels(image, dtype)
+    where = _where(module, pixels, box, dtype)
+    view, estimate = _look(module, pixels, where, _camera(camera, dtype), _prior(right, dtype))
+    found = recover(hand, estimate, view.camera, view.to_crop, module.image_size, config)
+    found = dataclasses.replace(found, region=view.region)
     return jax.tree.map(lambda leaf: leaf[0], found)
 
 
@@ -122,10 +119,10 @@ def _camera(camera: Any, dtype: jnp.dtype) -> Camera:
     return with_floats(dtype, camera)
 
 
-def _region(
+def _where(
     module: HandModule | LandmarkHandModule, image: Float[Array, "height width 3"], box: Any, dtype: jnp.dtype
-) -> Region:
-    """Return the square of the image that shows the hand in a box."""
+) -> tuple[Region, Region | None]:
+    """Return the square of the image that shows the hand in a box, and its turns if those are to be tried first."""
     if isinstance(box, Region):
         shapes = [jnp.shape(leaf) for leaf in (box.center, box.side, box.rotation)]
         if shapes != [(2,), (), ()]:
@@ -133,19 +130,50 @@ def _region(
         if not _is_traced(box):
             check_box([*np.asarray(box.center) - 0.5 * box.side, box.side, box.side], image)
             checked_array("box.rotation", np.asarray(box.rotation), ())
-        return with_floats(dtype, box)
+        return with_floats(dtype, box), None
     if not _is_traced(box):
         box = whole(image) if box is None else check_box(box, image)
     box = jnp.asarray(box, dtype)
     if box.shape != (4,):
         raise InputError(f"box has shape {box.shape}: give four numbers x y w h, and several boxes with jax.vmap")
     if isinstance(module, HandModule):
-        return square_region(box)
-
-    def look(turn: Region) -> DetectedHand:
-        affine, batch = to_image(turn, module.image_size), jax.tree.map(lambda leaf: leaf[None], turn)
-        return recognise(module.network, crop_turned(image, affine, module.image_size)[None], batch)
-
+        return square_region(box), None
     turns: Region = jax.tree.map(lambda *leaves: jnp.stack(leaves), *from_box(box))
-    seen = jax.lax.map(look, turns)
-    return jax.tree.map(lambda leaf: leaf[jnp.argmax(seen.presence[:, 0]), 0], seen.next_region)
+    return jax.tree.map(lambda leaf: leaf[0], turns), turns
+
+
+def _look(
+    module: HandModule | LandmarkHandModule,
+    image: Float[Array, "height width 3"],
+    where: tuple[Region, Region | None],
+    camera: Camera,
+    right: Float[Array, ""],
+) -> tuple[View, HandEstimate]:
+    """Return a batch of one view, of the region or of the one around the keypoints in its best turn, and its hand."""
+    size, (region, turns) = module.image_size, where
+
+    def look(region: Region) -> tuple[View, HandEstimate]:
+        if isinstance(module, LandmarkHandModule):
+            affine = to_image(region, size)
+            crop, to_crop = crop_turned(image, affine, size), inverse_affine(affine)
+        else:
+            crop = crop_upright(image, region.center, region.side, size)
+            to_crop = crop_affine(region.center - 0.5, region.side, size)
+        view = jax.tree.map(lambda leaf: leaf[None], View(crop, to_crop, region, camera, right))
+        return view, estimate_views(module, view)
+
+    if turns is None:
+        return look(region)
+
+    def step(best: tuple[Array, Region], turn: tuple[Region, Array]) -> tuple[tuple[Array, Region], Any]:
+        region = choose(turn[1], best[1], turn[0])
+        view, estimate = look(region)
+        keypoints = transform_pixels(to_image(region, size), estimate.keypoints_2d[0])
+        assert estimate.presence is not None
+        seen = estimate.presence[0], from_landmarks(keypoints)
+        return choose(seen[0] > best[0], seen, best), (view, estimate)
+
+    # The last step looks at the best turn's keypoints. In one loop, the network is compiled once.
+    steps = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:1]]), turns), jnp.arange(5) == 4
+    start = jnp.asarray(-1.0, region.side.dtype), region
+    return jax.tree.map(lambda leaf: leaf[-1], jax.lax.scan(step, start, steps)[1])

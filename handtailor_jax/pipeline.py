@@ -18,7 +18,7 @@ paper's hourglass (`HandModule`). `HandTailor` (hand_tailor.py) finds the hands 
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
 from handtailor_jax.tailor.paper import PaperEnergy
 from handtailor_jax.tailor.placement import (
+    StartScale,
     camera_keypoints,
     describe,
     initialize,
@@ -52,6 +53,8 @@ from handtailor_jax.tailor.placement import (
 )
 from handtailor_jax.tailor.tailor import TailorConfig, tailor
 from handtailor_jax.types import Camera, Hand, HandEstimate, HandParameters, Memory, Observation, View
+
+T = TypeVar("T")
 
 _PAPER_CROP = 256
 """Side of the crops of the paper's network, pixels."""
@@ -207,13 +210,21 @@ def _place(
     if memory is not None:
         pose = rotate_towards(pose, memory.pose, memory.pose_share)
         betas = betas + memory.betas_share * (memory.betas - betas)
-    if estimate.root_depth is None:
-        place = functools.partial(place_proposal, hand, observation=observation, convention=convention)
-        return place(estimate.pose, estimate.betas), place(pose, betas)
     depth, bone = estimate.root_depth, estimate.bone
-    start = functools.partial(initialize, hand, observation=observation, root_depth=depth, bone=bone)
-    proposed = start(pose=estimate.pose, betas=estimate.betas, scale="proposed")
-    return proposed, proposed if config is None else start(pose=pose, betas=betas, scale=config.scale)
+
+    def place(pose: Array, betas: Array, scale: StartScale = "proposed") -> HandParameters:
+        if depth is None:
+            return place_proposal(hand, pose, betas, observation, convention)
+        return initialize(hand, pose, betas, observation, root_depth=depth, bone=bone, scale=scale)
+
+    # Both hands in one axis, so that their placement is compiled once.
+    both = jax.vmap(place)(jnp.stack([estimate.pose, pose]), jnp.stack([estimate.betas, betas]))
+    proposed, start = _entry(both, 0), _entry(both, 1)
+    if depth is None:
+        return proposed, start
+    if config is None:
+        return proposed, proposed
+    return proposed, start if config.scale == "proposed" else place(pose, betas, config.scale)
 
 
 def _fit(
@@ -263,7 +274,7 @@ def _describe(
         # Both hands in one axis, so that their description is compiled once.
         both = jax.tree.map(lambda *leaves: jnp.stack(leaves), proposed, fitted)
         both = jax.vmap(lambda each: describe(hand, each, seen, convention))(both)
-        first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in range(2))
+        first, second = _entry(both, 0), _entry(both, 1)
         found = dataclasses.replace(second, proposed=first, reprojection_before=first.reprojection_after)
         return choose(left, mirror_hand(found), found)
 
@@ -274,3 +285,8 @@ def _describe(
     first = dataclasses.replace(found.proposed, confidence=estimate.confidence)
     found = dataclasses.replace(found, confidence=estimate.confidence, proposed=first)
     return dataclasses.replace(found, presence=estimate.presence, side_probability=certainty)
+
+
+def _entry(batch: T, index: int) -> T:
+    """Return one entry of a pytree with one batch axis."""
+    return jax.tree.map(lambda leaf: leaf[index], batch)
