@@ -1,4 +1,4 @@
-"""Export the tailor as a program without this package: pip install '.[export]'; python examples/07_export.py.
+"""Export the tailor as a program without this package: python examples/07_export.py.
 
 `handtailor export pipeline` writes the network and the tailor in the same way (docs/export.md).
 """

@@ -12,7 +12,6 @@ the program needs jax, numpy and flatbuffers only:
 Weights, hand model and configuration are constants of the program, so the file has about their size.
 """
 
-import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,6 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Float
 
-from handtailor_jax.errors import InputError, install
 from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.layers import inference_form
@@ -107,7 +105,7 @@ def export_tailor(
         The path of the file.
 
     Raises:
-        InputError: If flatbuffers is not installed or the file cannot be written.
+        InputError: If the file cannot be written.
     """
     hand = embedded_hand() if hand is None else hand
     config = config or TailorConfig.default()
@@ -225,8 +223,6 @@ def _export(
     platforms: Sequence[str],
 ) -> Path:
     """Write a function of arrays with a leading batch axis, and its description."""
-    if importlib.util.find_spec("flatbuffers") is None:
-        raise InputError(f"export needs the package flatbuffers: {install('export')}")
     path = Path(path)
     (batch,) = jax.export.symbolic_shape("batch")
     arguments = [jax.ShapeDtypeStruct((batch, *each.shape), each.dtype) for each in inputs.values()]

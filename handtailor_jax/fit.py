@@ -22,6 +22,7 @@ from handtailor_jax.geometry.mirror import (
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
 from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.programs import kept
 from handtailor_jax.tailor.calibrated import CalibratedEnergy
 from handtailor_jax.tailor.joints import tailor_joints
 from handtailor_jax.tailor.placement import describe, place_proposal, relative_depth, with_floats, with_length
@@ -194,6 +195,15 @@ class _Known:
 
 @functools.partial(jax.jit, static_argnames=("config", "search_config"))
 def _fit(
+    model: HandModel, known: _Known, convention: LandmarkConvention, config: TailorConfig, search_config: SearchConfig
+) -> Hand:
+    def run(model: HandModel, known: _Known, convention: LandmarkConvention) -> Hand:
+        return _fitted(model, known, convention, config, search_config)
+
+    return kept(run, "fit", config, search_config)(model, known, convention)
+
+
+def _fitted(
     model: HandModel, known: _Known, convention: LandmarkConvention, config: TailorConfig, search_config: SearchConfig
 ) -> Hand:
     known, convention = with_floats(model.dtype, (known, convention))

@@ -20,12 +20,13 @@ from handtailor_jax.detector.weights import load_landmark_network
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import as_camera, checked_length
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
-from handtailor_jax.hand_module.layers import inference_form
+from handtailor_jax.hand_module.layers import inference_form, is_own
 from handtailor_jax.hand_module.weights import load_iknet, load_module
 from handtailor_jax.images import Image, as_rgb, check_box, crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import Preset, fitting_config, recover_views
+from handtailor_jax.programs import kept
 from handtailor_jax.tailor.placement import with_length
 from handtailor_jax.types import Box, Camera, Hand, Memory, NetworkName, Region, Side, View
 
@@ -92,12 +93,11 @@ class HandTailor:
         graph, self._state = nnx.split(module)
 
         # A static argument would be hashed in every call, which takes longer than cropping the image.
-        @jax.jit
         def run(state: Any, hand: HandModel, views: View, memory: Memory) -> tuple[Hand, Region]:
             hands = recover_views(nnx.merge(graph, state), hand, views, self.config, memory)
             return hands, from_landmarks(hands.detected_keypoints_2d)
 
-        self._run = run
+        self._run = jax.jit(kept(run, "recover", graph, self.config) if is_own(module) else run)
 
     def __reduce__(self) -> Any:
         # Compiled programs cannot be pickled; networks are pickled as their structure and arrays.

@@ -20,6 +20,8 @@ if "HANDTAILOR_TEST_CACHE" not in os.environ:
     os.environ["HANDTAILOR_TEST_CACHE"] = tempfile.mkdtemp(prefix="handtailor-tests-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["HANDTAILOR_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Tests replace functions of the package; what is traced then must not be kept.
+os.environ["HANDTAILOR_TRACED_PROGRAMS"] = "0"
 
 import jax
 import numpy as np

@@ -219,13 +219,6 @@ def test_describes_itself(exported):
     assert sorted(p.name for p in exported.parent.iterdir()) == [exported.name, exported.name + ".json"]
 
 
-def test_missing_flatbuffers_is_reported(monkeypatch, tmp_path):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install '\.\[export\]'"):
-        export_tailor(tmp_path / "tailor")
-    assert not list(tmp_path.iterdir())
-
-
 def test_unwritable(hand, tmp_path):
     file = tmp_path / "file"
     file.write_text("not a folder")

@@ -19,6 +19,7 @@ RANKS = (
     {"geometry", "commands"},
     {"mano", "images"},
     {"render", "detections", "results"},
+    {"programs"},
     {"detector", "tailor", "mediapipe"},
     {"hand_module"},
     {"fit", "pipeline"},

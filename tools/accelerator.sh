@@ -4,7 +4,7 @@
 #     tools/accelerator.sh [OUT]              (OUT: accelerator/)
 #     REHEARSE=1 tools/accelerator.sh [OUT]   the same steps with small sizes, on a CPU
 #
-# Needs the package with its extra `export`. A step that fails is a row of the table; the others go on.
+# Needs the package with its extras `train` and `bench`. A step that fails is a row of the table; the others go on.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:-accelerator}" && cd "${1:-accelerator}" && pwd)

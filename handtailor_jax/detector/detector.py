@@ -21,6 +21,7 @@ from handtailor_jax.detector.squares import tiles
 from handtailor_jax.detector.weights import load_landmark_network, load_palm_detector
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.images import Image, as_rgb, check_box, whole
+from handtailor_jax.programs import kept
 from handtailor_jax.types import Box, Region
 
 Tree = TypeVar("Tree")
@@ -96,16 +97,15 @@ class HandDetector:
         # A CPU computes one image after the other faster than a batch, whose maps leave its cache.
         self._most_at_once = 1 if jax.default_backend() == "cpu" else 8
 
-        @jax.jit
         def find(state: Any, images: Array, regions: Region, threshold: Array) -> tuple[Array, Region]:
             palms = find_palms(nnx.merge(palm_graph, state), images, regions, threshold)
             return palms.score, from_palm(palms)
 
-        @jax.jit
         def estimate(state: Any, crops: Array, regions: Region) -> DetectedHand:
             return recognise(nnx.merge(landmark_graph, state), crops, regions)
 
-        self._find, self._estimate = find, estimate
+        self._find = jax.jit(kept(find, "palms", palm_graph))
+        self._estimate = jax.jit(estimate)
 
     def __call__(self, image: Any, *, thorough: bool | None = None) -> list[DetectedHand]:
         """Find all hands in an image, by falling presence.

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import safetensors
 from flax import nnx
@@ -73,8 +73,9 @@ def _load(embedded: str, given: str | os.PathLike[str] | None, kind: type[Networ
             raise InputError(f"{path}: {name} has shape {tensor.shape} instead of {variable.shape}; {_REMEDY}")
         if tensor.dtype not in (np.float16, np.float32) or not np.isfinite(tensor).all():
             raise InputError(f"{path}: {name} does not hold finite float16 or float32 numbers; {_REMEDY}")
-        numbers.append((place, variable.replace(jnp.asarray(tensor, jnp.float32))))
-    module = nnx.merge(graph, nnx.from_flat_state(numbers))
+        numbers.append((place, variable.replace(tensor.astype(np.float32))))
+    # All at once, and converted by NumPy: JAX compiles a conversion for every shape.
+    module = nnx.merge(graph, jax.device_put(nnx.from_flat_state(numbers)))
     if not isinstance(module, kind):
         raise InputError(f"{path}: holds the network {network}, not a {kind.__name__}; {_REMEDY}")
     return module

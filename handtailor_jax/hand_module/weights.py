@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import nnx
@@ -158,8 +157,8 @@ def _filled(
     """Return the module with tensors named by prefix and path."""
     named = {prefix + _name(place): (place, variable) for place, variable in structure.items()}
     _compare({name: variable.shape for name, (_, variable) in named.items()}, tensors)
-    filled = {p: v.replace(jnp.asarray(tensors[name].astype(v.dtype))) for name, (p, v) in named.items()}
-    module = nnx.merge(graphdef, nnx.from_flat_state(filled))
+    filled = {p: v.replace(tensors[name].astype(v.dtype)) for name, (p, v) in named.items()}
+    module = nnx.merge(graphdef, jax.device_put(nnx.from_flat_state(filled)))
     module.eval()
     return module
 

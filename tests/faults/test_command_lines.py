@@ -59,7 +59,7 @@ def test_help_shows_values_not_types(capsys, command):
 
 
 def test_extras_are_installed_from_the_clone():
-    assert install("export") == "pip install '.[export]' in this project's folder"
+    assert install("heif") == "pip install '.[heif]' in this project's folder"
 
 
 def test_opencv_that_another_package_has_removed(monkeypatch):

@@ -179,7 +179,7 @@ class FreihandLayout:
             return numbers.reshape(count, *shape)
         except ValueError:
             entries = f"{'' if count == -1 else f'{count} '}entries of {' x '.join(map(str, shape)).replace('-1', 'n')}"
-            raise InputError(f"{path}: {len(numbers)} numbers, not {entries} as in FreiHAND v2: {self.remedy}") from None
+            raise InputError(f"{path}: {len(numbers)} numbers are not {entries} of FreiHAND: {self.remedy}") from None
 
     @property
     def finger_poses(self) -> Array:
