@@ -26,7 +26,7 @@ MISTAKES = {
     "no table": (evaluate, (), "missing is {table1,"),
     "rounds": (evaluate, ("table1", "--rounds", "many"), "expected --rounds INT"),
     "a dataset": (prepare, ("rhd",), "missing is"),
-    "no command": (cli, (), "Expected one of {predict, demo, fit, synth, convert-official, export}"),
+    "no command": (cli, (), "Expected one of {predict, demo, fit, synth, label, convert-official, export}"),
     "a command": (cli, ("predictt",), "Available subcommands: predict, demo"),
     "hands": (cli, ("predict", "a.jpg", "--hands", "two"), "no value can be made of ['two']; expected --hands N"),
     "a camera": (cli, ("predict", "a.jpg", "--camera", "1", "2"), "expected --camera FX FY CX CY"),
