@@ -9,9 +9,12 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:-accelerator}" && cd "${1:-accelerator}" && pwd)
 export TF_CPP_MIN_LOG_LEVEL=2
+# A step that ran out of time continues from its compiled programs when the script is run again.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$out/compiled}" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 
-# Sizes: small where the script is rehearsed.
-gpu=() official=() tailor=() predict=() patience=1
+# Sizes: small where the script is rehearsed. Every number of iterations and every batch is a program to compile.
+gpu=() official=() predict=() patience=1
+tailor=(--rounds 20 --iterations 20 --damped-iterations 2 --batches 1 64 1024)
 if [ "${REHEARSE:-}" ]; then
     gpu=(--batch 8 --rounds 1)
     official=(--batch 2 --rounds 1 --module.channels 32)
