@@ -1,10 +1,11 @@
 """Shared set-up: a strict JAX, run-time shape checks on the package, and the fixtures that most tests use."""
 
+import ctypes
 import gc
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["HANDTAILOR_TRACED_PROGRAMS"] = "0"
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
@@ -67,9 +69,22 @@ _register_dataclass = jax.tree_util.register_dataclass
 jax.tree_util.register_dataclass = _register_dataclass_unchecked  # type: ignore[assignment]
 install_import_hook(PACKAGE, "beartype.beartype")
 
+from benchmarks.simulation import TailorProblems, tailor_problems
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand, load_mano
 from tests.goldens import write_mano
+
+# glibc keeps what is freed: after the compilation of a training step more than a gigabyte. Other systems lack the call.
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
+def _give_back(event: str = "", seconds: float = np.inf, **_: Any) -> None:
+    """Return freed memory to the system; as a listener, after every compilation that took more than a second."""
+    if _trim is not None and seconds > 1.0 and (not event or "backend_compile" in event):
+        _trim(0)
+
+
+jax.monitoring.register_event_duration_secs_listener(_give_back)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,6 +93,7 @@ def freed() -> Iterator[None]:
     yield
     jax.clear_caches()
     gc.collect()
+    _give_back()
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +113,17 @@ def x64() -> Iterator[None]:
 def hand64(x64: None) -> HandModel:
     """The embedded right hand, float64; the test runs with 64-bit types."""
     return embedded_hand(dtype=np.float64)
+
+
+@pytest.fixture(scope="session")
+def simulated(hand: HandModel) -> Callable[..., TailorProblems]:
+    """The first `count` of 300 simulated problems, whose generator is thus compiled once for all tests."""
+
+    def first(count: int, seed: int, *kinds: Any, **options: Any) -> TailorProblems:
+        made = jax.device_get(tailor_problems(hand, 300, seed, *kinds, **options))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[:count]), made)
+
+    return first
 
 
 @pytest.fixture(scope="session")
