@@ -16,7 +16,6 @@ from benchmarks import fit as fit_benchmark
 from benchmarks import predict as predict_benchmark
 from benchmarks import synthetic as synthetic_benchmark
 from benchmarks.original_way import OriginalWay
-from benchmarks.simulation import tailor_problems
 from benchmarks.tailor import ORIGINAL, TailorBenchmark, TailorErrors, measure
 from handtailor_jax.errors import InputError
 from handtailor_jax.tailor import TailorConfig, tailor
@@ -32,9 +31,9 @@ def cached() -> Iterator[None]:
     jax.config.update("jax_enable_compilation_cache", True)
 
 
-def test_the_original_way_computes_the_official_preset(hand):
+def test_the_original_way_computes_the_official_preset(hand, simulated):
     config = TailorConfig.official()
-    problem = jax.tree.map(lambda leaf: leaf[1], tailor_problems(hand, 2, 3))
+    problem = jax.tree.map(lambda leaf: leaf[1], simulated(2, 3))
     theirs = OriginalWay(hand)(problem, config.solver.iterations)
 
     @jax.jit

@@ -14,7 +14,6 @@ import pytest
 import trimesh
 from flax import nnx
 
-from benchmarks.simulation import tailor_problems
 from handtailor_jax import cli, commands, results
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
@@ -26,10 +25,10 @@ NAN, INF = float("nan"), float("inf")
 
 
 @pytest.fixture(scope="module")
-def keypoints(hand):
+def keypoints(simulated):
     """Two hands of known pose in a 256 x 256 image."""
-    problems = tailor_problems(hand, 12, seed=5, camera="weak_perspective", keypoint_noise=0.005)
-    return np.asarray(problems.observation.keypoints_2d, float)[:2].round(2).tolist()
+    weak = simulated(2, seed=5, camera="weak_perspective", keypoint_noise=0.005)
+    return np.asarray(weak.observation.keypoints_2d, float).round(2).tolist()
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from benchmarks.simulation import tailor_problems
 from handtailor_jax.errors import InputError
 from handtailor_jax.export import export_hand_module, export_pipeline, export_tailor
 from handtailor_jax.hand_module.config import HandModuleConfig
@@ -51,8 +50,8 @@ def arguments(problems, path):
 
 
 @pytest.fixture(scope="module")
-def problems(hand):
-    return tailor_problems(hand, 2, seed=5, noise="heavy_tailed")
+def problems(simulated):
+    return simulated(2, seed=5, noise="heavy_tailed")
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +81,11 @@ def test_from_the_file_in_this_process(exported, problems, expected):
     agree(program(exported)(*arguments(first[0], exported)), first[1])
 
 
-def test_without_intrinsics(hand, tmp_path):
+def test_without_intrinsics(hand, simulated, tmp_path):
     path = export_tailor(tmp_path / "weak.jaxexport", hand, perspective=False, platforms=("cpu",))
     names = [entry["name"] for entry in description_of(path)["inputs"]]
     assert names == ["keypoints_2d", "confidence", "pose", "betas"]
-    problems = tailor_problems(hand, 3, seed=5, camera="weak_perspective")
+    problems = simulated(3, seed=5, camera="weak_perspective")
     results = program(path)(*arguments(problems, path))
     distance = jnp.linalg.norm(results["keypoints"][..., :2] - problems.observation.keypoints_2d, axis=-1)
     assert jnp.mean(distance) < 3.0  # pixels; 9 before the tailor

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from benchmarks.simulation import tailor_problems
 from handtailor_jax.detections import detection, read_detections
 from handtailor_jax.errors import InputError, InputWarning
 from handtailor_jax.evaluation.alignment import scale_and_shift
@@ -36,7 +35,9 @@ def errors_mm(found, truth):
     return 1e3 * np.linalg.norm(scale_and_shift(found, truth) - truth, axis=-1).mean()
 
 
-sample = jax.jit(sample_pose)
+# One program each for all tests: eagerly, every operation is compiled by itself.
+draw = jax.jit(lambda hand, key: (sample_pose(hand, key), sample_betas(hand, jax.random.fold_in(key, 1))))
+keypoints_of = jax.jit(camera_keypoints)
 
 
 def pick(tree, i):
@@ -48,15 +49,15 @@ def camera_of(problem):
 
 
 @pytest.fixture(scope="module")
-def weak(hand):
+def weak(simulated):
     """Hands from all sides without intrinsics, keypoints off by half a percent of the hand's size."""
-    return tailor_problems(hand, COUNT, seed=5, camera="weak_perspective", keypoint_noise=0.005)
+    return simulated(COUNT, seed=5, camera="weak_perspective", keypoint_noise=0.005)
 
 
 @pytest.fixture(scope="module")
-def near(hand):
+def near(simulated):
     """The same with a pinhole camera."""
-    return tailor_problems(hand, COUNT, seed=5, camera="perspective", keypoint_noise=0.005)
+    return simulated(COUNT, seed=5, camera="perspective", keypoint_noise=0.005)
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +174,9 @@ def small_hands(hand, keys, betas_std=1.0):
     """Hands of 0.8 of the model's size half a metre away, seen without noise."""
     camera = Camera.perspective(500.0, 500.0, 320.0, 240.0)
     for key in keys:
-        drawn = jax.random.key(key)
-        betas = betas_std * sample_betas(hand, jax.random.fold_in(drawn, 1))
-        truth = HandParameters(sample(hand, drawn), betas, jnp.float32(0.8), jnp.asarray([0.03, -0.02, 0.5]))
-        yield truth, np.asarray(project(camera, camera_keypoints(hand, truth))), np.asarray(camera.matrix)
+        pose, betas = draw(hand, jax.random.key(key))
+        truth = HandParameters(pose, betas_std * betas, jnp.float32(0.8), jnp.asarray([0.03, -0.02, 0.5]))
+        yield truth, np.asarray(project(camera, keypoints_of(hand, truth))), np.asarray(camera.matrix)
 
 
 def test_a_known_length_makes_depth_metric(hand):
@@ -220,15 +220,13 @@ def test_fixed_betas_are_kept(hand):
 
 def test_exact_joints_come_back(hand):
     """Exact joints of random poses, anywhere in space, of both sides: 0.3 mm median and 1 mm at most."""
-    draw = jax.jit(jax.vmap(lambda key: (sample_pose(hand, key), sample_betas(hand, jax.random.fold_in(key, 1)))))
-    errors = []
-    for i, (pose, betas) in enumerate(zip(*draw(jax.random.split(jax.random.key(7), 50)), strict=True)):
-        side, model = ("right", hand) if i % 2 == 0 else ("left", hand.mirrored())
-        place = np.random.default_rng(i).normal(size=3)
-        scale = (1.0, 0.8)[i % 4 // 2]
-        pose = pose if side == "right" else mirror_pose(pose)
+    errors, models, keys = [], {"right": hand, "left": hand.mirrored()}, jax.random.split(jax.random.key(7), 50)
+    for i in range(50):
+        pose, betas = draw(hand, keys[i])
+        side, place, scale = ("right", "left")[i % 2], np.random.default_rng(i).normal(size=3), (1.0, 0.8)[i % 4 // 2]
+        model, pose = models[side], pose if side == "right" else mirror_pose(pose)
         truth = HandParameters(pose, betas, jnp.float32(scale), jnp.asarray(place, jnp.float32))
-        joints = np.asarray(camera_keypoints(model, truth))
+        joints = np.asarray(keypoints_of(model, truth))
         found = fit_joints(joints, side=side, hand=hand)
         assert found.side == side
         errors.append(1e3 * np.linalg.norm(found.joints - joints, axis=1))

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.simulation import tailor_problems
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.tailor import TailorConfig
 from handtailor_jax.tailor.placement import camera_keypoints
@@ -23,10 +22,10 @@ DEFAULT = TailorConfig.default()
 
 
 @pytest.fixture(scope="module")
-def singles(hand):
+def singles(simulated):
     """One problem of each kind of camera, float32 NumPy arrays."""
     return {
-        camera: jax.tree.map(lambda leaf: np.asarray(leaf[0]), tailor_problems(hand, 1, 4, "heavy_tailed", camera))
+        camera: jax.tree.map(lambda leaf: np.asarray(leaf[0]), simulated(1, 4, "heavy_tailed", camera))
         for camera in ("perspective", "weak_perspective")
     }
 

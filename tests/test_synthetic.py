@@ -27,7 +27,7 @@ from handtailor_jax.synthetic.storage import read_photographs, write_freihand
 from handtailor_jax.synthetic.surface import scene_topology
 from tools.bake_scene import scene_arrays
 
-SIZE, COUNT = 64, 12
+SIZE, COUNT = 64, 8
 CONFIG = SyntheticConfig(size=SIZE, images_at_once=COUNT, left=0.25)
 
 KEYS_DIGEST = "39b7bd4a9c524eb8fc4b11ef0c0b18ed9243bce396bb4188b65ecff90cabf336"
