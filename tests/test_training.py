@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -100,6 +102,19 @@ def tiny(cache, **changes):
     return TrainingConfig(**(settings | changes))
 
 
+@pytest.fixture(scope="module")
+def whole(cache, tmp_path_factory):
+    """The folder of a whole run on one device, for each stage."""
+
+    @functools.cache
+    def run(stage):
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        assert train(tiny(cache, **STAGES[stage]), folder, devices=1) == folder / "weights.safetensors"
+        return folder
+
+    return run
+
+
 def take(run, steps, start=0):
     return [float(run.advance(step, run.from_host(step)).losses.total[0]) for step in range(start, start + steps)]
 
@@ -117,10 +132,14 @@ IK = {
     "optimizer": OptimizerConfig(learning_rate=3e-3, warm_up=1),
 }
 
+STAGES = {"poses": IK, "images": {}}
+# The step on images takes half a minute and two gigabytes to compile, five times that on poses.
+each_stage = pytest.mark.parametrize("stage", ["poses", pytest.param("images", marks=pytest.mark.slow)])
 
-@pytest.mark.parametrize("changes", [IK, pytest.param({}, marks=pytest.mark.slow)], ids=["poses", "images"])
-def test_many_devices_equal_one(changes, cache, tmp_path):
-    config = tiny(cache, **changes)
+
+@each_stage
+def test_many_devices_equal_one(stage, cache, tmp_path):
+    config = tiny(cache, **STAGES[stage])
     one, eight = (Run(config, tmp_path / str(n), devices=n) for n in (1, 8))
     # Crops are rounded to bytes. With jax 0.10 eight devices round a pixel of batch 0 differently from one, and an
     # untrained network amplifies it to a percent of the gradient; batch 3 is none of those.
@@ -141,8 +160,9 @@ def test_many_devices_equal_one(changes, cache, tmp_path):
     eight.checkpoints.close()
 
 
-def test_learns_and_resumes_bit_for_bit(cache, tmp_path, monkeypatch):
-    config = tiny(cache)
+@each_stage
+def test_learns_and_resumes_bit_for_bit(stage, cache, tmp_path):
+    config = tiny(cache, **STAGES[stage])
     whole = Run(config, tmp_path / "whole", devices=1)
     losses = take(whole, 12)
 
@@ -168,46 +188,54 @@ def test_learns_and_resumes_bit_for_bit(cache, tmp_path, monkeypatch):
         run.checkpoints.close()
 
 
-def test_whole_run(cache, tmp_path):
-    config = tiny(cache)
-    path = train(config, tmp_path / "run", devices=1)
+@each_stage
+def test_whole_run(stage, cache, whole):
+    config, folder = tiny(cache, **STAGES[stage]), whole(stage)
+    path = folder / "weights.safetensors"
     module = load_weights(path)
     assert module.config == TINY
-    assert json.loads(provenance(path)["training"])["batch"] == 8
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert json.loads(provenance(path)["training"])["batch"] == config.batch
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6, 8, 10, 12]
-    scores = [line for line in lines if "synthetic/pck10" in line]
+    scores = [line for line in lines if {"images": "synthetic/pck10", "poses": "poses/angle_degrees"}[stage] in line]
     assert [line["step"] for line in scores] == [6, 12]
     assert all(math.isfinite(value) for line in lines for value in line.values())
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["packages"]["jax"] == jax.__version__
-    for name in ("curves.png", "config.json", "pictures/0000012.jpg"):
-        assert (tmp_path / "run" / name).stat().st_size > 100
+    assert json.loads((folder / "run.json").read_text())["packages"]["jax"] == jax.__version__
+    for name in ("curves.png", "config.json", *(["pictures/0000012.jpg"] if stage == "images" else [])):
+        assert (folder / name).stat().st_size > 100
     # A second run of the same name has to be asked for.
     with pytest.raises(InputError, match="holds a run already: give --resume to continue it"):
-        train(config, tmp_path / "run", devices=1)
-    with pytest.raises(InputError, match="its run had batch = 8, now it is 16"):
-        train(dataclasses.replace(config, batch=16), tmp_path / "run", resume=True, devices=1)
+        train(config, folder, devices=1)
+    with pytest.raises(InputError, match=f"its run had batch = {config.batch}, now it is 16"):
+        train(dataclasses.replace(config, batch=16), folder, resume=True, devices=1)
     # Nothing is left to do, and the weights are written again.
     path.unlink()
-    again = load_weights(train(config, tmp_path / "run", resume=True, devices=1))
+    again = load_weights(train(config, folder, resume=True, devices=1))
     for a, b in zip(jax.tree.leaves(nnx.state(again)), jax.tree.leaves(nnx.state(module)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_stops_where_a_loss_is_not_finite(cache, tmp_path):
-    config = tiny(cache)
+@each_stage
+def test_stops_where_a_loss_is_not_finite(stage, cache, tmp_path):
+    config = tiny(cache, **STAGES[stage])
     run = Run(config, tmp_path / "run", devices=1)
     take(run, 2)
     good = run.host_state()
-    batch = run.from_host(2)
-    batch.betas[0, 3, 0] = np.nan
+    batch, hands = run.from_host(2), run.hands
+    if stage == "images":
+        batch.betas[0, 3, 0] = np.nan
+    else:
+        run.hands = jax.tree.map(lambda leaf: leaf * jnp.nan if leaf.dtype == jnp.float32 else leaf, hands)
     run.advance(2, batch)
+    run.hands = hands
     take(run, 1, start=3)
-    with pytest.raises(NotFinite, match=r"step 2: the loss or a gradient is not finite \(its samples are in"):
+    with pytest.raises(NotFinite, match="step 2: the loss or a gradient is not finite") as stop:
         run.check_finite()
     run.checkpoints.close()
-    with np.load(tmp_path / "run" / "not_finite.npz") as saved:
-        assert saved["image"].shape == (8, 32, 32, 3)
+    if stage == "images":
+        assert " (its samples are in" in str(stop.value)
+        with np.load(tmp_path / "run" / "not_finite.npz") as saved:
+            assert saved["image"].shape == (8, 32, 32, 3)
     kept = Run(config, tmp_path / "run", resume=True, devices=1)
     assert kept.step == 2
     for a, b in zip(jax.tree.leaves(kept.host_state()), jax.tree.leaves(good), strict=True):
@@ -271,31 +299,13 @@ def test_a_damaged_shard_and_a_pool_that_grows(cache, tmp_path, monkeypatch):
         storage.SamplePool(tmp_path, config, 40)
 
 
-CONFIG = """
-import dataclasses
-from pathlib import Path
-from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.training.config import DataConfig, OptimizerConfig, TrainingConfig
-
-config = TrainingConfig(
-    module=dataclasses.replace(
-        HandModuleConfig.small(), image_size=32, channels=16, depth=1, shape_channels=16, shape_levels=1,
-        shape_hidden=(16,), ik_hidden=(32,),
-    ),
-    steps={steps}, batch=8, data=DataConfig(cache=Path({cache!r}), size=48, pool=32, test=8),
-    optimizer=OptimizerConfig(learning_rate=3e-3, warm_up=2, final=1.0),
-    log_every=1, evaluate_every=1000, checkpoint_every=5,
-)
-"""
-
-
 @pytest.fixture
-def start(tmp_path, cache):
+def start(tmp_path):
     """Start train.py in a process of its own; processes that a failed test leaves behind are killed."""
     started = []
 
-    def run(steps, out, *arguments):
-        started.append(train_process(tmp_path / "config.py", cache, steps, out, arguments))
+    def run(config, out, *arguments, devices=8):
+        started.append(train_process(tmp_path / "config", config, out, arguments, devices))
         return started[-1]
 
     yield run
@@ -305,9 +315,14 @@ def start(tmp_path, cache):
             process.communicate()
 
 
-def train_process(path, cache, steps, out, arguments):
-    path.write_text(CONFIG.format(steps=steps, cache=str(cache)))
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+def train_process(path, config, out, arguments, devices):
+    # A configuration is a Python file; this one reads the test's own from beside it.
+    path.with_suffix(".pickle").write_bytes(pickle.dumps(config))
+    path = path.with_suffix(".py")
+    path.write_text(
+        "import pathlib, pickle\nconfig = pickle.loads(pathlib.Path(__file__).with_suffix('.pickle').read_bytes())"
+    )
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(path), "--out", str(out), *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -332,14 +347,13 @@ def logged(folder):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_goes_on_exactly(start, tmp_path, rng):
-    steps, kills = 40, int(os.environ.get("HANDTAILOR_KILLS", "1"))
-    finish(start(steps, tmp_path / "whole"))
-    whole = logged(tmp_path / "whole")
-    assert sorted(whole) == list(range(1, steps + 1))
-    cut = tmp_path / "cut"
-    for target in sorted(rng.integers(1, steps - 5, size=kills).tolist()):
-        process = start(steps, cut, "--resume")
+def test_killed_at_random_moments_it_goes_on_exactly(start, whole, cache, tmp_path, rng):
+    """A run in processes of its own, cut off and resumed, is the whole run of this process."""
+    config, whole, kills = tiny(cache), whole("images"), int(os.environ.get("HANDTAILOR_KILLS", "1"))
+    # On one of as many devices as here, so that it is the same program, which differs in rounding otherwise.
+    cut, again = tmp_path / "cut", ("--resume", "--devices", "1")
+    for target in sorted(rng.integers(2, config.steps - 4, size=kills).tolist()):
+        process = start(config, cut, *again)
         deadline = time.monotonic() + 600.0
         while max(logged(cut), default=0) < target and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()[0][-3000:]
@@ -347,23 +361,25 @@ def test_killed_at_random_moments_it_goes_on_exactly(start, tmp_path, rng):
         time.sleep(float(rng.uniform(0.0, 0.1)))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    finish(start(steps, cut, "--resume"))
-    assert logged(cut) == whole
-    ours, theirs = (load_weights(tmp_path / name / "weights.safetensors") for name in ("cut", "whole"))
+        assert process.returncode == -signal.SIGKILL
+    finish(start(config, cut, *again))
+    assert logged(cut) == logged(whole)
+    ours, theirs = (load_weights(folder / "weights.safetensors") for folder in (cut, whole))
     for a, b in zip(jax.tree.leaves(nnx.state(ours)), jax.tree.leaves(nnx.state(theirs)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(start, cache, tmp_path):
+def test_two_processes_equal_one(start, cache, tmp_path, monkeypatch):
+    """On sampled poses, whose program is compiled in a fifth of the time; images are dealt out by the same numbers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     numbered = [("--coordinator", address, "--processes", "2", "--process", str(i)) for i in range(2)]
-    both = [start(6, tmp_path / "two", *arguments) for arguments in numbered]
+    config = tiny(cache, **IK | {"steps": 6, "log_every": 1})
+    both = [start(config, tmp_path / "two", *arguments, devices=1) for arguments in numbered]
     for process in both:
         finish(process)
-    config = tiny(cache, steps=6)
     one = Run(config, tmp_path / "one", devices=2)
     losses, two = take(one, 6), logged(tmp_path / "two")
     one.checkpoints.close()
@@ -371,6 +387,16 @@ def test_two_processes_equal_one(start, cache, tmp_path):
     np.testing.assert_allclose([two[i] for i in sorted(two)], losses, rtol=1e-3)
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
     assert (tmp_path / "two" / "weights.safetensors").is_file()
+
+    images = Run(tiny(cache), tmp_path / "images", devices=1)
+    together, parts = images.from_host(3), []
+    images.total_devices = 2
+    for process in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        parts.append(images.from_host(3))
+    monkeypatch.undo()
+    images.checkpoints.close()
+    jax.tree.map(lambda a, *b: np.testing.assert_array_equal(np.concatenate(b, axis=1), a), together, *parts)
 
 
 @pytest.mark.parametrize(
