@@ -29,6 +29,7 @@ from tools.bake_scene import scene_arrays
 
 SIZE, COUNT = 64, 8
 CONFIG = SyntheticConfig(size=SIZE, images_at_once=COUNT, left=0.25)
+rendered = pytest.mark.slow  # the program that renders takes half a minute and more than a gigabyte to compile
 
 KEYS_DIGEST = "39b7bd4a9c524eb8fc4b11ef0c0b18ed9243bce396bb4188b65ecff90cabf336"
 # fmt: off
@@ -93,6 +94,7 @@ def faces_of(hand, sample):
     return faces[:, ::-1] if sample.left else faces
 
 
+@rendered
 def test_labels_reproject(samples):
     pixels = np.asarray(jax.vmap(project)(samples.camera, samples.joints))
     np.testing.assert_allclose(pixels, samples.keypoints_2d, atol=0.01)
@@ -107,6 +109,7 @@ def test_labels_reproject(samples):
     assert (fill < 0.96).all()
 
 
+@rendered
 def test_labels_agree_with_the_hand_model(hand, samples):
     skin = jax.jit(jax.vmap(lambda model, betas, pose: model.shape(betas).pose(pose).skin(), in_axes=(None, 0, 0)))
     for model, chosen in ((hand, ~samples.left), (hand.mirrored(), samples.left)):
@@ -117,6 +120,7 @@ def test_labels_agree_with_the_hand_model(hand, samples):
     assert 0 < samples.left.sum() < COUNT
 
 
+@rendered
 def test_mask_is_the_silhouette_and_depth_the_mesh(hand, samples):
     v, u = np.mgrid[:SIZE, :SIZE]
     pixels_of = np.asarray(jax.vmap(project)(samples.camera, samples.vertices))
@@ -139,6 +143,7 @@ def test_mask_is_the_silhouette_and_depth_the_mesh(hand, samples):
     assert exact >= 3  # uncovered hands
 
 
+@rendered
 def test_visibility_agrees_with_casting_rays(hand, samples):
     # Thickness of the flesh in front of a keypoint in metres, for a reference bone of 95 mm.
     flesh = np.asarray([0.028, 0.030, 0.021, 0.016, 0.008, *[0.024, 0.015, 0.012, 0.007] * 4])
@@ -159,6 +164,7 @@ def test_visibility_agrees_with_casting_rays(hand, samples):
     assert 0.1 < hidden / (21 * COUNT) < 0.8
 
 
+@rendered
 def test_samples_repeat_bit_for_bit(dataset, samples):
     again = itertools.islice(SyntheticDataset(CONFIG, "train", seed=5), COUNT)
     jax.tree.map(np.testing.assert_array_equal, samples, jax.tree.map(lambda *leaves: np.stack(leaves), *again))
@@ -168,6 +174,7 @@ def test_samples_repeat_bit_for_bit(dataset, samples):
     jax.tree.map(np.testing.assert_array_equal, one(samples, 3), one(mixed, 1))
 
 
+@rendered
 def test_samples_differ(dataset, samples):
     flat = samples.image.reshape(COUNT, -1).astype(float)
     apart = np.abs(flat[:, None] - flat[None]).mean(axis=-1) + 255 * np.eye(COUNT)
@@ -176,6 +183,7 @@ def test_samples_differ(dataset, samples):
     assert (np.abs(other.pose - samples.pose).max(axis=(1, 2)) > 0.01).all()
 
 
+@rendered
 def test_hands_contrast_with_the_background(samples):
     image = samples.image.astype(float).mean(axis=-1)
     contrast = [abs(image[i][samples.mask[i]].mean() - image[i][~samples.mask[i]].mean()) for i in range(COUNT)]
@@ -213,6 +221,9 @@ def test_the_test_split_is_frozen():
     sums = (signs * every).reshape(40, -1).sum(axis=1)
     assert (np.abs(sums - LABELS_PRINT) < 0.2).sum() >= 38
 
+
+@rendered
+def test_the_images_of_the_test_split_are_frozen():
     batch = SyntheticDataset(CONFIG, "test").batch(np.arange(4))
     image = np.asarray(batch.image, np.float64)
     images = np.where(np.asarray(batch.left)[:, None, None, None], image[:, :, ::-1], image)
@@ -240,6 +251,7 @@ def test_bad_requests(dataset, tmp_path):
         read_photographs(tmp_path)
 
 
+@rendered
 def test_files_in_freihands_layout(hand, dataset, samples, tmp_path):
     out = tmp_path / "set"
     count = 5
@@ -273,6 +285,7 @@ def test_files_in_freihands_layout(hand, dataset, samples, tmp_path):
         write_freihand(SyntheticDataset(CONFIG, "test"), TEST_SAMPLES + 1, tmp_path / "none", progress=False)
 
 
+@rendered
 def test_an_interrupted_write_continues(dataset, tmp_path, monkeypatch):
     """The folder appears when it is complete; what was written before is not rendered again, also for another count."""
     from handtailor_jax.synthetic import storage
