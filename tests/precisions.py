@@ -1,4 +1,8 @@
-"""Calls the public functions with 64-bit types enabled; run by tests/test_precision.py in a process of its own."""
+"""Calls the public functions with 64-bit types enabled; run by tests/test_precision.py in a process of its own.
+
+Types that do not fit are found while tracing, so every preset and network is traced with hands of both types, and each
+is compiled and run with one of them.
+"""
 
 import functools
 
@@ -39,9 +43,11 @@ def tailored(hand, dtype):
         start = ht.initialize(hand, pose, jnp.zeros(10, dtype), seen, root_depth=depth)
         return ht.tailor(hand, start, seen, config)
 
+    pose = jnp.asarray(known.pose)
     for preset in ht.PRESETS.values():
-        fitted = run(hand, jnp.asarray(known.pose), seen, preset())
-        assert fitted.pose.dtype == hand.dtype
+        traced = jax.eval_shape(functools.partial(run, config=preset()), hand, pose, seen)
+        assert {leaf.dtype for leaf in jax.tree.leaves(traced)} == {hand.dtype}
+    fitted = run(hand, pose, seen, (ht.TailorConfig.default if hand.dtype == np.float32 else ht.TailorConfig.paper)())
     finite("tailored", ht.camera_mesh(hand, fitted))
     finite("keypoints", ht.camera_keypoints(hand, fitted))
     start = ht.place_proposal(hand, jnp.asarray(known.pose), jnp.zeros(10, dtype), seen)
@@ -54,11 +60,14 @@ def recovered(hand):
     known = DETECTIONS["open"]
     image = read_image(known.image)
     box = np.asarray([45.0, 20.0, 235.0, 245.0])
-    for network in ("hourglass", "landmarks"):
-        module = ht.HandTailor.load(network=network).module
-        found = jax.jit(ht.recover_hand)(module, hand, image, np.asarray(known.camera, np.float64), box)
-        finite(f"recovered by {network}", found)
-    finite("all hands", [each.vertices for each in ht.HandTailor(module, hand)(image)])
+    for network, runs in (("hourglass", hand.dtype == np.float64), ("landmarks", hand.dtype == np.float32)):
+        tailor = ht.HandTailor(ht.HandTailor.load(network=network).module, hand)
+        given = tailor.module, hand, image, np.asarray(known.camera, np.float64), box
+        traced = jax.eval_shape(ht.recover_hand, *given)
+        assert traced.vertices.dtype == hand.dtype
+        if runs:
+            finite(f"recovered by {network}", jax.jit(ht.recover_hand)(*given))
+            finite(f"all hands by {network}", [each.vertices for each in tailor(image)])
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 """All hands of an image and of a video with the landmark network, on the packaged examples."""
 
 import copy
-import dataclasses
-import functools
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import handtailor_jax
 from handtailor_jax import hand_tailor
@@ -21,10 +18,7 @@ from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import read_image
 from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.mano.loading import embedded_hand
-from handtailor_jax.pipeline import recover_views
 from handtailor_jax.tailor.placement import camera_keypoints
-from handtailor_jax.tailor.tailor import TailorConfig
-from handtailor_jax.types import View
 from handtailor_jax.video.track import HandVideo, VideoConfig
 
 EXAMPLES = {
@@ -124,43 +118,6 @@ def test_one_hand_in_a_box(tailor):
     assert shares(hand, keypoints) < 0.2
     assert tailor.one(np.full_like(image, 90), box=(40, 40, 200, 200)) is None
     assert tailor(np.full_like(image, 90)) == []
-
-
-@pytest.mark.slow
-def test_gradients_reach_the_pixels_of_the_crop(tailor):
-    """From the meshes of a right and a left hand to their crops, equal to central differences, in float64."""
-    config = dataclasses.replace(
-        TailorConfig.plug_in(), solver=dataclasses.replace(TailorConfig.plug_in().solver, iterations=2)
-    )
-    views = []
-    for name in ("open", "ok_left"):
-        image = example(name)
-        views.append(tailor.finder.view(image, as_camera(None), tailor(image)[0].region, 0.5))
-
-    def double(tree):
-        return jax.tree.map(lambda a: jnp.asarray(a, jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
-
-    with jax.enable_x64(True):
-        graph, state = nnx.split(tailor.module)
-        batch: View = double(jax.tree.map(lambda *leaves: np.stack(leaves), *views))
-        rng = np.random.default_rng(0)
-        weights = jnp.asarray(rng.normal(size=(2, *tailor.hand.skin.template.shape)))
-        crops = jnp.asarray(batch.crop, jnp.float64) + rng.uniform(-1.0, 1.0, batch.crop.shape)
-
-        # One program for values and gradient, because it takes long to compile; longer with the weights as constants.
-        @jax.jit
-        @jax.value_and_grad
-        def compute(crops, state, hand, batch):
-            views = dataclasses.replace(batch, crop=crops)
-            return jnp.sum(weights * recover_views(nnx.merge(graph, state), hand, views, config).vertices)
-
-        loss = functools.partial(compute, state=double(state), hand=double(tailor.hand), batch=batch)
-        along = jnp.asarray(rng.normal(size=crops.shape))
-        slope = jnp.vdot(loss(crops)[1], along)
-        step = 1e-7
-        # A few of the ReLU6 units change side even within so short a step, which costs about 0.1 %.
-        difference = (loss(crops + step * along)[0] - loss(crops - step * along)[0]) / (2.0 * step)
-        np.testing.assert_allclose(slope, difference, rtol=5e-3)
 
 
 def test_a_video_of_two_hands(tailor):

@@ -25,7 +25,7 @@ from handtailor_jax.geometry.cameras import crop_affine, project, transform_came
 from handtailor_jax.geometry.mirror import mirror_camera
 from handtailor_jax.mano.loading import embedded_arrays
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, KEYPOINTS_FROM_MANO, ROOT, WRIST, permutation
-from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
+from handtailor_jax.synthetic.dataset import SyntheticDataset
 from handtailor_jax.synthetic.storage import write_freihand
 from handtailor_jax.types import Camera
 from tests.fixtures import (
@@ -38,6 +38,7 @@ from tests.fixtures import (
     write_rhd,
     write_stb,
 )
+from tests.test_synthetic import CONFIG as RENDERED
 
 NUMBER = r"-?\d+\.\d+"
 MEAN = np.asarray(embedded_arrays()["pose_mean"])
@@ -247,7 +248,7 @@ def test_photos(photos):
 
 @pytest.mark.slow
 def test_rendered_hands(tmp_path):
-    dataset = SyntheticDataset(SyntheticConfig(size=64, images_at_once=2), "train")
+    dataset = SyntheticDataset(RENDERED, "train")
     write_freihand(dataset, 2, tmp_path / "set", progress=False)
     reader = open_dataset("synthetic", tmp_path / "set", "train", mask=True)
     assert len(reader) == 2

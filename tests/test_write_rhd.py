@@ -10,6 +10,7 @@ import pytest
 from handtailor_jax.data import open_dataset
 from handtailor_jax.data.sample import labelled_batch
 from handtailor_jax.evaluation.paper.sources import synthetic_truth
+from handtailor_jax.evaluation.paper.subjects import rows
 from handtailor_jax.skeleton import ROOT
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "write_rhd.py"
@@ -17,7 +18,7 @@ TOOL = Path(__file__).resolve().parents[1] / "tools" / "write_rhd.py"
 
 @pytest.mark.slow
 def test_renderings_come_back_from_rhds_layout(tmp_path, hand):
-    truth = synthetic_truth(2)
+    truth = rows(synthetic_truth(12), [0, 1])  # as many as in test_evaluate.py, for one program
 
     class Pool:
         """Labels of the test split with grey images, because rendering is a program of its own."""
