@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from handtailor_jax.errors import InputError, warn
+from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import SUFFIXES, Image, opencv, read_image
 from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, overlay_figure
@@ -222,9 +223,11 @@ def _skipping(source: Source) -> Iterator[Callable[[], bool]]:
 def _summary(source: Source, hands: Sequence[Hand]) -> str:
     if not hands:
         return f"{source.id}: no hand found (a --box around it may help)"
-    errors = ", ".join(f"{hand.side} hand {hand.reprojection_after:.1f} px" for hand in hands[:4])
+    errors = [
+        f"{hand.side} hand {hand.reprojection_after / hand_size(hand.detected_keypoints_2d):.1%}" for hand in hands[:4]
+    ]
     more = f" and {len(hands) - 4} more" if len(hands) > 4 else ""
-    return f"{source.id}: {errors}{more} (mean distance of the mesh from the keypoints)"
+    return f"{source.id}: {', '.join(errors)}{more} (mean distance of mesh and keypoints, of the hand's size)"
 
 
 def _predict_video(source: Source, tailor: HandTailor, files: HandFiles, config: VideoConfig) -> None:
@@ -290,7 +293,4 @@ def overlay(hands: Sequence[Hand], image: Image | None) -> Image:
 
 def sheet(images: Sequence[Image], captions: Sequence[str]) -> Image:
     """Return a grid of overlays with captions, reduced to at most 3,200 pixels in width."""
-    cv2 = opencv()
-    grid = contact_sheet(images, 2 if len(images) <= 8 else 4, captions)
-    zoom = min(1.0, 3200 / grid.shape[1])
-    return cv2.resize(grid, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+    return contact_sheet(images, 2 if len(images) <= 8 else 4, captions, most_width=3200)

@@ -187,10 +187,13 @@ def _side_views(meshes: Sequence[_Mesh], camera: Camera, size: int) -> np.ndarra
     return panel
 
 
-def contact_sheet(panels: Sequence[Any], columns: int, captions: Sequence[str] | None = None) -> np.ndarray:
+def contact_sheet(
+    panels: Sequence[Any], columns: int, captions: Sequence[str] | None = None, most_width: int = 2**15
+) -> np.ndarray:
     """Arrange images of any sizes in a grid on white, each centred in a cell of the largest size.
 
-    Under each image is its caption, in which characters outside ASCII become "?".
+    Under each image is its caption, in which characters outside ASCII become "?". Images are reduced where the grid
+    would be wider than `most_width` pixels, before the captions are written.
 
     Raises:
         ValueError: Without images or columns, or if the number of captions is not the number of images.
@@ -202,6 +205,9 @@ def contact_sheet(panels: Sequence[Any], columns: int, captions: Sequence[str] |
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"a contact sheet needs one caption per image, got {len(captions)} for {len(images)} images")
     gap, columns = 8, min(columns, len(images))
+    zoom = ((most_width - gap) / columns - gap) / max(image.shape[1] for image in images)
+    if zoom < 1.0:
+        images = [cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA) for image in images]
     cell_height, cell_width = (max(image.shape[i] for image in images) for i in range(2))
     text_scale = float(np.clip(cell_width / 700.0, 0.38, 0.6))
     line = round(34 * text_scale) + 6 if captions is not None else 0
