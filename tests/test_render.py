@@ -105,7 +105,7 @@ def test_visible_faces_and_depths_equal_brute_force(camera, seed):
 def test_barycentrics_reproduce_the_visible_point(camera):
     vertices, faces = (jnp.asarray(x) for x in random_scene(7))
     fragments = draw(vertices, faces, camera, HEIGHT, WIDTH)
-    points = interpolate(fragments, faces, vertices)
+    points = interpolate(fragments, vertices[faces])
     seen = np.asarray(fragments.mask)
     assert seen.mean() > 0.3
     uv = np.asarray(project(camera, points.reshape(-1, 3))).reshape(HEIGHT, WIDTH, 2)
@@ -203,7 +203,7 @@ def test_faces_that_cannot_be_drawn_are_left_out():
     empty = rasterise(jnp.asarray(vertices), nothing, camera, 9, 7)
     assert not bool(empty.mask.any())
     assert empty.depth.shape == (9, 7)
-    assert not bool(interpolate(empty, nothing, jnp.asarray(vertices[:, :2])).any())
+    assert not bool(interpolate(empty, jnp.asarray(vertices)[nothing]).any())
 
 
 def test_weak_perspective_draws_negative_depths():

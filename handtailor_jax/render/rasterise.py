@@ -91,18 +91,16 @@ def rasterise(
 
 
 def interpolate(
-    fragments: Fragments, faces: Int[Array, "faces 3"], attributes: Float[Array, "vertices channels"]
+    fragments: Fragments, corners: Float[Array, "faces 3 channels"]
 ) -> Float[Array, "height width channels"]:
-    """Interpolate vertex attributes at every pixel; 0 without a face."""
-    channels = attributes.shape[-1]
-    if faces.shape[0] == 0:
-        return jnp.zeros((*fragments.face_index.shape, channels), attributes.dtype)
-    corners = attributes[faces].reshape(-1, 3 * channels)[jnp.maximum(fragments.face_index, 0)]
-    corners = corners.reshape(*fragments.face_index.shape, 3, channels)
+    """Interpolate attributes of the faces' corners at every pixel; 0 without a face."""
+    channels, shape = corners.shape[-1], fragments.face_index.shape
+    if corners.shape[0] == 0:
+        return jnp.zeros((*shape, channels), corners.dtype)
+    seen = corners.reshape(-1, 3 * channels)[jnp.maximum(fragments.face_index, 0)].reshape(*shape, 3, channels)
     # Multiply and add in full precision: a matrix product may be rounded to 10 bits on an accelerator.
-    weights = fragments.barycentrics.astype(attributes.dtype)
-    values = (weights[..., None] * corners).sum(axis=-2)
-    return jnp.where(fragments.mask[..., None], values, jnp.zeros((), attributes.dtype))
+    values = (fragments.barycentrics.astype(corners.dtype)[..., None] * seen).sum(axis=-2)
+    return jnp.where(fragments.mask[..., None], values, jnp.zeros((), corners.dtype))
 
 
 def project_vertices(

@@ -32,7 +32,7 @@ AMBIENT_REACH = 0.06
 BACKGROUND = (241, 242, 244)
 """sRGB, 0 to 255, behind a mesh without an image."""
 
-_SIZES = (128, 256, 512, 1024)  # sides of the squares in which meshes are rendered
+_SIZES = (128, 256, 384, 512, 1024)  # sides of the squares in which meshes are rendered
 # Direction toward the light in the camera frame, colour times strength.
 _LIGHTS = (
     ((-0.55, -0.75, -0.75), (1.00, 0.96, 0.90)),  # key: upper left, in front
@@ -63,21 +63,31 @@ def shade(
     camera: Camera,
     colors: Float[Array, "vertices 3"],
 ) -> Float[Array, "height width 3"]:
-    """Compute linear RGB of every pixel of `rasterise`, 0 without a face, from linear RGB of the vertices."""
+    """Compute linear RGB of every pixel of `rasterise`, 0 without a face, from linear RGB of the vertices.
+
+    Light is computed at the corners of the faces, of which there are far fewer than pixels, and interpolated.
+    """
+    color = interpolate(fragments, _light(vertices, faces, camera, colors))
+    return color * ambient_openness(fragments, camera)[..., None]
+
+
+def _light(
+    vertices: Float[Array, "vertices 3"], faces: Int[Array, "faces 3"], camera: Camera, colors: Float[Array, "v 3"]
+) -> Float[Array, "faces 3 3"]:
+    """Return linear RGB of every corner of every face."""
     dtype = vertices.dtype
-    attributes = jnp.concatenate([vertices, vertex_normals(vertices, faces), colors.astype(dtype)], axis=-1)
-    points, normals, albedo = jnp.split(interpolate(fragments, faces, attributes), 3, axis=-1)
+    flat = jnp.broadcast_to(face_normals(vertices, faces)[:, None], (*faces.shape, 3))
+    smooth = vertex_normals(vertices, faces)[faces]
 
     # The viewer is at the camera's centre in perspective and along -z in weak perspective.
     backward = jnp.asarray([0.0, 0.0, -1.0], dtype)[None, None, :]
     p = camera.perspectivity
-    toward_eye = _normalise(-p * points + (1.0 - p) * backward)
-    facing = face_normals(vertices, faces)[jnp.maximum(fragments.face_index, 0)] if faces.shape[0] else points
-    outside = ((facing * toward_eye).sum(axis=-1, keepdims=True) >= 0) & fragments.mask[..., None]
-    has_normal = (normals * normals).sum(axis=-1, keepdims=True) > 1e-6  # else the vertices' normals cancel
-    normals = jnp.where(has_normal, _normalise(normals), facing)
+    toward_eye = _normalise(-p * vertices[faces] + (1.0 - p) * backward)
+    outside = (flat * toward_eye).sum(axis=-1, keepdims=True) >= 0
+    has_normal = (smooth * smooth).sum(axis=-1, keepdims=True) > 1e-6  # else the normals of the vertex's faces cancel
+    normals = jnp.where(has_normal, _normalise(smooth), flat)
     normals = jnp.where(outside, normals, -normals)
-    albedo = jnp.where(outside, albedo, jnp.asarray(INSIDE, dtype)[None, None, :])
+    albedo = jnp.where(outside, colors.astype(dtype)[faces], jnp.asarray(INSIDE, dtype)[None, None, :])
 
     def rgb(values: Sequence[float]) -> Array:
         return jnp.asarray(values, dtype)[None, None, :]
@@ -94,10 +104,7 @@ def shade(
         gloss = gloss + rgb(strength) * halfway**_GLOSS_EXPONENT * jnp.clip(4.0 * cosine, 0.0, 1.0)
     # Skin is brighter and glossier where it turns away from the viewer.
     grazing = (1.0 - jnp.clip((normals * toward_eye).sum(axis=-1, keepdims=True), 0.0, 1.0)) ** 4
-    gloss = gloss * (_GLOSS + 0.25 * grazing) * outside.astype(dtype)
-    open_space = ambient_openness(fragments, camera)[..., None]
-    color = (albedo * diffuse + gloss) * open_space
-    return jnp.where(fragments.mask[..., None], color, 0.0)
+    return albedo * diffuse + gloss * (_GLOSS + 0.25 * grazing) * outside.astype(dtype)
 
 
 def ambient_openness(
@@ -163,8 +170,8 @@ def shaded_square(
     large = transform_camera(camera, affine.astype(camera.linear.dtype))
     fragments = rasterise(vertices, faces, large, n, n)
     color = shade(fragments, vertices, faces, large, colors)
-    blocks = jnp.concatenate([color, fragments.mask[..., None].astype(color.dtype)], axis=-1)
-    mean = blocks.reshape(size, 2, size, 2, 4).mean(axis=(1, 3))
+    parts = jnp.concatenate([color, fragments.mask[..., None].astype(color.dtype)], axis=-1)
+    mean = 0.25 * (parts[::2, ::2] + parts[1::2, ::2] + parts[::2, 1::2] + parts[1::2, 1::2])
     straight = to_srgb(mean[..., :3] / jnp.maximum(mean[..., 3:], 1e-6))
     return jnp.round(255.0 * jnp.concatenate([straight, mean[..., 3:]], axis=-1)).astype(jnp.uint8)
 
