@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 
 from handtailor_jax.cli_data import ConvertOfficial, Export, File, Label, Number, Preset, Synth
-from handtailor_jax.commands import command, keep_compiled_programs, parse
+from handtailor_jax.commands import command, keep_compiled_programs, parse, refuse_idle
 from handtailor_jax.errors import InputError
 from handtailor_jax.types import NetworkName, Side
 
@@ -73,14 +73,19 @@ class Predict:
     def __call__(self) -> None:
         """Recover the hands of all inputs and write the results."""
         from handtailor_jax.geometry.cameras import as_camera, checked_length
-        from handtailor_jax.hand_tailor import HandTailor
+        from handtailor_jax.hand_tailor import HandTailor, check_arguments
         from handtailor_jax.mano.loading import load_hand
         from handtailor_jax.predict import HandFiles, find_sources, predict
         from handtailor_jax.tailor.tailor import PRESETS, TailorConfig
 
-        for name, value in (("--hands", self.hands), ("--passes", self.passes)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}: give at least 1")
+        check_arguments(self.side, self.hands, self.passes)
+        idle = {
+            "--passes does not apply without --box": self.passes != 2 and not self.box,
+            "--hands and --thorough do not apply with --box": self.box and (self.thorough or (self.hands or 1) > 1),
+            "--thorough does not apply with --network hourglass": self.thorough and self.network == "hourglass",
+            "--preset does not apply with --no-tailor": self.preset and not self.tailor,
+        }
+        refuse_idle(idle)
         as_camera(self.camera)
         if self.hand_length is not None:
             checked_length(self.hand_length, self.camera)
@@ -97,11 +102,7 @@ class Predict:
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Recover hand meshes from the images that come with the package.
-
-    The images are renderings of the embedded hand that the network was not trained on. The results are those of
-    `handtailor predict`: <id>.json, <id>_overlay.png, <id>.glb and sheet.png.
-    """
+    """Run `predict --mesh glb` on the packaged images, renderings that the network was not trained on."""
 
     out: Out = Path("demo")
     """Folder for the results."""

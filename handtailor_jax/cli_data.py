@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from handtailor_jax.commands import refuse_idle
 from handtailor_jax.errors import InputError
 from handtailor_jax.tailor.tailor import PresetName
 
@@ -92,7 +93,7 @@ class ConvertOfficial:
         from handtailor_jax.results import prepare_folder
 
         module = load_official(read_state_dict(self.checkpoint))
-        prepare_folder(self.weights.absolute().parent, [self.weights.name], [self.checkpoint])
+        prepare_folder(self.weights.absolute().parent, [self.weights.absolute().name], [self.checkpoint])
         save_weights(self.weights, module, {"source": f"released checkpoint {self.checkpoint.name}, converted"})
         print(f"written to {self.weights}")
 
@@ -131,18 +132,19 @@ class Export:
             "--weights": self.weights is not None and self.part == "tailor",
             "--hand": self.hand is not None and self.part == "hand-module",
             "--preset": self.preset is not None and self.part == "hand-module",
+            "--preset landmarks": self.preset == "landmarks" and self.part == "pipeline",
             "--no-tailor": not self.tailor and self.part != "pipeline",
             "--no-perspective": not self.perspective and self.part != "tailor",
         }
-        for name in (name for name, given in idle.items() if given):
-            raise InputError(f"{name} does not apply to `handtailor export {self.part}`: leave it out")
+        refuse_idle({f"{name} does not apply to `handtailor export {self.part}`": idle[name] for name in idle})
         if not self.platforms:
             raise InputError("--platforms names no platform: give at least one of cpu, cuda, tpu")
         hand = load_hand(self.hand)
         module = None if self.part == "tailor" else load_module(self.weights, None if self.hand is None else hand)
         preset = PRESETS[self.preset or ("default" if self.part == "tailor" else "network")]()
         # The folder is made after everything that can be wrong with the inputs.
-        prepare_folder(self.out.absolute().parent, [self.out.name, f"{self.out.name}.json"], [self.weights, self.hand])
+        out = self.out.absolute()
+        prepare_folder(out.parent, [out.name, f"{out.name}.json"], [self.weights, self.hand])
         if module is None:
             export.export_tailor(self.out, hand, preset, perspective=self.perspective, platforms=self.platforms)
         elif self.part == "hand-module":

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -16,7 +16,7 @@ from handtailor_jax.errors import InputError, InputWarning
 P = ParamSpec("P")
 
 _MEMORY = "not enough memory: give smaller inputs"
-_UNION = re.compile("no type matching .* could be instantiated from")
+_UNION = re.compile(r"Error parsing (\S+): no type matching .* could be instantiated from \[(.*?)\]; expected")
 _HEADINGS = {"Argument helptext:": "expected", "Perhaps you meant:": "perhaps you meant", "Missing from": "missing is"}
 # Lines between the sections of tyro's boxes, of which the first is a title; without Unicode they have no frame.
 _RULE = re.compile(r"^(?:[╭╰].*|[│ ]*─{4}.*| *-{4,} *)$", re.MULTILINE)
@@ -121,7 +121,14 @@ def parse(kind: Any, program: str, arguments: Sequence[str] | None, **options: A
             if paragraph and paragraph[0].startswith(heading):
                 paragraph = [short, *(paragraph[1:2] if heading != "Missing from" else paragraph[1:])]
         parts.append(" ".join(paragraph).rstrip("."))
-    raise InputError(_UNION.sub("no value can be made of", "; ".join(filter(None, parts))))
+    text = re.sub("'None', |, 'None'", "", "; ".join(filter(None, parts)))
+    raise InputError(_UNION.sub(r"\1 is given as \2: give", text))
+
+
+def refuse_idle(reasons: Mapping[str, object]) -> None:
+    """Raise an `InputError` with the first reason that is true: an option that is given has no effect."""
+    for reason in (reason for reason, given in reasons.items() if given):
+        raise InputError(f"{reason}: leave it out")
 
 
 def cache_folder() -> Path | None:

@@ -13,7 +13,7 @@ from handtailor_jax.errors import FloatArray, InputError, checked_array, numbers
 from handtailor_jax.geometry.cameras import checked_length, intrinsic_matrix
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import CONVENTIONS
-from handtailor_jax.mano.pose_forms import MOST_PARAMETER, pose_from
+from handtailor_jax.mano.pose_forms import pose_from
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_BETAS, permutation
 from handtailor_jax.types import Side
 
@@ -25,6 +25,9 @@ _LONGEST_ID = 180
 
 # More keypoints than this on exactly one spot are placeholders, not a hand.
 _MOST_ON_ONE_SPOT = 4
+
+# Standard deviations: beyond, the mesh of a hand model is no hand.
+_MOST_STD = 10.0
 
 # Pixels: fractions of the image can exceed 1 where a hand reaches out of it.
 _SMALLEST, _LARGEST = 4.0, 1e6
@@ -83,10 +86,10 @@ def detection(
     """Check and convert keypoints and further estimates of one hand; see the fields of `Detection`.
 
     The confidence is 1 if None. `order` is the order of `keypoints_2d`, `confidence` and `joints_3d`: a name in
-    `KEYPOINT_ORDERS`. The camera is {fx, fy, cx, cy}, those four numbers, or a (3, 3) matrix; betas are up to 10
-    values. `pose_from` lists the forms of `pose`, `pca`, `global_rotation` and `flat_hand_mean`, where mean and
-    components are those of the model `hand`, the embedded one if None. A `hand_length` needs a camera, `fixed_betas`
-    needs betas.
+    `KEYPOINT_ORDERS`. The camera is {fx, fy, cx, cy}, those four numbers, a (3, 3) matrix or a perspective `Camera`;
+    betas are up to 10 values. `pose_from` lists the forms of `pose`, `pca`, `global_rotation` and `flat_hand_mean`,
+    where mean and components are those of the model `hand`, the embedded one if None. A `hand_length` needs a camera,
+    `fixed_betas` needs betas.
 
     Raises:
         InputError: If a value is invalid.
@@ -186,7 +189,10 @@ def checked_betas(betas: Any, fixed: Any) -> FloatArray | None:
     values = np.asarray(numbers("betas", betas)).reshape(-1)
     if values.size > NUM_BETAS:
         raise InputError(f"betas has {values.size} values: the model has {NUM_BETAS}")
-    return checked_array("betas", np.pad(values, (0, NUM_BETAS - values.size)), (NUM_BETAS,), most=MOST_PARAMETER)
+    betas = checked_array("betas", np.pad(values, (0, NUM_BETAS - values.size)), (NUM_BETAS,))
+    if (most := np.abs(betas).max()) > _MOST_STD:
+        raise InputError(f"betas holds {most:g}: give standard deviations of the model's shapes, {_MOST_STD:g} at most")
+    return betas
 
 
 def read_detections(path: str | Path, hand: HandModel | None = None) -> list[Detection]:

@@ -95,7 +95,9 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> Any:
         if not content.strip():
             raise InputError(f"the file is empty; {remedy}")
         try:
-            return json.loads(content)
+            return json.loads(content, object_pairs_hook=_object)
+        except InputError as error:
+            raise InputError(f"{error}; {remedy}") from None
         except json.JSONDecodeError as error:
             raise InputError(f"is not complete JSON (line {error.lineno}: {error.msg}); {remedy}") from None
         except UnicodeDecodeError:
@@ -106,11 +108,21 @@ def read_json(path: str | os.PathLike[str], remedy: str) -> Any:
             raise InputError(f"holds a number of thousands of digits; {remedy}") from None
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"has the field {twice[:40]!r} twice in one object")
+    return found
+
+
 def check_range(name: str, values: Any, low: int | float, high: int | float = 1e9) -> None:
     """Raise an `InputError` unless a number, or each of a tuple of numbers, is from `low` to `high`."""
     for value in values if isinstance(values, tuple) else (values,):
         if not low <= value <= high:
-            raise InputError(f"{name} is {str(value)[:40]}: give {low:g} to {high:g}")
+            expected = f"at least {low:g}" if value < low and high == 1e9 else f"{low:g} to {high:g}"
+            raise InputError(f"{name} is {str(value)[:40]}: give {expected}")
 
 
 def numbers(name: str, values: Any) -> Any:
@@ -119,6 +131,8 @@ def numbers(name: str, values: Any) -> Any:
     Raises:
         InputError: If they hold anything else, or rows of different lengths; the message begins with `name`.
     """
+    if isinstance(values, np.ma.MaskedArray):
+        values = np.ma.filled(values.astype(np.float64), np.nan)  # NumPy would forget the mask
     try:
         # NumPy would parse text and convert true to 1.
         plain = isinstance(values, np.ndarray) and values.dtype.kind not in "OSUbc"

@@ -29,7 +29,7 @@ from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
-from handtailor_jax.pipeline import recover
+from handtailor_jax.pipeline import fitting_config, recover
 from handtailor_jax.results import write_atomically, write_json
 from handtailor_jax.skeleton import KEYPOINTS, MANO_JOINTS
 from handtailor_jax.tailor.placement import camera_mesh, initialize
@@ -173,7 +173,7 @@ def export_pipeline(
     module = inference_form(module)
     hand = embedded_hand() if hand is None else hand
     model = hand if hand.side == "right" else hand.mirrored()
-    size = module.config.image_size
+    config, size = fitting_config(module, config), module.config.image_size
     to_crop = "affine map A from pixels of the image to the crop's, A @ (u, v, 1); [[1, 0, 0], [0, 1, 0]] if none"
     inputs = {
         "crops": _Input((size, size, 3), _CROPS, np.uint8),

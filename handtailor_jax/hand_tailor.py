@@ -99,9 +99,15 @@ class HandTailor:
 
         self._run = jax.jit(kept(run, "recover", graph, self.config) if is_own(module) else run)
 
-    def __reduce__(self) -> Any:
+    def __getstate__(self) -> Any:
         # Compiled programs cannot be pickled; networks are pickled as their structure and arrays.
-        return _unpickled, (*nnx.split(self.module), self.hand, self.config, self.hand_length)
+        others = vars(self).keys() - {"module", "finder", "_state", "_run"}
+        return *nnx.split(self.module), {name: vars(self)[name] for name in others}
+
+    def __setstate__(self, stored: Any) -> None:
+        graph, state, others = stored
+        HandTailor.__init__(self, nnx.merge(graph, state), others["hand"], others["config"], others["hand_length"])
+        vars(self).update(others)  # those of a subclass
 
     @classmethod
     def load(
@@ -195,23 +201,18 @@ class HandTailor:
         return [replace(each, hand=with_length(self.hand, each.hand, self.hand_length)) for each in hands]
 
 
-def _unpickled(graph: Any, state: Any, *arguments: Any) -> HandTailor:
-    return HandTailor(nnx.merge(graph, state), *arguments)
-
-
 def side_prior(side: Side | None) -> float:
     """Return the prior probability of a right hand."""
     return 0.5 if side is None else float(side == "right")
 
 
-def check_arguments(side: Any = None, hands: Any = None, passes: int = 1) -> None:
+def check_arguments(side: Any = None, hands: Any = None, passes: Any = 1) -> None:
     """Raise the InputError of `HandTailor` for arguments that do not depend on the image."""
     if side is not None and side not in get_args(Side):
         raise InputError(f"side is {side!r}: use right or left, or leave it out")
-    if hands is not None and hands < 1:
-        raise InputError(f"hands is {hands}: give at least 1")
-    if passes < 1:
-        raise InputError(f"passes is {passes}: give at least 1")
+    for name, value in (("hands", 1 if hands is None else hands), ("passes", passes)):
+        if not isinstance(value, int | np.integer) or not 1 <= value <= 100:
+            raise InputError(f"{name} is {value!r}: give at least 1, at most 100")
 
 
 class LandmarkFinder:

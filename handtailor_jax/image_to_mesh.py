@@ -97,14 +97,13 @@ def _levels(image: Any, dtype: jnp.dtype) -> Float[Array, "height width 3"]:
 
 def _camera(camera: Any, dtype: jnp.dtype) -> Camera:
     """Return one camera of arrays."""
-    if not _is_traced(camera):
-        shape = getattr(camera, "shape", (3, 3))
-        if shape not in ((3, 3), (4,)):
-            raise InputError(f"camera has shape {shape}: give a matrix (3, 3), fx fy cx cy, or a Camera")
-        batched = isinstance(camera, Camera) and jnp.shape(camera.linear) != (2, 2)
-        camera = camera if batched else as_camera(camera)
-    elif not isinstance(camera, Camera):
-        if isinstance(camera, Mapping) and set(camera) == {"fx", "fy", "cx", "cy"}:
+    batched = isinstance(camera, Camera) and jnp.shape(camera.linear) != (2, 2)
+    if camera is None:
+        camera = as_camera(None)
+    elif not _is_traced(camera) and not batched and getattr(camera, "shape", (4,)) in ((3, 3), (4,)):
+        as_camera(camera)  # checks it, in float32
+    if not isinstance(camera, Camera):
+        if isinstance(camera, Mapping) and {"fx", "fy", "cx", "cy"} <= set(camera):
             camera = [camera[name] for name in ("fx", "fy", "cx", "cy")]
         camera = jnp.asarray(camera)
         if camera.shape == (4,):

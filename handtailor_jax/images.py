@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,12 +60,14 @@ def read_image(path: Path) -> Image:
         raise InputError(f"{path}: the image cannot be read ({error.strerror}): correct its path") from None
     with naming(path):
         # OpenCV does not turn AVIF images by the orientation in their container.
-        heif = data[4:8] == b"ftyp"
+        heif = data[4:8] == b"ftyp" and re.search(rb"mif1|msf1|hei|avi[fs]", data[8:40]) is not None
+        short = _cut_short(data)
         for decode in (_by_pillow, _by_opencv) if heif else (_by_opencv, _by_pillow):
-            if not _cut_short(data) and (image := decode(data)) is not None:
+            if not short and (image := decode(data)) is not None:
                 return image
-        if heif:
-            raise InputError(f"is a HEIC or AVIF image: {install('heif')}, or convert it to JPEG")
+        if heif and not short:
+            reason = "is a HEIC or AVIF image that is damaged or lacks a decoder"
+            raise InputError(f"{reason}: {install('heif')}, or convert it to JPEG")
         raise InputError("is not an image that can be read: give a complete PNG or JPEG")
 
 
@@ -110,7 +113,7 @@ def as_rgb(image: Any) -> Image:
     """Convert an array to uint8 RGB (H, W, 3).
 
     The array may be uint8, uint16 (of as many bits as its largest value needs) or float with values 0 to 1; grey (H, W)
-    or (H, W, 1), RGB, or RGBA, whose alpha is ignored.
+    or (H, W, 1), RGB, or RGBA, whose alpha is ignored. Images of Pillow are converted from palettes and other colours.
 
     Raises:
         InputError: If it is anything else.
@@ -118,6 +121,8 @@ def as_rgb(image: Any) -> Image:
     if image is None or isinstance(image, str | Path):
         hint = "give an array, such as the result of read_image; cv2.imread returns None for a file that it cannot read"
         raise InputError(f"image is {image!r}: {hint}")
+    if getattr(image, "mode", "RGB") in ("1", "P", "PA", "LA", "CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")  # of Pillow
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
@@ -212,11 +217,24 @@ def _window(image: Image, left: int, top: int, side: int, outside: int | None) -
 
 
 def _cut_short(data: bytes) -> bool:
-    """Return whether a PNG or JPEG file lacks its end; decoders only warn on stderr or fill the rest with grey."""
+    """Return whether an image file lacks its end; decoders only warn on stderr or fill the rest with grey."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return b"IEND" not in data
     if data[:2] == b"\xff\xd8":
-        return b"\xff\xd9" not in data[2:]
+        place = 2
+        while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
+            place += 2 + int.from_bytes(
+                data[place + 2 : place + 4], "big"
+            )  # metadata, which may hold a whole thumbnail
+        return b"\xff\xd9" not in data[place:]
+    if data[4:8] == b"ftyp":  # HEIC, AVIF: boxes that begin with their size
+        place, kinds = 0, set()
+        while place + 8 <= len(data):
+            size = int.from_bytes(data[place : place + 4], "big")
+            size = int.from_bytes(data[place + 8 : place + 16], "big") if size == 1 else size or len(data) - place
+            kinds.add(data[place + 4 : place + 8])
+            place += max(size, 8)
+        return place > len(data) or b"mdat" not in kinds
     return not data
 
 

@@ -83,6 +83,8 @@ def fitting_config(module: HandModule | LandmarkHandModule, config: Preset) -> T
     if landmarks and config and isinstance(config.energy, PaperEnergy):
         own = "the hand model's own keypoints, not for the landmark network's"
         raise InputError(f"the paper's energies are defined for {own}: choose another preset, or the network hourglass")
+    if not landmarks and config == TailorConfig.landmarks():
+        raise InputError("the preset landmarks has the errors of the landmark network's keypoints: use preset network")
     return config
 
 

@@ -395,6 +395,13 @@ def test_unusable_hand_model(refused, tmp_path, entry):
     assert "no such file" in refused(hands, "--hand", str(tmp_path / "missing.pkl"))
 
 
+def test_export_onto_a_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main(["export", "tailor", "."])
+    assert f"{tmp_path}: is a folder where a file is to be written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -403,6 +410,7 @@ def test_unusable_hand_model(refused, tmp_path, entry):
         (["hand-module", "--weights", "."], "is a folder"),
         (["tailor", "--platforms"], "names no platform"),
         (["hand-module", "--preset", "paper"], "--preset does not apply to `handtailor export hand-module`"),
+        (["pipeline", "--preset", "landmarks"], "--preset landmarks does not apply to `handtailor export pipeline`"),
         (["tailor", "--weights", "w.safetensors"], "--weights does not apply to `handtailor export tailor`"),
     ],
 )

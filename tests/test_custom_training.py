@@ -1,6 +1,7 @@
 """Training on data, losses and networks of one's own, and on clusters that JAX finds by itself."""
 
 import dataclasses
+import importlib
 import json
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from handtailor_jax.training.config import DataConfig, TrainingConfig
 from handtailor_jax.training.custom import Custom
 from handtailor_jax.training.evaluate import test_sets as evaluation_sets
 from handtailor_jax.training.report import plain
-from handtailor_jax.training.sources import open_sources
+from handtailor_jax.training.sources import evaluation_samples, open_sources
 from tests.test_training import IK, TINY, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,6 +85,40 @@ def test_own_evaluation(hand, tmp_path):
     assert [each.name for each in sets] == ["custom", "custom_without_intrinsics"]
     assert len(sets[0].crops.image) == 4
     assert evaluation_sets(config, hand, None) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "custom", "message"),
+    [
+        ({"stage": "ik"}, Custom(sources=[(Grey(30), 1.0)]), "stage is ik, which samples poses"),
+        ({"stage": "ik"}, Custom(evaluation=Grey(30)), "stage is ik, which samples poses"),
+        (
+            {"data": DataConfig(dataset="rhd", dataset_folder=Path("RHD"))},
+            Custom(sources=[(Grey(30), 1.0)]),
+            "data.dataset and data.dataset_folder are given beside sources",
+        ),
+    ],
+)
+def test_what_excludes_ones_own_data(tmp_path, changed, custom, message):
+    with pytest.raises(InputError, match=message):
+        loop.train(TrainingConfig(module=TINY, **changed), tmp_path / "run", custom=custom)
+    assert not (tmp_path / "run").exists()
+
+
+def test_own_evaluation_without_own_sources(hand, tmp_path, monkeypatch):
+    """It is beside the rendered samples, or in the place of the dataset's."""
+
+    class Pool:
+        def __init__(self, *_):
+            pass
+
+        def batch(self, rows):
+            return evaluation_samples(config, hand, Grey(30))
+
+    monkeypatch.setattr(importlib.import_module("handtailor_jax.training.evaluate"), "SamplePool", Pool)
+    for data, names in ({}, ["synthetic", "custom"]), ({"dataset": "rhd", "dataset_folder": tmp_path}, ["custom"]):
+        config = TrainingConfig(module=TINY, batch=8, data=DataConfig(cache=tmp_path, size=48, test=4, **data))
+        assert [each.name for each in evaluation_sets(config, hand, Grey(90, 9))][::2] == names
 
 
 class Doubled(HandModule):

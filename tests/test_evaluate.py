@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from handtailor_jax.data import open_dataset
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.alignment import Protocol
 from handtailor_jax.evaluation.freihand import freihand_joints
 from handtailor_jax.evaluation.metrics import GRID_5_20, auc
-from handtailor_jax.evaluation.paper import ablations, figures, networks
+from handtailor_jax.evaluation.paper import ablations, figures, networks, reproduce
 from handtailor_jax.evaluation.paper.figures import figure3b_claim
 from handtailor_jax.evaluation.paper.reproduce import EvaluationConfig, evaluate, read_truth
 from handtailor_jax.evaluation.paper.sources import (
@@ -271,7 +272,7 @@ def test_bad_input(tmp_path, script, monkeypatch, capsys, arguments, message):
 
 
 @pytest.mark.parametrize("dataset", ["rhd", "stb", "freihand"])
-def test_datasets_as_published(tmp_path, dataset):
+def test_datasets_as_published(tmp_path, dataset, monkeypatch):
     root, out = tmp_path / "data", tmp_path / "out"
     if dataset == "rhd":
         write_rhd(root)
@@ -294,6 +295,21 @@ def test_datasets_as_published(tmp_path, dataset):
     found = evaluate(dataclasses.replace(config, predictions=str(tmp_path / "p.npz")))
     assert found.tables[0].name == "table1"
     assert dataset in (out / "report.md").read_text()
+
+    class First:
+        """A reader whose other samples are not read before the refusal."""
+
+        def __init__(self, *arguments, **options):
+            self.reader = open_dataset(*arguments, **options)
+
+        def __len__(self):
+            return len(self.reader)
+
+        def __getitem__(self, index):
+            assert index == 0
+            return self.reader[index]
+
+    monkeypatch.setattr(reproduce, "open_dataset", First)
     with pytest.raises(InputError, match="needs true poses"):
         evaluate(dataclasses.replace(config, predictions="simulated"))
 

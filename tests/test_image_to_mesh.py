@@ -13,6 +13,8 @@ import handtailor_jax as ht
 from handtailor_jax.cli import EXAMPLES
 from handtailor_jax.detector.regions import cut, square_region, to_image
 from handtailor_jax.geometry.crops import crop_turned, crop_upright
+from handtailor_jax.hand_module.weights import load_module
+from handtailor_jax.image_to_mesh import _camera
 from handtailor_jax.images import crop_square, read_image
 from handtailor_jax.tailor.placement import with_floats
 
@@ -199,6 +201,43 @@ def test_hand_tailor_is_pickled(tailor):
         jax.tree.leaves((copy.module, copy.hand)), jax.tree.leaves((tailor.module, tailor.hand)), strict=True
     ):
         np.testing.assert_array_equal(mine, other)
+
+
+class Named(ht.HandTailor):
+    """A subclass with another constructor, which no copy may call, and a field of its own."""
+
+    def __init__(self, module, *, name):
+        super().__init__(module)
+        self.name = name
+
+
+def test_a_subclass_of_hand_tailor_is_pickled(hourglass):
+    copy = pickle.loads(pickle.dumps(Named(hourglass, name="mine")))
+    assert type(copy) is Named
+    assert copy.name == "mine"
+    assert copy.config == ht.TailorConfig.network()
+
+
+@pytest.mark.parametrize("form", ["matrix", "numbers", "camera"])
+def test_cameras_keep_the_precision_of_the_module(x64, form):
+    exact = 500.123456789012
+    camera: object = (exact, exact, 100.0, 90.0)
+    if form != "numbers":
+        camera = ht.Camera.perspective(*camera)
+    found = _camera(np.asarray(camera.matrix) if form == "matrix" else camera, np.dtype("float64"))
+    assert float(found.linear[0, 0]) == exact
+
+
+def test_the_embedded_hand_in_any_type_and_side_is_the_embedded_hand(hand64, mano):
+    for given in (hand64, hand64.mirrored(), ht.embedded_hand("left")):
+        assert load_module(None, given).config.stacks_2d
+    with pytest.raises(ht.InputError, match="the embedded weights fit the embedded hand only"):
+        load_module(None, mano)
+
+
+def test_the_preset_of_the_other_network(hourglass):
+    with pytest.raises(ht.InputError, match="the preset landmarks has the errors of the landmark network's keypoints"):
+        ht.HandTailor(hourglass, config=ht.TailorConfig.landmarks())
 
 
 def test_a_view_without_batch_axis_is_refused(tailor, image):

@@ -160,10 +160,9 @@ def quick(weights, *inputs, out, more=BOX):
         out,
         "--no-tailor",
         "--no-overlay",
-        "--passes",
-        "1",
         "--network",
         "hourglass",
+        *(("--passes", "1") if "--box" in more else ()),
         *more,
     )
 
@@ -325,8 +324,13 @@ def refused(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--hands", "0"), "--hands is 0: give at least 1"),
-        (("--passes", "0"), "--passes is 0: give at least 1"),
+        (("--hands", "0"), "hands is 0: give at least 1"),
+        (("--passes", "0"), "passes is 0: give at least 1"),
+        (("--passes", "3"), "--passes does not apply without --box: leave it out"),
+        (("--hands", "2", "--box", "0", "0", "9", "9"), "--hands and --thorough do not apply with --box"),
+        (("--thorough", "--network", "hourglass"), "--thorough does not apply with --network hourglass"),
+        (("--no-tailor", "--preset", "default"), "--preset does not apply with --no-tailor"),
+        (("--network", "hourglass", "--preset", "landmarks"), "the preset landmarks has the errors of the landmark"),
         (("--preset", "paper"), "the paper's energies are defined for the hand model's own keypoints"),
         (("--camera", "0", "1", "2", "3"), "they must be positive"),
         (("--camera", "nan", "1", "2", "3"), "camera holds NaN"),

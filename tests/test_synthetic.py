@@ -279,8 +279,10 @@ def test_files_in_freihands_layout(hand, dataset, samples, tmp_path):
         focal = 0.5 * (k[0, 0] + k[1, 1])
         np.testing.assert_allclose(np.append(root - k[:2, 2], focal) / scale, xyz[ROOT], atol=1e-5)
     assert cv2.imread(str(out / "contact_sheet.jpg")) is not None
-    with pytest.raises(InputError, match="exists already"):
-        write_freihand(dataset, count, out, progress=False)
+    (tmp_path / "link").symlink_to("nowhere")
+    for place in (out, tmp_path / "link"):
+        with pytest.raises(InputError, match="exists already"):
+            write_freihand(dataset, count, place, progress=False)
     with pytest.raises(InputError, match="count"):
         write_freihand(SyntheticDataset(CONFIG, "test"), TEST_SAMPLES + 1, tmp_path / "none", progress=False)
 

@@ -140,11 +140,16 @@ def as_camera(camera: Any) -> Camera:
 
 
 def intrinsic_matrix(camera: Any) -> FloatArray:
-    """Return {fx, fy, cx, cy}, those four numbers or a matrix as a checked intrinsic matrix (3, 3), pixels.
+    """Return {fx, fy, cx, cy}, those four numbers, a matrix or a `Camera` as a checked intrinsic matrix (3, 3), pixels.
 
     Raises:
         InputError: If it is none of these, or no camera has such intrinsics.
     """
+    if isinstance(camera, Camera):
+        camera = as_camera(camera)
+        if not camera.perspectivity:
+            raise InputError("camera is a weak-perspective Camera: leave it out, or give intrinsics in pixels")
+        return np.asarray(camera.matrix)
     if isinstance(camera, Mapping):
         missing = [key for key in ("fx", "fy", "cx", "cy") if key not in camera]
         if missing:

@@ -25,6 +25,7 @@ from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.iknet import IKNet
 from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.results import write_atomically
 
 FORMAT = "handtailor hand module"
@@ -138,9 +139,16 @@ def load_module(weights: str | Path | None, hand: HandModel | None) -> HandModul
         InputError: If the file cannot be read, or if the embedded weights are to pose another hand model, whose shape
             coefficients differ.
     """
-    if weights is None and hand is not None:
+    if weights is None and hand is not None and not _is_embedded(hand):
         raise InputError("the embedded weights fit the embedded hand only: give weights trained with this hand model")
     return load_weights(weights)
+
+
+def _is_embedded(hand: HandModel) -> bool:
+    """Return whether a hand model has the joints and shapes of the embedded one, in any floating-point type."""
+    own = embedded_hand(hand.side)
+    pairs = (hand.rest_joints, own.rest_joints), (hand.joint_shape_directions, own.joint_shape_directions)
+    return all(a.shape == b.shape and np.allclose(a, b, rtol=0.0, atol=1e-6) for a, b in pairs)
 
 
 def provenance(path: Path | str) -> dict[str, str]:

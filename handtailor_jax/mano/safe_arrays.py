@@ -71,7 +71,9 @@ def read_npz(
         InputError: if the file is missing, damaged, too large, or holds Python objects; the message names the file.
     """
     with naming(path):
-        return parse_npz(read_file(path, most_bytes, "store fewer or smaller arrays"), names, most_bytes=most_bytes)
+        return parse_npz(
+            read_file(path, most_bytes, "give a file written by numpy.savez"), names, most_bytes=most_bytes
+        )
 
 
 def parse_npz(content: bytes, names: Collection[str] | None = None, *, most_bytes: int = MOST_BYTES) -> Arrays:

@@ -82,7 +82,7 @@ def write_freihand(dataset: SyntheticDataset, count: int, out: Path, progress: b
         raise InputError(f"count must be between 1 and {len(dataset)} for the {dataset.split} split, got {count}")
     if out.resolve() == Path.cwd():
         raise InputError(f"{out}: is the working folder: name a new folder as --out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InputError(f"{out}: exists already: choose another --out or remove it")
     seed = dataset.seed if dataset.split == "train" else 0
     photographs = zlib.crc32(np.asarray(dataset.assets.photographs).tobytes())

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from handtailor_jax.errors import check_range
 from handtailor_jax.geometry.cameras import focal_length, inverse_linear, project, unproject
 from handtailor_jax.geometry.lifting import turn_to_axis
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix
@@ -37,6 +38,11 @@ class SearchConfig:
     """Number of starts that are solved with all iterations."""
     distinct: float = 0.01
     """Mean distance of keypoints (metres of the model) at which two solutions count as different hands."""
+
+    def __post_init__(self) -> None:
+        """Raise an InputError if a number is out of range."""
+        check_range("screening", self.screening, 0, 1000)
+        check_range("survivors", self.survivors, 1, 100)
 
 
 def palm_rotations(

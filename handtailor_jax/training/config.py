@@ -232,6 +232,7 @@ class TrainingConfig:
         check_range("batch", self.batch, 1, 8192)
         check_range("seed", self.seed, 0, 2**31 - 1)
         check_range("joint_noise", self.joint_noise, 0)
+        check_range("betas_std", self.betas_std, 0, 10)
         check_range("heatmap_sigma", self.heatmap_sigma, 1e-3)
         parts = self.optimizer.accumulate
         _check(

@@ -9,6 +9,7 @@ from handtailor_jax.data.sample import Reader
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.losses import Term
+from handtailor_jax.training.config import TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,7 +18,8 @@ class Custom:
 
     sources: Sequence[tuple[Reader, float]] = ()
     """Datasets with their weights: readers of your own (`data.sample.Reader`) or from `data.open_dataset`. Together
-    they are the share `data.dataset_share` of every batch, in which each is as frequent as its weight says."""
+    they are the share `data.dataset_share` of every batch, in which each is as frequent as its weight says. They take
+    the place of `data.dataset`, and stage "ik" has none."""
     evaluation: Reader | None = None
     """Dataset of which `data.test` samples are evaluated during the run; none if not given."""
     losses: Sequence[tuple[float, Callable[..., Term]]] = ()
@@ -29,6 +31,23 @@ class Custom:
 
 
 NOTHING = Custom()
+
+
+def with_custom(config: TrainingConfig, custom: Custom) -> TrainingConfig:
+    """Return the configuration of a run in which the sources of your own, if there are any, are the dataset.
+
+    Raises:
+        InputError: If the configuration and what is your own exclude each other.
+    """
+    data = config.data
+    if config.stage == "ik" and (custom.sources or custom.evaluation is not None):
+        raise InputError("stage is ik, which samples poses: leave out sources and evaluation, or choose another stage")
+    if not custom.sources:
+        return config
+    if data.dataset not in (None, "custom") or data.dataset_folder is not None:
+        problem = "data.dataset and data.dataset_folder are given beside sources, which replace them"
+        raise InputError(f"{problem}: leave them out, and give open_dataset(...) as one of the sources")
+    return dataclasses.replace(config, data=dataclasses.replace(data, dataset="custom"))
 
 
 def checked_sources(sources: Any) -> list[tuple[Reader, float]]:

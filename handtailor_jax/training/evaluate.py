@@ -59,8 +59,8 @@ def test_sets(config: TrainingConfig, hand: HandModel, own: Reader | None) -> li
     if data.counts(config.batch).synthetic:
         pool = SamplePool(data.cache, SyntheticConfig(size=data.size), data.test, "test")
         metric["synthetic"] = pool.batch(np.arange(data.test))
-    if data.dataset is not None and (data.dataset != "custom" or own is not None):
-        metric[data.dataset] = evaluation_samples(config, hand, own)
+    if own is not None or data.dataset not in (None, "custom"):
+        metric["custom" if own is not None else str(data.dataset)] = evaluation_samples(config, hand, own)
     for name, batch in metric.items():
         crops = _crops_of(batch, size)
         unknown = jax.tree.map(np.asarray, without_intrinsics(jax.tree.map(jnp.asarray, crops)))

@@ -25,7 +25,7 @@ from handtailor_jax.mano.loading import load_hand
 from handtailor_jax.results import write_atomically, write_json
 from handtailor_jax.synthetic.dataset import load_assets
 from handtailor_jax.training.config import TrainingConfig
-from handtailor_jax.training.custom import NOTHING, Custom
+from handtailor_jax.training.custom import NOTHING, Custom, with_custom
 from handtailor_jax.training.evaluate import create_evaluator
 from handtailor_jax.training.report import Recorder, check_folder, plain, provenance
 from handtailor_jax.training.sources import open_sources
@@ -126,8 +126,7 @@ class Run:
         local = jax.local_devices()
         if devices is not None and not 1 <= devices <= len(local):
             raise InputError(f"{devices} devices were asked for, there are {len(local)}: change --devices")
-        if custom.sources:
-            config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset="custom"))
+        config = with_custom(config, custom)
         self.config, self.folder, self.devices, self.custom = config, folder, tuple(local[:devices]), custom
         self.total_devices = len(self.devices) * jax.process_count()
         check_folder(folder, config, resume)

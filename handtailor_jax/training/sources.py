@@ -86,6 +86,8 @@ def open_sources(config: TrainingConfig, hand: HandModel, custom: Custom = NOTHI
     readers = checked_sources(custom.sources)
     if counts.dataset and not readers:
         readers = [(open_split(config, hand, "training"), 1.0)]
+    if counts.photographs and data.photographs is not None:
+        read_labels(data.photographs, "train")
     if counts.synthetic and data.synthetic == "pool":
         pool = SamplePool(data.cache, SyntheticConfig(size=data.size), data.pool, "train", config.seed)
         order = index_stream(len(pool), config.seed)

@@ -1,8 +1,10 @@
 """The state of a training run, the optimiser, the network that the state belongs to, and checkpoints of the state."""
 
 import dataclasses
+import functools
 import logging
 import re
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -150,6 +152,18 @@ def first_copy(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data[0]), tree)
 
 
+@functools.cache
+def _ignore_closed_loops() -> None:
+    """Do not print that Orbax's threads find their event loop closed after an error; nothing follows from it."""
+    hook = sys.unraisablehook
+
+    def quiet(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = quiet
+
+
 class Checkpoints:
     """Checkpoints of a run, written by Orbax: the latest two and the best one, each complete or absent.
 
@@ -162,8 +176,10 @@ class Checkpoints:
             import orbax.checkpoint as orbax
         except ImportError as error:
             raise InputError(f"training needs Orbax ({error}): pip install orbax-checkpoint") from None
-        # Orbax logs an error with its traceback in each of its threads; `_writing` turns it into one line.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        # Orbax logs an error with its traceback in each of its threads and tasks; `_writing` turns it into one line.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        _ignore_closed_loops()
         self._orbax, self._folder = orbax, folder
         try:
             self._last, self._best = self._manager(folder / "last", 2), self._manager(folder / "best", 1)

@@ -40,6 +40,13 @@ class VideoConfig:
     shape_frames: int = 60
     """Number of frames over which the shape of a track is averaged; older frames fade."""
 
+    def __post_init__(self) -> None:
+        """Raise an InputError if a number is out of range."""
+        for name in ("hands", "search_every", "shape_frames"):
+            check_range(name, getattr(self, name), 1)
+        check_range("remember", self.remember, 0)
+        check_range("pose_share", self.pose_share, 0, 1)
+
 
 @dataclasses.dataclass
 class _Track:

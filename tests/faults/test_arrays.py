@@ -7,14 +7,17 @@ import zipfile
 from types import SimpleNamespace
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from handtailor_jax.data.readers.photos import read_labels
+from handtailor_jax.detections import detection
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.paper.sources import read_predictions
 from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.hand_module.weights import FORMAT, VERSION, load_weights
-from handtailor_jax.images import check_box, read_image
+from handtailor_jax.hand_tailor import check_arguments
+from handtailor_jax.images import as_rgb, check_box, read_image
 from handtailor_jax.mediapipe import from_mediapipe
 
 RNG = np.random.default_rng(0)
@@ -104,6 +107,28 @@ def test_boxes_in_every_form():
     for wrong in ("1 2 3 4", [None] * 4, [[1, 2], [3, 4]], [1, 2, 3], {"x": 1}, [1, 2, 3, "4"], [True] * 4, 10**400):
         with pytest.raises(InputError, match="box"):
             check_box(wrong, image)
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK", "YCbCr", "HSV", "RGBA", "LA", "1"])
+def test_images_of_pillow_in_every_mode(mode):
+    """The values of a palette or of other colours are not RGB."""
+    ramp = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (48, 64, 3))
+    image = PIL.Image.fromarray(ramp.copy()).convert(mode)
+    np.testing.assert_array_equal(as_rgb(image), np.asarray(image.convert("RGB")))
+
+
+def test_the_mask_of_an_array_is_not_forgotten():
+    points = np.ma.masked_array(RNG.uniform(100, 200, (21, 2)), mask=np.arange(42).reshape(21, 2) == 6)
+    with pytest.raises(InputError, match=r"keypoints_2d holds NaN.*give missing keypoints a confidence of 0"):
+        detection(points)
+    assert detection(points, confidence=(np.arange(21) != 3).astype(float)).confidence[3] == 0.0
+
+
+@pytest.mark.parametrize("count", ["2", 1.5, 0, -1, [1], 10**12])
+def test_counts_that_are_none(count):
+    for name in ("hands", "passes"):
+        with pytest.raises(InputError, match=rf"{name} is .*: give at least 1"):
+            check_arguments(**{name: count})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

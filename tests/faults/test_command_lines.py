@@ -19,6 +19,9 @@ MISTAKES = {
     "a number": (train, (*SMOKE, "--steps", "abc"), "expected --steps INT"),
     "below a range": (train, (*SMOKE, "--optimizer.learning-rate", "-1"), "optimizer.learning_rate is -1.0"),
     "NaN": (train, (*SMOKE, "--joint-noise", "nan"), "joint_noise is nan"),
+    "shapes": (train, (*SMOKE, "--betas-std", "-1"), "betas_std is -1.0: give 0 to 10"),
+    "no iterations": (evaluate, ("table3", "--iterations", "--predictions", "x.npz"), "--iterations has no value"),
+    "photographs": (train, (*SMOKE, "--data.photographs", "x"), "x/labels.json: no such file; give a folder"),
     "a choice": (train, (*SMOKE, "--stage", "all"), "invalid choice 'all' for argument '--stage'"),
     "an unknown option": (train, (*SMOKE, "--bach", "3"), "Unrecognized options: --bach"),
     "no value": (train, ("--config",), "Missing value for argument '--config'"),
@@ -28,8 +31,18 @@ MISTAKES = {
     "a dataset": (prepare, ("rhd",), "missing is"),
     "no command": (cli, (), "Expected one of {predict, demo, fit, synth, label, convert-official, export}"),
     "a command": (cli, ("predictt",), "Available subcommands: predict, demo"),
-    "hands": (cli, ("predict", "a.jpg", "--hands", "two"), "no value can be made of ['two']; expected --hands N"),
-    "a camera": (cli, ("predict", "a.jpg", "--camera", "1", "2"), "expected --camera FX FY CX CY"),
+    "hands": (cli, ("predict", "a.jpg", "--hands", "two"), "--hands is given as 'two': give --hands N;"),
+    "a camera": (
+        cli,
+        ("predict", "a.jpg", "--camera", "500", "500"),
+        "--camera is given as '500', '500': give --camera FX FY CX CY;",
+    ),
+    "a box": (cli, ("predict", "a.jpg", "--box", "1", "2", "x", "4"), "give --box X Y W H;"),
+    "a mesh": (
+        cli,
+        ("predict", "a.jpg", "--mesh", "stl"),
+        "invalid choice 'stl' for argument '--mesh'. Expected one of ('",
+    ),
     "a near name": (cli, ("fit", "--hands", "2"), "perhaps you meant --hand FILE"),
 }
 
@@ -45,6 +58,49 @@ def test_mistakes_end_in_one_line(capsys, monkeypatch, pytestconfig, case):
     assert printed.count("\n") == 1
     assert message in printed
     assert not set("│╭╰─") & set(printed)
+    assert "None" not in printed
+
+
+IDLE = {
+    "table1": ("others", "shape-weights", "rounds", "iterations", "shown", "rendered"),
+    "table2": ("shape-weights",),
+    "table3": ("others", "preset", "rendered"),
+    "figure4": ("preset", "damped-iterations"),
+    "networks": ("rendered",),
+}
+VALUES = {"others": "x.npz", "shape-weights": "x.safetensors", "preset": "paper"}
+
+
+@pytest.mark.parametrize(("table", "option"), [(table, option) for table in IDLE for option in IDLE[table]])
+def test_options_of_other_tables(capsys, tmp_path, table, option):
+    arguments = [table, "--weights", "w.safetensors", f"--{option}", VALUES.get(option, "7")]
+    with pytest.raises(SystemExit) as end:
+        evaluate.main([*arguments, "--out", str(tmp_path / "out")])
+    assert end.value.code == 2
+    assert f"error: --{option} does not apply to {table}: leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "option"),
+    [
+        (("rhd", "--root", "."), ("--wrist", "ge")),
+        (("freihand", "--root", "."), ("--stb-camera", "BB_left")),
+        (("synthetic",), ("--split", "train")),
+        (("synthetic",), ("--skip-unreadable",)),
+    ],
+)
+def test_options_of_other_datasets(capsys, tmp_path, dataset, option):
+    arguments = ["all", "--predictions", "simulated", "--dataset", *dataset, *option]
+    with pytest.raises(SystemExit):
+        evaluate.main([*arguments, "--out", str(tmp_path / "out")])
+    assert f"error: {option[0]} does not apply to --dataset {dataset[0]}" in capsys.readouterr().err
+
+
+def test_networks_of_no_hand_module(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        evaluate.main(["networks", "--predictions", "simulated", "--out", str(tmp_path / "out")])
+    assert "error: networks compares hand modules: give --weights instead of --predictions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["predict", "fit", "synth", "export"])

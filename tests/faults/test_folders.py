@@ -1,6 +1,7 @@
 """Folders of photographs in the formats of phones and cameras: read, or named."""
 
 import builtins
+import io
 
 import cv2
 import numpy as np
@@ -9,11 +10,11 @@ import PIL.ImageOps
 import pytest
 
 from handtailor_jax.errors import InputError, InputWarning
-from handtailor_jax.images import read_image
+from handtailor_jax.images import _cut_short, read_image
 from handtailor_jax.predict import find_sources
 
 PIXELS = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (48, 64, 3)).copy()
-HEIC = (24).to_bytes(4, "big") + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(300)
+HEIC = (24).to_bytes(4, "big") + b"ftypheic" + bytes(4) + b"mif1heic" + (300).to_bytes(4, "big") + b"mdat" + bytes(292)
 
 
 def test_what_is_passed_over_is_counted_and_named(tmp_path):
@@ -42,8 +43,42 @@ def test_formats_that_opencv_or_pillow_reads(tmp_path, name):
 
 def test_heic_is_named_with_its_remedy(tmp_path):
     (tmp_path / "a.heic").write_bytes(HEIC)
-    with pytest.raises(InputError, match=r"a\.heic: is a HEIC or AVIF image: pip install '.\[heif\]'"):
+    with pytest.raises(
+        InputError, match=r"a\.heic: is a HEIC or AVIF image that .* lacks a decoder: pip install '.\[heif\]'"
+    ):
         read_image(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize(
+    "content", [HEIC[:-1], HEIC[:24], HEIC.replace(b"mif1heic", b"isommp42").replace(b"heic", b"mp42")]
+)
+def test_images_of_phones_that_are_cut_short_or_are_videos(tmp_path, content):
+    (tmp_path / "a.heic").write_bytes(content)
+    with pytest.raises(InputError, match="is not an image that can be read: give a complete"):
+        read_image(tmp_path / "a.heic")
+
+
+def test_the_end_of_a_thumbnail_is_not_the_end_of_a_photograph():
+    thumbnail, photograph = io.BytesIO(), io.BytesIO()
+    PIL.Image.fromarray(PIXELS[::4, ::4].copy()).save(thumbnail, "JPEG")
+    PIL.Image.fromarray(PIXELS).save(photograph, "JPEG")
+    metadata = b"Exif\0\0" + thumbnail.getvalue()
+    head = b"\xff\xd8\xff\xe1" + (len(metadata) + 2).to_bytes(2, "big") + metadata
+    whole = head + photograph.getvalue()[2:]
+    assert not _cut_short(whole)
+    assert all(_cut_short(whole[:length]) for length in (len(head), len(head) + 50, len(whole) - 2))
+
+
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.99])
+def test_avif_that_is_cut_short(tmp_path, part):
+    try:
+        PIL.Image.fromarray(PIXELS).save(tmp_path / "a.avif")
+    except (OSError, KeyError, ValueError):
+        pytest.skip("this build of Pillow cannot write the format")
+    content = (tmp_path / "a.avif").read_bytes()
+    (tmp_path / "a.avif").write_bytes(content[: int(part * len(content))])
+    with pytest.raises(InputError, match="is not an image that can be read: give a complete"):
+        read_image(tmp_path / "a.avif")
 
 
 @pytest.mark.parametrize(("name", "extra"), [("a.heic", "pillow_heif"), ("a.heif", "pillow_heif"), ("a.avif", None)])

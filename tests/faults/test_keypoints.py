@@ -12,6 +12,7 @@ from handtailor_jax.detections import detection, read_detections
 from handtailor_jax.errors import InputError, InputWarning
 from handtailor_jax.geometry.mirror import mirror_pose
 from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.types import Camera
 from tests.goldens import write_mano
 
 fitting = importlib.import_module("handtailor_jax.fit")  # the package's `fit` is the function
@@ -133,3 +134,19 @@ def test_other_fields_are_named(entry, tmp_path):
 def test_poses_that_contradict_themselves(entry, known):
     with pytest.raises(InputError, match=r"global_rotation|flat_hand_mean|pca"):
         detection(points_of(entry), **known)
+
+
+@pytest.mark.parametrize("text", ['{"id": "a", "keypoints_2d": 1, "id": "b"}', '[{"camera": {"fx": 1, "fx": 2}}]'])
+def test_fields_that_are_given_twice(tmp_path, text):
+    (tmp_path / "in.json").write_text(text)
+    with pytest.raises(InputError, match=r"in\.json: has the field '(id|fx)' twice in one object; give a JSON object"):
+        read_detections(tmp_path / "in.json")
+
+
+def test_a_camera_of_this_package(entry):
+    found = detection(points_of(entry), camera=Camera.perspective(500.0, 510.0, 60.0, 50.0)).camera
+    np.testing.assert_allclose(found, [[500, 0, 60], [0, 510, 50], [0, 0, 1]])
+    with pytest.raises(InputError, match="camera is a weak-perspective Camera: leave it out"):
+        detection(points_of(entry), camera=Camera.weak_perspective())
+    with pytest.raises(InputError, match="give one Camera of one image"):
+        detection(points_of(entry), camera=Camera.perspective(*np.full((4, 2), 500.0)))

@@ -14,8 +14,9 @@ from handtailor_jax.hand_tailor import HandTailor, check_arguments
 from handtailor_jax.images import check_box
 from handtailor_jax.predict import find_sources
 from handtailor_jax.synthetic.dataset import SyntheticConfig
+from handtailor_jax.tailor.search import SearchConfig
 from handtailor_jax.training.config import DataConfig, LossWeights, OptimizerConfig, TrainingConfig
-from handtailor_jax.video.track import HandVideo
+from handtailor_jax.video.track import HandVideo, VideoConfig
 
 NAN, INF = float("nan"), float("inf")
 
@@ -94,6 +95,21 @@ def test_counts_and_seeds_of_the_evaluation(capsys, tmp_path, arguments):
 def test_coordinators_without_a_port(address):
     with pytest.raises(InputError, match="has no port"):
         train.connect(train.Command(coordinator=address, processes=2))
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        *((VideoConfig, {name: 0}) for name in ("hands", "search_every", "shape_frames")),
+        (VideoConfig, {"remember": NAN}),
+        (VideoConfig, {"pose_share": 1.5}),
+        (SearchConfig, {"survivors": 0}),
+        (SearchConfig, {"screening": -1}),
+    ],
+)
+def test_settings_of_videos_and_searches(make, settings):
+    with pytest.raises(InputError, match=rf"{next(iter(settings))} is .*: give "):
+        make(**settings)
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, NAN, INF])

@@ -30,6 +30,7 @@ ABSURD = {
     "rotation 1e8": ({"pca": [0.0], "global_rotation": [0, 1e8, 0]}, "global_rotation holds"),
     "pca 1e8": ({"pca": [1e8], "global_rotation": [0, 0, 0]}, "pca holds"),
     "betas 1e8": ({"betas": [1e8]}, "betas holds"),
+    "betas 50": ({"betas": [0, -50]}, "betas holds 50: give standard deviations of the model's shapes, 10 at most"),
     "a keypoint at 1e8": ({"keypoints_2d": [[1e8, 0]] + [[10.0 * i, i * i] for i in range(20)]}, "keypoints_2d holds"),
 }
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from handtailor_jax.commands import refuse_idle
 from handtailor_jax.data import open_dataset, readable
 from handtailor_jax.data.sample import Reader, Sample
 from handtailor_jax.errors import InputError, check_range
@@ -37,6 +38,17 @@ from handtailor_jax.tailor.tailor import PresetName
 Part = Literal["table1", "table2", "table3", "table4", "figure2", "figure3", "figure4", "networks"]
 Dataset = Literal["synthetic", "rhd", "stb", "freihand"]
 
+# Options that have an effect on some parts only.
+_OF_PARTS: Mapping[str, tuple[Part | Literal["freihand-submission"], ...]] = {
+    "others": ("table2",),
+    "shape_weights": ("table4",),
+    "rounds": ("table3", "table4"),
+    "iterations": ("table3",),
+    "damped_iterations": ("table3",),
+    "shown": ("figure2", "figure4"),
+    "rendered": ("table4",),
+    "preset": ("table1", "table2", "table4", "figure2", "figure3", "networks", "freihand-submission"),
+}
 _MAPS = {"rhd": ("mask", "depth"), "stb": ("mask", "depth"), "freihand": ("mask",)}  # that Table 4 compares with
 _SHAPE_LOSSES = ("L_beta", "L_beta + depth", "L_beta + silhouette")
 
@@ -136,20 +148,34 @@ def evaluate(config: EvaluationConfig) -> Findings:
     return findings
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _check(config: EvaluationConfig) -> None:
     for name in ("count", "rounds", "iterations", "damped_iterations", "shown", "rendered"):
         value = getattr(config, name)
+        if value == ():
+            raise InputError(f"{_flag(name)} has no value: give at least one number")
         if value is not None:
-            check_range(f"--{name.replace('_', '-')}", value, 1)
+            check_range(_flag(name), value, 1)
     check_range("--seed", config.seed, 0, 2**31 - 1)
+    given = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default}
+    idle: dict[str, str] = {name: config.what for name, what in _OF_PARTS.items() if config.what not in (*what, "all")}
+    dataset, is_rendered = f"--dataset {config.dataset}", config.dataset == "synthetic" and config.root is None
+    idle |= dict.fromkeys(("wrist", "stb_camera") if config.dataset != "stb" else (), dataset)
+    idle |= dict.fromkeys(("split", "skip_unreadable") if is_rendered else (), dataset)
+    refuse_idle({f"{_flag(name)} does not apply to {of}": name in given for name, of in idle.items()})
     if config.predictions is None and config.weights is None:
         raise InputError("nothing to evaluate: give --weights FILE, or --predictions simulated or an npz")
     if config.predictions is not None and config.weights is not None:
         raise InputError("--predictions and --weights are both given: choose one")
-    given, most = len(config.shape_weights), len(_SHAPE_LOSSES)
-    if given > most:
+    if config.what == "networks" and config.weights is None:
+        raise InputError("networks compares hand modules: give --weights instead of --predictions")
+    files, most = len(config.shape_weights), len(_SHAPE_LOSSES)
+    if files > most:
         raise InputError(
-            f"--shape-weights has {given} files: it takes at most {most} files: {', '.join(_SHAPE_LOSSES)}"
+            f"--shape-weights has {files} files: it takes at most {most} files: {', '.join(_SHAPE_LOSSES)}"
         )
 
 
@@ -176,9 +202,10 @@ def read_truth(config: EvaluationConfig) -> GroundTruth:
         maps = dict.fromkeys(_MAPS.get(config.dataset, ()), True)
         return open_dataset(config.dataset, root, split, **options, **maps)
 
-    labelled, root = config.what != "freihand-submission", config.root
-    name, read_maps = f"{config.dataset}, split {split}", lambda index: with_maps()[index]
-    return reader_truth(name, samples, reader, count, labelled=labelled, read_maps=read_maps)
+    name, root = f"{config.dataset}, split {split}", config.root
+    labelled, posed = config.what != "freihand-submission", config.predictions == "simulated"
+    read_maps = lambda index: with_maps()[index]  # noqa: E731
+    return reader_truth(name, samples, reader, count, labelled=labelled, posed=posed, read_maps=read_maps)
 
 
 def _subject(config: EvaluationConfig, truth: GroundTruth, hand: HandModel) -> Subject:

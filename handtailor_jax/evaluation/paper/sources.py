@@ -96,6 +96,7 @@ def reader_truth(
     count: int,
     *,
     labelled: bool = True,
+    posed: bool = False,
     read_maps: Callable[[int], Sample] | None = None,
 ) -> GroundTruth:
     """Return the ground truth of a dataset's samples. Images are decoded again when asked for, to bound memory.
@@ -106,10 +107,12 @@ def reader_truth(
         reader: Reader that decodes the images.
         count: Number of samples to take.
         labelled: Whether labels are used. If not, boxes are a fixed square in the middle of the image and joints are 0.
+        posed: Whether poses are needed, for `simulated_predictions`.
         read_maps: See `GroundTruth`.
 
     Raises:
-        InputError: If a sample lacks 3D joints or intrinsics, which every table needs, or there are none.
+        InputError: If a sample lacks 3D joints or intrinsics, which every table needs, or a pose that is needed, or
+            there are no samples.
     """
     indices: list[int] = []
     found: list[Sample] = []
@@ -117,6 +120,8 @@ def reader_truth(
         sample = sample if labelled else _unlabelled(sample)
         if sample.joints is None or sample.intrinsics is None:
             raise InputError(f"{sample.name}: has no 3D joints or no intrinsics, which tables need: use another split")
+        if posed and (sample.pose is None or sample.betas is None):
+            raise _without_poses(dataset)
         indices.append(index)
         found.append(dataclasses.replace(sample, image=np.zeros((0, 0, 3), np.uint8), depth=None, mask=None))
     if not found:
@@ -154,9 +159,7 @@ def simulated_predictions(truth: GroundTruth, seed: int, noise: float = 1.0) -> 
         InputError: If the true poses, to which noise is added, are unknown.
     """
     if truth.pose is None or truth.betas is None:
-        raise InputError(
-            f"--predictions simulated needs true poses, which {truth.dataset} does not have: give --weights or a file"
-        )
+        raise _without_poses(truth.dataset)
     random, n = np.random.default_rng([seed, 5]), len(truth)
     difficulty = np.exp(0.5 * random.normal(size=n))
     width = noise * 0.0125 * difficulty * hand_size(truth.keypoints_2d)
@@ -172,6 +175,11 @@ def simulated_predictions(truth: GroundTruth, seed: int, noise: float = 1.0) -> 
         root_depth=(truth.joints[:, ROOT, 2] * (1.0 + noise * 0.03 * random.normal(size=n))).astype(np.float32),
         bone=(true_bone * (1.0 + noise * 0.03 * random.normal(size=n))).astype(np.float32),
     )
+
+
+def _without_poses(dataset: str) -> InputError:
+    needed = f"--predictions simulated needs true poses, which {dataset} does not have"
+    return InputError(f"{needed}: give --weights or a file")
 
 
 @jax.jit
