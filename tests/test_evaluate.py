@@ -250,7 +250,7 @@ def test_predictions_of_others_are_checked(tmp_path, truth, predictions):
     [
         (["table1"], "nothing to evaluate"),
         (["table1", "--predictions", "simulated", "--weights", "x.safetensors"], "both given"),
-        (["table1", "--predictions", "simulated", "--count", "0"], "--count is 0: give 1"),
+        (["table1", "--predictions", "simulated", "--count", "0"], "--count is 0: give at least 1"),
         (["table1", "--predictions", "simulated", "--dataset", "rhd"], "--root is missing"),
         (["table1", "--predictions", "simulated", "--dataset", "rhd", "--root", "absent"], "absent"),
         (["table1", "--weights", "absent.safetensors", "--count", "2"], "absent.safetensors"),
