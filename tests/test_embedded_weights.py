@@ -33,11 +33,12 @@ def test_they_are_small_and_say_where_they_come_from():
     assert (ASSETS / "small.NOTICE.txt").is_file()
 
 
-def test_they_pose_the_embedded_hand_alone(hand):
+def test_they_pose_the_embedded_hand_alone(hand, mano):
     with pytest.raises(InputError, match="fit the embedded hand only"):
-        load_module(None, hand)
+        load_module(None, mano)
     with pytest.raises(InputError, match="fit the embedded hand only"):
-        HandTailor.load(None, hand, network="hourglass")
+        HandTailor.load(None, mano, network="hourglass")
+    assert HandTailor.load(None, hand, network="hourglass").hand is hand
 
 
 def test_half_precision_keeps_three_digits(tmp_path):
