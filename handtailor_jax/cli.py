@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 
 from handtailor_jax.cli_data import ConvertOfficial, Export, File, Label, Number, Preset, Synth
-from handtailor_jax.commands import command, keep_compiled_programs, parse, refuse_idle
+from handtailor_jax.commands import announce_compiling, command, keep_compiled_programs, parse, refuse_idle
 from handtailor_jax.errors import InputError
 from handtailor_jax.types import NetworkName, Side
 
@@ -127,7 +127,7 @@ class Fit:
     are checked first. Keypoints that no hand fits are reported and skipped; the exit status is then 2.
     """
 
-    file: Positional[File] = None
+    file: Annotated[Positional[Path | None], arg(metavar="[FILE]", help_behavior_hint="")] = None
     """JSON file: an object or a list of objects with keypoints_2d (21 [u, v] pairs, pixels) and further fields of
     docs/cli.md, such as side, camera {fx, fy, cx, cy} and image; the packaged examples if not given."""
     out: Out = Path("fits")
@@ -158,6 +158,7 @@ class Fit:
         for image in filter(None, images):
             read_image(image)
         files.prepare([each.id for each in detections], [self.file, *(each.image for each in detections), self.hand])
+        announce_compiling()
         several, skipped = len(detections) != 1, 0
         for each, path in zip(tqdm(detections, desc="fit", unit="hand", disable=not several), images, strict=True):
             try:

@@ -67,13 +67,15 @@ class Label:
 
     def __call__(self) -> None:
         """Label the photographs."""
-        from handtailor_jax.labelling import LabelConfig, label_folder
+        from handtailor_jax.labelling import UNREADABLE, LabelConfig, label_folder
 
         out = self.photographs / "labels.json" if self.out is None else self.out
         counts = label_folder(self.photographs, out, LabelConfig(spread=self.spread, val=self.val))
         labelled = counts.pop("labelled")
-        left_out = "".join(f", {number} {reason}" for reason, number in sorted(counts.items()) if number)
-        print(f"{labelled} hands written to {out}{'; left out: ' + left_out[2:] if left_out else ''}")
+        left_out = ", ".join(f"{reason}: {number}" for reason, number in sorted(counts.items()) if number)
+        print(f"hands written to {out}: {labelled}{'; left out: ' + left_out if left_out else ''}")
+        if counts[UNREADABLE]:
+            raise SystemExit(2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -146,3 +146,10 @@ def keep_compiled_programs() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def announce_compiling() -> None:
+    """Say, before the first program runs, that the first run of all takes longer."""
+    folder = cache_folder()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder is not None and not folder.is_dir():
+        print("The first run compiles for a minute or two; later runs start quickly.", file=sys.stderr)

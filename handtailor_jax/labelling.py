@@ -29,6 +29,9 @@ from handtailor_jax.types import Side
 
 Points = npt.NDArray[np.float64]
 
+UNREADABLE = "images that cannot be read"
+"""Reason for which an image is left out."""
+
 _TURN = math.radians(20.0)
 # Hands of two copies are the same if their mean keypoint distance is smaller, in hand sizes.
 _SAME = 0.3
@@ -86,7 +89,7 @@ def label_folder(folder: Path, out: Path, config: LabelConfig = LabelConfig()) -
                     done[name] = label_image(detector, read_image(path), config.spread)
                 except InputError as error:
                     tqdm.write(f"handtailor: skipped: {error}", file=sys.stderr)
-                    done[name] = [], {"images that cannot be read": 1}
+                    done[name] = [], {UNREADABLE: 1}
                 lines.write(json.dumps([name, *done[name]]) + "\n")
                 lines.flush()
     counts: Counter[str] = Counter()
@@ -181,7 +184,8 @@ def _splits(names: Sequence[str], val: float) -> dict[str, str]:
     splits: dict[str, str] = {}
     for _, group in itertools.groupby(names, lambda name: name.rpartition("/")[0]):
         own = list(group)
-        splits |= {name: "train" if i < (1.0 - val) * len(own) else "val" for i, name in enumerate(own)}
+        last = len(own) - math.floor(val * len(own))
+        splits |= {name: "train" if i < last else "val" for i, name in enumerate(own)}
     return splits
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from handtailor_jax.commands import announce_compiling
 from handtailor_jax.errors import InputError, warn
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.hand_tailor import HandTailor
@@ -179,6 +180,7 @@ def predict(
     inputs = [source.path for source in sources if isinstance(source.path, Path)]
     files.prepare([source.id for source in images], inputs, of_videos)
 
+    announce_compiling()
     skipped = 0
     for source in tqdm(images, desc="predict", unit="image", disable=len(images) <= 1):
         with _skipping(source) as was_skipped:
