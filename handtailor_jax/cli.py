@@ -145,6 +145,7 @@ class Fit:
 
         from handtailor_jax.detections import read_detections
         from handtailor_jax.fit import fit_detection
+        from handtailor_jax.geometry.boxes import hand_size
         from handtailor_jax.images import read_image
         from handtailor_jax.mano.loading import load_hand
         from handtailor_jax.predict import MOST_LINES, HandFiles
@@ -168,6 +169,9 @@ class Fit:
                 skipped += 1
                 continue
             before, after = hand.reprojection_before, hand.reprojection_after
+            if after > 0.5 * hand_size(each.keypoints_2d):
+                doubt = "the fitted hand is far from the keypoints: check them, their order, side and joints_3d"
+                tqdm.write(f"handtailor: warning: {each.id}: {doubt}", file=sys.stderr)
             caption = f"{each.id}  {before:.1f} > {after:.1f} px"
             files.write(each.id, to_json(hand), [hand], None if path is None else read_image(path), caption)
             if len(detections) <= MOST_LINES:

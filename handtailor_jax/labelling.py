@@ -4,12 +4,12 @@ The detector looks at the image, at its mirror image and at the image turned by 
 four estimates are the label. `training/sources.py` reads the file (docs/training.md, Your own photographs).
 """
 
-import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -78,6 +78,7 @@ def label_folder(folder: Path, out: Path, config: LabelConfig = LabelConfig()) -
     Raises:
         InputError: If there are no images, no hand is found, or the file cannot be written.
     """
+    out = out.absolute()
     images = _images(folder, out)
     partial = out.with_name(f".{out.name}.partial")
     prepare_folder(out.absolute().parent, [out.name, partial.name], images.values())
@@ -90,7 +91,7 @@ def label_folder(folder: Path, out: Path, config: LabelConfig = LabelConfig()) -
                 except InputError as error:
                     tqdm.write(f"handtailor: skipped: {error}", file=sys.stderr)
                     done[name] = [], {UNREADABLE: 1}
-                lines.write(json.dumps([name, *done[name]]) + "\n")
+                lines.write(_line([name, *done[name]]))
                 lines.flush()
     counts: Counter[str] = Counter()
     labels: dict[str, Any] = {}
@@ -106,7 +107,7 @@ def label_folder(folder: Path, out: Path, config: LabelConfig = LabelConfig()) -
         partial.unlink()
         raise InputError(f"{folder}: {len(images)} images, and no hand that can be labelled: give clearer photographs")
     write_json(out, labels)
-    partial.unlink()
+    partial.unlink(missing_ok=True)  # a second run may have ended
     return counts
 
 
@@ -182,22 +183,26 @@ def _images(folder: Path, out: Path) -> dict[str, Path]:
 def _splits(names: Sequence[str], val: float) -> dict[str, str]:
     """Return the split of each image."""
     splits: dict[str, str] = {}
-    for _, group in itertools.groupby(names, lambda name: name.rpartition("/")[0]):
+    folder = lambda name: name.rpartition("/")[0]  # noqa: E731
+    for _, group in itertools.groupby(sorted(names, key=folder), folder):
         own = list(group)
-        last = len(own) - math.floor(val * len(own))
+        last = len(own) - math.floor(val * len(own) + 1e-9)
         splits |= {name: "train" if i < last else "val" for i, name in enumerate(own)}
     return splits
 
 
 def _begin(partial: Path, header: dict[str, Any]) -> dict[str, tuple[list[dict[str, Any]], dict[str, int]]]:
     """Return the results of an interrupted run with the same settings by image, or begin the file of a new run."""
-    done = {}
-    lines = partial.read_text("utf-8").splitlines() if partial.is_file() else []
-    with contextlib.suppress(ValueError):  # the last line may be cut short
-        if lines and json.loads(lines[0]) == header:
-            for line in lines[1:]:
-                name, found, missed = json.loads(line)
-                done[name] = found, missed
-    text = "".join(json.dumps(line) + "\n" for line in [header, *([n, *both] for n, both in done.items())])
+    lines = partial.read_bytes().splitlines() if partial.is_file() else []
+    # A line that was cut short has another checksum.
+    whole = [json.loads(line[9:]) for line in lines if line[:8] == f"{zlib.crc32(line[9:]):08x}".encode()]
+    done = {name: (found, missed) for name, found, missed in whole[1:]} if whole and whole[0] == header else {}
+    text = "".join([_line(header), *(_line([name, *both]) for name, both in done.items())])
     write_atomically(partial, lambda temporary: temporary.write_text(text, "utf-8"))
     return done
+
+
+def _line(content: Any) -> str:
+    """Return a line of the file of an interrupted run: a checksum, and the content as JSON."""
+    text = json.dumps(content)
+    return f"{zlib.crc32(text.encode()):08x} {text}\n"

@@ -264,7 +264,9 @@ def _predict_video(source: Source, tailor: HandTailor, files: HandFiles, config:
         write_glb(out / f"{source.id}.glb", recording)
     if files.skeleton and seen:
         write_bvh(out / source.id, recording)
+    missing = 0 if video.count is None else video.count - follow.frames - undecoded
     note = f", {undecoded} frames could not be decoded" if undecoded else ""
+    note += f", {missing} of the frames that the file announces are missing" if missing > 0 else ""
     tqdm.write(f"{source.id}: hands found in {seen} of {follow.frames} frames{note}")
     if undecoded >= follow.frames:
         raise InputError(

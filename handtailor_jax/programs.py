@@ -17,7 +17,7 @@ import jaxlib
 import numpy as np
 
 from handtailor_jax import types
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, check_file
 from handtailor_jax.results import write_atomically
 
 R = TypeVar("R")
@@ -110,11 +110,13 @@ def _read(path: Path) -> Any:
 
     _register()
     try:
+        check_file(path)
         content = path.read_bytes()
     except OSError:
         return None
     digest, program = content[:32], content[32:]
-    return jax.export.deserialize(bytearray(program)) if hashlib.sha256(program).digest() == digest else None
+    whole = program and hashlib.sha256(program).digest() == digest
+    return jax.export.deserialize(bytearray(program)) if whole else None
 
 
 def _write(path: Path, program: Any) -> None:

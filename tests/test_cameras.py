@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from handtailor_jax.errors import InputWarning
 from handtailor_jax.geometry.cameras import (
     crop_affine,
     in_plane_rotation,
+    intrinsic_matrix,
     inverse_affine,
     project,
     rotate_frame,
@@ -187,3 +189,8 @@ def test_projection_is_differentiable_in_the_camera(x64, camera, points):
 def test_a_wrong_shape_is_refused(points):
     with pytest.raises(Exception, match="points"):
         project(CAMERAS["weak"](), points[:, :2])
+
+
+def test_fields_of_a_camera_that_are_not_read():
+    with pytest.warns(InputWarning, match="camera has k1, which is not read: undistort"):
+        intrinsic_matrix({"fx": 500.0, "fy": 500.0, "cx": 320.0, "cy": 240.0, "k1": 0.5})

@@ -116,8 +116,8 @@ def test_an_interrupted_run_continues(folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         label_folder(path, path / "labels.json")
     assert not (path / "labels.json").exists()
-    with (path / ".labels.json.partial").open("a") as file:
-        file.write('["b/1.png", [')  # a line that was cut short
+    with (path / ".labels.json.partial").open("ab") as file:
+        file.write(b'00000000 ["b/1.png", [\xff\nnull\n')  # lines that were cut short or damaged
     label_folder(path, path / "labels.json")
     assert len(looked) == 5
     # Two hands of one image are two labels, which the reader takes from the same file.
@@ -133,6 +133,7 @@ def test_refused_inputs(tmp_path, folder):
         (tmp_path / "none", tmp_path / "labels.json", "no such folder"),
         (tmp_path / "empty", tmp_path / "labels.json", "no files with a suffix of images"),
         (path / "a", path / "b" / "labels.json", "or a folder above"),
+        (path, path, "is a folder where a file is to be written"),
     ):
         with pytest.raises(InputError, match=message):
             label_folder(photographs, out)

@@ -1,5 +1,6 @@
 """Traced programs that are kept between processes."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,6 +81,14 @@ def test_damaged_files_are_written_anew(folder, damage):
     assert run(function, np.float32(3.0))["camera"].linear[0, 0] == 6.0
     assert function.count == 1
     assert path.read_bytes() == whole
+
+
+def test_a_pipe_in_a_file_s_place_is_no_file(folder):
+    run(Traced(), np.float32(3.0))
+    (path,) = folder.iterdir()
+    path.unlink()
+    os.mkfifo(path)
+    assert run(Traced(), np.float32(3.0))["camera"].linear[0, 0] == 6.0
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):

@@ -351,6 +351,17 @@ def test_a_bvh_file_gives_our_joints(in_perspective, models, tmp_path):
 # What makes no sense
 
 
+def test_a_bvh_file_of_a_video_with_a_gap_stays_small(in_perspective, models, tmp_path):
+    _, right, _ = in_perspective
+    recording = Recording(models[0])
+    for time, hand in zip((0.0, 0.001, 0.002, 40_000.0), right, strict=False):
+        recording.add([hand], time)
+    write_bvh(tmp_path / "video", recording)
+    *_, interval, rows = read_bvh(tmp_path / "video_hand_0_right.bvh")
+    assert len(rows) == 401
+    assert interval == pytest.approx(100.0)
+
+
 def test_a_track_that_changes_its_side_is_two_hands(models, in_perspective):
     _, right, left = in_perspective
     recording = Recording(models[1])

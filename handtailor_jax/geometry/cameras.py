@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from handtailor_jax.errors import FloatArray, InputError, check_range, checked_array, numbers
+from handtailor_jax.errors import FloatArray, InputError, check_range, checked_array, numbers, warn
 from handtailor_jax.types import Camera, HandParameters
 
 _LONGEST = 1e6
@@ -154,6 +154,8 @@ def intrinsic_matrix(camera: Any) -> FloatArray:
         missing = [key for key in ("fx", "fy", "cx", "cy") if key not in camera]
         if missing:
             raise InputError(f"camera lacks {', '.join(missing)}: give fx, fy, cx and cy in pixels")
+        if others := [str(key)[:40] for key in camera if key not in ("fx", "fy", "cx", "cy")]:
+            warn(f"camera has {', '.join(others)}, which is not read: undistort the image where its lens distorts")
         camera = [camera[key] for key in ("fx", "fy", "cx", "cy")]
     array = np.asarray(numbers("camera", camera))
     if array.shape == (4,):

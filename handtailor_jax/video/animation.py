@@ -49,7 +49,9 @@ def write_bvh(stem: Path, recording: Recording) -> None:
     """
     with naming(stem):
         rigs, times = recording.rigs(), recording.times
+    # Not shorter than makes a hundred times as many frames, of a video whose times have a long gap.
     interval = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
+    interval = max(interval, (times[-1] - times[0]) / (100 * len(times)))
     count = 1 + round((times[-1] - times[0]) / interval)
     frames = np.searchsorted(times, times[0] + (np.arange(count) + 0.5) * interval) - 1
     for rig in rigs:
