@@ -129,7 +129,7 @@ def read_config(path: Path) -> TrainingConfig:
         config = runpy.run_path(str(path)).get("config")
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # of whatever kind is in the file
         raise InputError(f"{path}: cannot be read ({type(error).__name__}: {error}): correct it") from None
     if not isinstance(config, TrainingConfig):
         raise InputError(f"{path}: does not define `config` of type TrainingConfig: define it")

@@ -421,6 +421,15 @@ def test_command_line_says_what_is_wrong(arguments, message, monkeypatch, capsys
     assert len(error.strip().splitlines()) == 1
 
 
+def test_a_config_that_ends_the_program_is_bad_input(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    import train as script
+
+    (tmp_path / "config.py").write_text("import sys; sys.exit(0)")
+    with pytest.raises(InputError, match=r"config\.py: cannot be read \(SystemExit: 0\)"):
+        script.read_config(tmp_path / "config.py")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
 def test_configs_can_be_read_and_say_how_they_are_run(path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
