@@ -170,7 +170,7 @@ class Fit:
                 continue
             before, after = hand.reprojection_before, hand.reprojection_after
             if after > 0.5 * hand_size(each.keypoints_2d):
-                doubt = "the fitted hand is far from the keypoints: check them, their order, side and joints_3d"
+                doubt = "the fitted hand is far from the keypoints: check their order, the side and joints_3d"
                 tqdm.write(f"handtailor: warning: {each.id}: {doubt}", file=sys.stderr)
             caption = f"{each.id}  {before:.1f} > {after:.1f} px"
             files.write(each.id, to_json(hand), [hand], None if path is None else read_image(path), caption)

@@ -26,7 +26,7 @@ _LONGEST_ID = 180
 # More keypoints than this on exactly one spot are placeholders, not a hand.
 _MOST_ON_ONE_SPOT = 4
 
-# Standard deviations: beyond, the mesh of a hand model is no hand.
+# Standard deviations, beyond which the mesh no longer looks like a hand.
 _MOST_STD = 10.0
 
 # Pixels: fractions of the image can exceed 1 where a hand reaches out of it.

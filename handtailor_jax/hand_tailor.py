@@ -20,13 +20,13 @@ from handtailor_jax.detector.weights import load_landmark_network
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import as_camera, checked_length
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
-from handtailor_jax.hand_module.layers import inference_form, is_own
+from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.hand_module.weights import load_iknet, load_module
 from handtailor_jax.images import Image, as_rgb, check_box, crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import Preset, fitting_config, recover_views
-from handtailor_jax.programs import kept
+from handtailor_jax.programs import is_own, kept
 from handtailor_jax.tailor.placement import with_length
 from handtailor_jax.types import Box, Camera, Hand, Memory, NetworkName, Region, Side, View
 

@@ -221,11 +221,9 @@ def _cut_short(data: bytes) -> bool:
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return b"IEND" not in data
     if data[:2] == b"\xff\xd8":
-        place = 2
+        place = 2  # metadata come first, and may hold a whole thumbnail with an end of its own
         while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":
-            place += 2 + int.from_bytes(
-                data[place + 2 : place + 4], "big"
-            )  # metadata, which may hold a whole thumbnail
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
         return b"\xff\xd9" not in data[place:]
     if data[4:8] == b"ftyp":  # HEIC, AVIF: boxes that begin with their size
         place, kinds = 0, set()

@@ -18,13 +18,14 @@ paper's hourglass (`HandModule`). `HandTailor` (hand_tailor.py) finds the hands 
 
 import dataclasses
 import functools
-from typing import Literal, TypeVar
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from handtailor_jax.detector.detector import unstack
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import inverse_affine, project, transform_camera, transform_pixels
@@ -53,8 +54,6 @@ from handtailor_jax.tailor.placement import (
 )
 from handtailor_jax.tailor.tailor import TailorConfig, tailor
 from handtailor_jax.types import Camera, Hand, HandEstimate, HandParameters, Memory, Observation, View
-
-T = TypeVar("T")
 
 _PAPER_CROP = 256
 """Side of the crops of the paper's network, pixels."""
@@ -221,7 +220,7 @@ def _place(
 
     # Both hands in one axis, so that their placement is compiled once.
     both = jax.vmap(place)(jnp.stack([estimate.pose, pose]), jnp.stack([estimate.betas, betas]))
-    proposed, start = _entry(both, 0), _entry(both, 1)
+    proposed, start = unstack(both)
     if depth is None:
         return proposed, start
     if config is None:
@@ -276,7 +275,7 @@ def _describe(
         # Both hands in one axis, so that their description is compiled once.
         both = jax.tree.map(lambda *leaves: jnp.stack(leaves), proposed, fitted)
         both = jax.vmap(lambda each: describe(hand, each, seen, convention))(both)
-        first, second = _entry(both, 0), _entry(both, 1)
+        first, second = unstack(both)
         found = dataclasses.replace(second, proposed=first, reprojection_before=first.reprojection_after)
         return choose(left, mirror_hand(found), found)
 
@@ -287,8 +286,3 @@ def _describe(
     first = dataclasses.replace(found.proposed, confidence=estimate.confidence)
     found = dataclasses.replace(found, confidence=estimate.confidence, proposed=first)
     return dataclasses.replace(found, presence=estimate.presence, side_probability=certainty)
-
-
-def _entry(batch: T, index: int) -> T:
-    """Return one entry of a pytree with one batch axis."""
-    return jax.tree.map(lambda leaf: leaf[index], batch)

@@ -66,6 +66,14 @@ def kept(function: Callable[..., R], name: str, *about: Any) -> Callable[..., R]
     return run
 
 
+def is_own(module: Any) -> bool:
+    """Return whether a module consists of classes of this package and of Flax, whose structure tells what they do."""
+    from flax import nnx  # heavy, and `fit` has no networks
+
+    kinds = {type(part).__module__.partition(".")[0] for _, part in nnx.iter_modules(module)}
+    return kinds <= {"handtailor_jax", "flax"}
+
+
 def _folder() -> Path | None:
     """Return the folder of traced programs; None where they are not kept."""
     config = jax.config

@@ -12,7 +12,6 @@ import pytest
 import handtailor_jax as ht
 from handtailor_jax import pipeline, programs
 from handtailor_jax.hand_module.hand_module import LandmarkHandModule
-from handtailor_jax.hand_module.layers import is_own
 from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.programs import kept
 from handtailor_jax.tailor.placement import describe
@@ -137,8 +136,8 @@ def test_networks_of_others_are_not_kept():
         pass
 
     module = HandTailor.load().module
-    assert is_own(module)
-    assert not is_own(Other(module.network, module.iknet))
+    assert programs.is_own(module)
+    assert not programs.is_own(Other(module.network, module.iknet))
 
 
 @pytest.mark.slow

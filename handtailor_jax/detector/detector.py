@@ -21,7 +21,7 @@ from handtailor_jax.detector.squares import tiles
 from handtailor_jax.detector.weights import load_landmark_network, load_palm_detector
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.images import Image, as_rgb, check_box, whole
-from handtailor_jax.programs import kept
+from handtailor_jax.programs import is_own, kept
 from handtailor_jax.types import Box, Region
 
 Tree = TypeVar("Tree")
@@ -104,7 +104,7 @@ class HandDetector:
         def estimate(state: Any, crops: Array, regions: Region) -> DetectedHand:
             return recognise(nnx.merge(landmark_graph, state), crops, regions)
 
-        self._find = jax.jit(kept(find, "palms", palm_graph))
+        self._find = jax.jit(kept(find, "palms", palm_graph) if is_own(palm_detector) else find)
         self._estimate = jax.jit(estimate)
 
     def __call__(self, image: Any, *, thorough: bool | None = None) -> list[DetectedHand]:
@@ -255,5 +255,5 @@ def stack(entries: Sequence[Tree], most: int) -> list[Tree]:
 
 
 def unstack(batch: Tree) -> list[Tree]:
-    """Return the entries of a pytree of NumPy arrays with one batch axis."""
+    """Return the entries of a pytree of arrays along its batch axis."""
     return [_entry(batch, i) for i in range(len(jax.tree.leaves(batch)[0]))]

@@ -155,7 +155,7 @@ def intrinsic_matrix(camera: Any) -> FloatArray:
         if missing:
             raise InputError(f"camera lacks {', '.join(missing)}: give fx, fy, cx and cy in pixels")
         if others := [str(key)[:40] for key in camera if key not in ("fx", "fy", "cx", "cy")]:
-            warn(f"camera has {', '.join(others)}, which is not read: undistort the image where its lens distorts")
+            warn(f"camera has {', '.join(others)}, which is not read: undistort the image if its lens has distortion")
         camera = [camera[key] for key in ("fx", "fy", "cx", "cy")]
     array = np.asarray(numbers("camera", camera))
     if array.shape == (4,):

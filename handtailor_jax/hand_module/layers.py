@@ -131,12 +131,6 @@ def inference_form(module: Module) -> Module:
     return module
 
 
-def is_own(module: nnx.Module) -> bool:
-    """Return whether a module consists of classes of this package and of Flax, whose structure tells what they do."""
-    kinds = {type(part).__module__.partition(".")[0] for _, part in nnx.iter_modules(module)}
-    return kinds <= {"handtailor_jax", "flax"}
-
-
 class MLP(nnx.Module):
     """Linear layers with batch normalisation and ReLU between them."""
 

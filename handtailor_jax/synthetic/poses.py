@@ -154,7 +154,7 @@ class RecordedPoses:
     def batch(self, step: int, positions: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return poses (positions, 15, 3): each finger of another recorded pose, each joint turned by a random share.
 
-        So BiHand and Zhou et al. make many poses of few.
+        BiHand and Zhou et al. make many poses of few in this way.
         """
         rng = np.random.default_rng((self.seed, step))
         chosen = rng.integers(len(self.poses), size=(self.count, len(FINGERS)))[:, _FINGER_OF_JOINT]

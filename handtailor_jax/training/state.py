@@ -154,7 +154,7 @@ def first_copy(tree: Any) -> Any:
 
 @functools.cache
 def _ignore_closed_loops() -> None:
-    """Do not print that Orbax's threads find their event loop closed after an error; nothing follows from it."""
+    """Do not print that Orbax's threads find their event loop closed after an error, which has no consequences."""
     hook = sys.unraisablehook
 
     def quiet(unraisable: Any) -> None:

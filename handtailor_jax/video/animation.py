@@ -49,7 +49,7 @@ def write_bvh(stem: Path, recording: Recording) -> None:
     """
     with naming(stem):
         rigs, times = recording.rigs(), recording.times
-    # Not shorter than makes a hundred times as many frames, of a video whose times have a long gap.
+    # A long gap in the times must not make millions of frames: at most 100 for each frame of the video.
     interval = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
     interval = max(interval, (times[-1] - times[0]) / (100 * len(times)))
     count = 1 + round((times[-1] - times[0]) / interval)
