@@ -76,7 +76,7 @@ def is_own(module: Any) -> bool:
 
 def _folder() -> Path | None:
     """Return the folder of traced programs; None where they are not kept."""
-    config = jax.config
+    config: Any = jax.config  # JAX 0.10 declares no types for its options
     cache = config.jax_compilation_cache_dir
     if not cache or "://" in cache or not config.jax_enable_compilation_cache or os.environ.get(SWITCH) == "0":
         return None
