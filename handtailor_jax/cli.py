@@ -9,14 +9,17 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 
 from handtailor_jax.cli_data import ConvertOfficial, Export, File, Label, Number, Preset, Synth
 from handtailor_jax.commands import announce_compiling, command, keep_compiled_programs, parse, refuse_idle
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, warn
 from handtailor_jax.types import NetworkName, Side
+
+if TYPE_CHECKING:
+    from handtailor_jax.mano.hand_model import HandModel
 
 # The help shows what to write in place of types, and no default of None.
 Out = Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")]
@@ -182,10 +185,83 @@ class Fit:
             raise SystemExit(2)
 
 
+@dataclasses.dataclass(frozen=True)
+class View:
+    """Show results, or the hands before a webcam, in 3D in the browser.
+
+    A page at the address that is printed shows the meshes before their image, a time line for videos, and sliders that
+    change pose and shape. With --live it shows the hands before a webcam in real time, with frame rate and latency.
+    """
+
+    results: Annotated[Positional[tuple[str, ...]], arg(metavar="[RESULT ...]", help_behavior_hint="")] = ()
+    """Files that `predict` or `fit` wrote (.json, .jsonl), or folders of them."""
+    media: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
+    """Image or video of the results, or the folder that has it under the name of the result; if not given, it is
+    searched in the folder of the result, in the one above and in the current one."""
+    live: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="")] = None
+    """Number of a webcam, 0 for the first, whose hands are shown; or a video, which is played in its place."""
+    hands: Number = None
+    """Largest number of hands of --live; 2 if not given."""
+    camera: Annotated[Four | None, arg(metavar="FX FY CX CY", help_behavior_hint="")] = None
+    """Intrinsics FX FY CX CY of --live, pixels; weak perspective if not given."""
+    hand: File = None
+    """Hand model, for results the one that they were made with; the embedded hand if not given."""
+    host: str = "127.0.0.1"
+    """Address of this machine that serves the page; 0.0.0.0 lets other machines see it, which asks for no password."""
+    port: int = 8080
+    """Port of the page; 0 for any free one."""
+
+    def __call__(self) -> None:
+        """Serve the page until it is interrupted."""
+        from handtailor_jax.mano.loading import load_hand
+
+        if bool(self.results) == bool(self.live):
+            raise InputError("nothing to show: name results of predict or fit, or give --live 0; not both")
+        refuse_idle({"--media does not apply with --live": self.live and self.media})
+        refuse_idle({"--hands and --camera apply with --live only": not self.live and (self.hands or self.camera)})
+        hand = load_hand(self.hand)
+        if self.live:
+            self._show_webcam(self.live, hand)
+        else:
+            self._show_results(hand)
+
+    def _show_results(self, hand: "HandModel") -> None:
+        from handtailor_jax.view.page import Page
+        from handtailor_jax.view.player import Player
+        from handtailor_jax.view.recorded import find_results, read_result
+
+        results = [read_result(path, self.media) for path in find_results(self.results)]
+        page = Page(self.host, self.port)
+        player = Player(page, results, hand)
+        for result in results:
+            if result.media is None:
+                warn(f"{result.path}: its image or video was not found: give it as --media")
+        print(f"{page.address} shows {len(results)} result{'s'[: len(results) != 1]}; Ctrl-C ends", flush=True)
+        player.run()
+
+    def _show_webcam(self, live: str, hand: "HandModel") -> None:
+        from handtailor_jax.geometry.cameras import as_camera
+        from handtailor_jax.hand_tailor import HandTailor, check_arguments
+        from handtailor_jax.predict import find_sources
+        from handtailor_jax.view.live import LatestFrame, Live
+        from handtailor_jax.view.page import Page
+
+        check_arguments(hands=self.hands)
+        as_camera(self.camera)
+        source = find_sources([live])[0]
+        if not source.video:
+            raise InputError(f"--live is {live}: give the number of a webcam, or a video")
+        frames = LatestFrame(source.path)
+        page = Page(self.host, self.port)
+        print(f"{page.address} shows {live}; Ctrl-C ends", flush=True)
+        announce_compiling()
+        Live(page, HandTailor.load(hand=hand), frames.rate, self.camera, self.hands or 2).run(frames)
+
+
 @command("handtailor")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and run the command."""
-    commands = Predict | Demo | Fit | Synth | Label | ConvertOfficial | Export
+    commands = Predict | Demo | Fit | View | Synth | Label | ConvertOfficial | Export
     config = (OmitSubcommandPrefixes, OmitArgPrefixes)
     run = parse(commands, "handtailor", arguments, description=__doc__, config=config)
     keep_compiled_programs()

@@ -61,7 +61,16 @@ class Video:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file or webcam."""
         self._source.close()
+
+    def seek(self, time: float) -> None:
+        """Let the next iteration start at the last key frame before a time, in seconds; webcams have no other times."""
+        if isinstance(self._source, _File):
+            self._source.seek(time)
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield the remaining frames. Those that cannot be decoded count if one follows that can.
@@ -114,12 +123,13 @@ class _File:
             rate = float(self._stream.average_rate or self._stream.guessed_rate or 0.0)
             self.rate = rate if 0.5 <= rate <= 1000.0 else None
             self.count = self._stream.frames or None
+            self._start: float | None = None
+            """Time of the first frame, seconds."""
             self.close = stack.pop_all().close
 
     def frames(self) -> Iterator[tuple[float | None, Image | None]]:
         """Yield the time of each frame and its image; None if it cannot be decoded."""
         av = _library()
-        start = None
         packets = self._container.demux(self._stream)
         while True:
             packet = None
@@ -134,8 +144,13 @@ class _File:
                 yield None, None
                 continue
             for frame in decoded:
-                start = frame.time if start is None else start
-                yield None if frame.time is None else frame.time - start, _upright(frame)
+                self._start = frame.time if self._start is None else self._start
+                yield None if frame.time is None else frame.time - (self._start or 0.0), _upright(frame)
+
+    def seek(self, time: float) -> None:
+        """Continue with the last key frame before a time, in seconds from the first frame."""
+        with contextlib.suppress(_library().FFmpegError):  # of a file that cannot be sought; it goes on from here
+            self._container.seek(int((time + (self._start or 0.0)) / self._stream.time_base), stream=self._stream)
 
 
 def _upright(frame: Any) -> Image:
