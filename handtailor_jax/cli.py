@@ -5,6 +5,7 @@ Input that cannot be used is reported in one line, and the exit status is 2.
 
 # A command is a class: docstring and fields are its help, and a call runs it and only then imports anything heavy.
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -231,13 +232,14 @@ class View:
         from handtailor_jax.view.recorded import find_results, read_result
 
         results = [read_result(path, self.media) for path in find_results(self.results)]
-        page = Page(self.host, self.port)
-        player = Player(page, results, hand)
-        for result in results:
-            if result.media is None:
-                warn(f"{result.path}: its image or video was not found: give it as --media")
-        print(f"{page.address} shows {len(results)} result{'s'[: len(results) != 1]}; Ctrl-C ends", flush=True)
-        player.run()
+        with contextlib.ExitStack() as stack:
+            page = stack.enter_context(contextlib.closing(Page(self.host, self.port)))
+            player = stack.enter_context(contextlib.closing(Player(page, results, hand)))
+            for result in results:
+                if result.media is None:
+                    warn(f"{result.path}: its image or video was not found: give it as --media")
+            print(f"{page.address} shows {len(results)} result{'s'[: len(results) != 1]}; Ctrl-C ends", flush=True)
+            player.run()
 
     def _show_webcam(self, live: str, hand: "HandModel") -> None:
         from handtailor_jax.geometry.cameras import as_camera
@@ -251,11 +253,12 @@ class View:
         source = find_sources([live])[0]
         if not source.video:
             raise InputError(f"--live is {live}: give the number of a webcam, or a video")
-        frames = LatestFrame(source.path)
-        page = Page(self.host, self.port)
-        print(f"{page.address} shows {live}; Ctrl-C ends", flush=True)
-        announce_compiling()
-        Live(page, HandTailor.load(hand=hand), frames.rate, self.camera, self.hands or 2).run(frames)
+        with contextlib.ExitStack() as stack:
+            frames = stack.enter_context(contextlib.closing(LatestFrame(source.path)))
+            page = stack.enter_context(contextlib.closing(Page(self.host, self.port)))
+            print(f"{page.address} shows {live}; Ctrl-C ends", flush=True)
+            announce_compiling()
+            Live(page, HandTailor.load(hand=hand), frames.rate, self.camera, self.hands or 2).run(frames)
 
 
 @command("handtailor")

@@ -146,7 +146,14 @@ def test_export_with_a_network(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["fit", "--help"], ["predict", "--help"], ["synth", "--help"], ["export", "pipeline", "--help"]],
+    [
+        ["--help"],
+        ["fit", "--help"],
+        ["view", "--help"],
+        ["predict", "--help"],
+        ["synth", "--help"],
+        ["export", "pipeline", "--help"],
+    ],
 )
 def test_help(arguments, capsys):
     with pytest.raises(SystemExit) as end:

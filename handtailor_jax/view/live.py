@@ -26,7 +26,7 @@ class LatestFrame:
     """The latest frame of a webcam, which a thread reads. A video file stands in for one, at its speed, in a loop."""
 
     def __init__(self, source: Path | int) -> None:
-        """Open the webcam or file, and start to read.
+        """Open the webcam or file; reading starts when the first frame is taken.
 
         Raises:
             InputError: If it cannot be opened.
@@ -38,7 +38,6 @@ class LatestFrame:
         self._error: InputError | None = None
         self._new, self._closed = threading.Condition(), threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
 
     def take(self, timeout: float) -> tuple[Image, float] | None:
         """Wait for a frame that was not taken yet; return it and the time of its arrival, `time.monotonic`, in seconds.
@@ -46,6 +45,8 @@ class LatestFrame:
         Raises:
             InputError: If there are no more frames.
         """
+        if self._thread.ident is None:
+            self._thread.start()
         with self._new:
             self._new.wait_for(lambda: self._frame or self._error, timeout)
             if self._error is not None:
@@ -56,7 +57,9 @@ class LatestFrame:
     def close(self) -> None:
         """Stop reading."""
         self._closed.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._video.close()
 
     def _read(self) -> None:
         try:
@@ -95,7 +98,7 @@ class Live:
         self._started = False
         self._done: collections.deque[float] = collections.deque(maxlen=_MEAN_OF)
         self._latencies: collections.deque[float] = collections.deque(maxlen=_MEAN_OF)
-        self._text = page.server.gui.add_markdown("getting ready", order=0)
+        self._text = page.server.gui.add_markdown("getting ready: the first time this takes a minute or two", order=0)
         _compile(tailor, self._camera)
 
     @property
@@ -135,11 +138,11 @@ class Live:
 
 
 def _compile(tailor: HandTailor, camera: Any) -> None:
-    """Run once what frames with any number of hands run."""
+    """Run once what frames with up to four candidates of hands run."""
     image = read_image(_EXAMPLE)
     follow = HandVideo(tailor, camera=camera)
     for now in (0.0, 0.03):
         follow(image, now)
     view = tailor.finder.view(image, camera, square_region((0.0, 0.0, 320.0, 320.0)), 0.5)
-    for count in (1, 2, 4, 8):
+    for count in (1, 2, 4):
         tailor.recover([view] * count)

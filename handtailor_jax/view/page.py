@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.errors import InputError, install
+from handtailor_jax.errors import InputError, check_range, install
 from handtailor_jax.images import Image, opencv
 from handtailor_jax.types import Box, Camera, Hand
 
@@ -105,16 +105,19 @@ class Page:
         """Set when somebody has moved a control of the page."""
         self.server.gui.set_panel_label("handtailor")
         # The button would publish the page through a server of viser's makers.
-        self.server.gui.configure_theme(
-            control_layout="collapsible", show_share_button=False, show_logo=False
-        )
+        self.server.gui.configure_theme(show_share_button=False, show_logo=False)
+        self.server.gui.main_panel.dock_right()
         self.server.scene.set_up_direction("-y")
         self.server.scene.configure_default_lights(cast_shadow=False)
         self.meshes: dict[str, Any] = {}
         """Handles of the meshes in the scene by their names."""
         self._image: Any = None
         self._shown: Image | None = None
-        self._viewpoint, self._depth, self._near = Viewpoint.of(Camera.weak_perspective(), (0, 0, 1, 1)), 0.0, 1.0
+        self._viewpoint, self._depth, self._near = (
+            Viewpoint.of(Camera.weak_perspective(), (0.0, 0.0, 1.0, 1.0)),
+            0.0,
+            1.0,
+        )
         self._turn = True
         with self.server.gui.add_folder("View"):
             self._place = self.watched(self.server.gui.add_dropdown("image", _PLACES, initial_value=_PLACES[0]))
@@ -217,14 +220,14 @@ def _serve(host: str, port: int) -> Any:
         import viser
     except ImportError as error:
         raise InputError(f"the page needs viser ({error}): {install('view')}") from None
+    check_range("--port", port, 0, 65535)
     # Viser takes the next port if this one is taken, and waits for ever if the host is wrong.
     try:
         with socket.create_server((host, port)) as free:
             port = free.getsockname()[1]
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"{host}:{port}: the page cannot be served here ({reason}): give another --port or --host"
-        ) from None
+    except OSError as error:
+        reason, _, _ = str(error.strerror or error).partition(" (while")
+        remedy = "give another --port or --host"
+        raise InputError(f"{host}:{port}: no page can be served here ({reason}): {remedy}") from None
     with contextlib.redirect_stdout(io.StringIO()):
         return viser.ViserServer(host=host, port=port, verbose=False)

@@ -3,6 +3,8 @@
 import bisect
 import contextlib
 import dataclasses
+import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from handtailor_jax.errors import FloatArray, InputError
+from handtailor_jax.errors import FloatArray, InputError, warn
 from handtailor_jax.geometry.mirror import choose, mirror_parameters, mirror_points
 from handtailor_jax.images import Image, read_image
 from handtailor_jax.mano.hand_model import HandModel
@@ -38,7 +40,7 @@ class Player:
         """Add the controls to the page, and show the first result.
 
         Raises:
-            InputError: If a hand has other joints with this hand model, or the image or video cannot be read.
+            InputError: If a hand has other joints with this hand model.
         """
         self._page, self._model = page, model if model.side == "right" else model.mirrored()
         self._faces = {False: np.asarray(self._model.faces), True: np.asarray(self._model.mirrored().faces)}
@@ -93,7 +95,11 @@ class Player:
 
     def _open(self, result: Result) -> None:
         self._media.close()
-        self._result, self._media = result, _Media(result.media)
+        self._result, self._media = result, _Media(None)
+        try:
+            self._media = _Media(result.media)
+        except InputError as error:
+            warn(f"{error}; {result.path} is shown without it")
         box = _around(result) if self._media.image is None else whole_image(self._media.image)
         self._page.look_through(Viewpoint.of(result.camera, box))
         video = len(result.frames) > 1
@@ -134,7 +140,9 @@ def _relative(joints: FloatArray) -> FloatArray:
 
 def _around(result: Result) -> Box:
     """Return the box around the keypoints of all frames, enlarged."""
-    points = np.asarray([hand.keypoints_2d for frame in result.frames for hand in frame.hands] or [[[0.0, 0.0]]])
+    points = np.zeros((1, 1, 2))
+    if hands := [hand.keypoints_2d for frame in result.frames for hand in frame.hands]:
+        points = np.asarray(hands, np.float64)
     (x, y), (w, h) = points.min(axis=(0, 1)).tolist(), np.ptp(points, axis=(0, 1)).tolist()
     margin = 0.25 * max(w, h, 1.0)
     return x - margin, y - margin, w + 2 * margin, h + 2 * margin
@@ -204,6 +212,7 @@ class _Media:
     def __init__(self, path: Path | None) -> None:
         self.image: Image | None = None
         """The image at the last time that was asked for; None if it is unknown."""
+        self._path = path
         self._video = None if path is None or path.suffix.lower() not in VIDEOS else Video(path)
         self._frames: Iterator[Frame] = iter(self._video or ())
         self._now = -_SAME_TIME
@@ -217,14 +226,30 @@ class _Media:
         if self._video is None or abs(time - self._now) < _SAME_TIME:
             return
         if not 0.0 < time - self._now < _SOON:
-            self._video.seek(time)
-            self._frames = iter(self._video)
+            self._jump(time)
         with contextlib.suppress(InputError):  # no frame after this time can be decoded
             for frame in self._frames:
                 self.image = self.image if frame.image is None else frame.image
                 if frame.time > time - _SAME_TIME:
                     break
         self._now = time
+
+    def _jump(self, time: float) -> None:
+        """Let the next frame be one before a time, however far; some formats seek with little precision."""
+        assert self._video is not None
+        assert self._path is not None
+        for earlier in (0.0, 2.0, 10.0, math.inf):
+            if earlier == math.inf:
+                self._video.close()
+                self._video = Video(self._path)
+            else:
+                self._video.seek(max(0.0, time - earlier))
+            self._frames = iter(self._video)
+            with contextlib.suppress(InputError, StopIteration):  # it is sought behind the last frame
+                first = next(self._frames)
+                self._frames = itertools.chain([first], self._frames)
+                if first.time < time + _SAME_TIME:
+                    break
 
     def close(self) -> None:
         """Close the video."""
