@@ -290,11 +290,11 @@ def test_the_model_itself_is_differentiable(hand, rng):
     pose, betas = random_hands(rng, count=1)
     floats, structure = jax.tree.flatten(hand)
 
-    def value(template):
-        skin = dataclasses.replace(hand.skin, template=template)
+    def value(rest):
+        skin = dataclasses.replace(hand.skin, rest=rest)
         return jnp.sum(dataclasses.replace(hand, skin=skin).shape(betas[0]).pose(pose[0]).skin().vertices)
 
-    gradient = jax.jit(jax.grad(value))(hand.skin.template)
+    gradient = jax.jit(jax.grad(value))(hand.skin.rest)
     assert np.all(np.isfinite(gradient))
     assert np.abs(gradient).max() > 0.1
     rebuilt = jax.tree.unflatten(structure, floats)

@@ -67,8 +67,8 @@ def record(model, right, left):
 
 
 def without_pose_shapes(model):
-    none = jnp.zeros_like(model.skin.pose_directions)
-    return dataclasses.replace(model, skin=dataclasses.replace(model.skin, pose_directions=none))
+    directions = model.skin.directions.at[-135:].set(0.0)
+    return dataclasses.replace(model, skin=dataclasses.replace(model.skin, directions=directions))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

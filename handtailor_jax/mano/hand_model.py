@@ -17,20 +17,11 @@ import numpy.typing as npt
 from jaxtyping import Array, Float, Int
 
 from handtailor_jax.geometry.mirror import mirror_faces, mirror_points, mirror_pose
-from handtailor_jax.geometry.rotations import left_jacobian, matrix_from_axis_angle, skew
-from handtailor_jax.skeleton import FINGERS, JOINT_PARENTS, KEYPOINTS_FROM_MANO, NUM_JOINTS, ancestors, joint_levels
-from handtailor_jax.types import HandMesh, Side, pytree, static
+from handtailor_jax.mano.kinematics import chain_rotations, forward_kinematics
+from handtailor_jax.skeleton import FINGERS, KEYPOINTS_FROM_MANO, NUM_JOINTS
+from handtailor_jax.types import HandMesh, Numbers, Side, pytree, static
 
-# Row j is 1 at j and at every ancestor of j, so sums along the kinematic chain are one matrix product.
-ANCESTRY = np.zeros((NUM_JOINTS, NUM_JOINTS), np.float32)
-for _joint in range(NUM_JOINTS):
-    ANCESTRY[_joint, list(ancestors(_joint))] = 1.0
-
-_PARENTS = np.asarray(JOINT_PARENTS[1:], np.int32)
-
-# Level n holds one joint of each finger, in the same order as level n - 1: three batched products instead of fifteen.
-_LEVELS = joint_levels()
-_FROM_LEVELS = np.argsort(np.concatenate([np.asarray(level, np.int32) for level in _LEVELS])).astype(np.int32)
+_POSE_ENTRIES = 9 * (NUM_JOINTS - 1)
 
 
 @pytree
@@ -63,16 +54,47 @@ class Anatomy:
 
 @pytree
 class LinearBlendSkin:
-    """The arrays of a hand model that belong to a set of vertices."""
+    """The arrays of a hand model that belong to a set of vertices, which are the last axis (see `skin_vertices`)."""
 
-    template: Float[Array, "vertices 3"]
+    rest: Float[Array, "3 vertices"]
     """Rest vertices of the mean shape, metres."""
-    shape_directions: Float[Array, "vertices 3 betas"]
-    """Displacement per standard deviation of each shape coefficient, metres."""
-    pose_directions: Float[Array, "vertices 3 135"]
-    """Displacement per entry of (R_1 ... R_15) - I, row-major, metres."""
-    weights: Float[Array, "vertices 16"]
-    """Blend weights; rows sum to 1."""
+    directions: Float[Array, "betas_and_135 3 vertices"]
+    """Displacement per standard deviation of each shape coefficient, then per entry of (R_1 ... R_15) - I, row-major,
+    metres."""
+    blend: Float[Array, "16 vertices"]
+    """Blend weights; columns sum to 1."""
+
+    @classmethod
+    def create(
+        cls,
+        template: Float[Numbers, "vertices 3"],
+        shape_directions: Float[Numbers, "vertices 3 betas"],
+        pose_directions: Float[Numbers, "vertices 3 135"],
+        weights: Float[Numbers, "vertices 16"],
+    ) -> "LinearBlendSkin":
+        """Create a skin from arrays in MANO's layout."""
+        directions = jnp.concatenate([jnp.asarray(shape_directions), jnp.asarray(pose_directions)], axis=-1)
+        return cls(jnp.asarray(template).T, directions.T, jnp.asarray(weights).T)
+
+    @property
+    def template(self) -> Float[Array, "vertices 3"]:
+        """Rest vertices of the mean shape, metres."""
+        return self.rest.T
+
+    @property
+    def shape_directions(self) -> Float[Array, "vertices 3 betas"]:
+        """Displacement per standard deviation of each shape coefficient, metres."""
+        return self.directions[:-_POSE_ENTRIES].T
+
+    @property
+    def pose_directions(self) -> Float[Array, "vertices 3 135"]:
+        """Displacement per entry of (R_1 ... R_15) - I, row-major, metres."""
+        return self.directions[-_POSE_ENTRIES:].T
+
+    @property
+    def weights(self) -> Float[Array, "vertices 16"]:
+        """Blend weights; rows sum to 1."""
+        return self.blend.T
 
     def rest_vertices(self, betas: Float[Array, "betas"]) -> Float[Array, "vertices 3"]:
         """Return T + B_S(beta), the shaped vertices in the rest pose, metres."""
@@ -82,8 +104,8 @@ class LinearBlendSkin:
         """Return the skin of the other hand, mirrored in x."""
         # A rotation matrix entry changes sign in the mirror if exactly one of its two indices is x.
         flip = np.asarray([-1.0, 1.0, 1.0])
-        entries = jnp.asarray(np.tile(np.outer(flip, flip).reshape(9), 15), self.template.dtype)
-        return LinearBlendSkin(
+        entries = jnp.asarray(np.tile(np.outer(flip, flip).reshape(9), 15), self.rest.dtype)
+        return LinearBlendSkin.create(
             template=mirror_points(self.template),
             shape_directions=_mirror_directions(self.shape_directions),
             pose_directions=_mirror_directions(self.pose_directions) * entries[None, None],
@@ -222,79 +244,20 @@ class PosedHand:
 
     def skin_vertices(self, skin: LinearBlendSkin) -> Float[Array, "vertices 3"]:
         """Return W(T(theta, beta), ...) of Eq. 1 of the paper: posed vertices of `skin`, metres, rest frame."""
-        correction = (self.rotations[1:] - jnp.eye(3, dtype=self.rotations.dtype)[None]).reshape(135)
-        rest = skin.rest_vertices(self.shaped.betas) + skin.pose_directions @ correction
-        # x' = sum_j w_j (R_j (x - rest_j) + joint_j) = (sum_j w_j R_j) x + sum_j w_j t_j. One product blends all twelve
-        # entries. Written coordinate by coordinate, XLA fuses the remaining operations into one pass over the vertices.
+        correction = (self.rotations[1:] - jnp.eye(3, dtype=self.rotations.dtype)[None]).reshape(_POSE_ENTRIES)
+        amounts = jnp.concatenate([self.shaped.betas, correction])
+        # x' = sum_j w_j (R_j (x - rest_j) + joint_j) = (sum_j w_j R_j) x + sum_j w_j t_j. One product displaces all
+        # vertices, one blends all twelve entries. With the vertices last, a batch of hands is two products, too, and
+        # XLA fuses the remaining operations, written coordinate by coordinate, into one pass over the vertices.
+        count = skin.rest.shape[1]
+        x, y, z = skin.rest + (amounts @ skin.directions.reshape(-1, 3 * count)).reshape(3, count)
         offsets = self.joints - jnp.einsum("jab,jb->ja", self.joint_rotations, self.shaped.rest_joints)
         transforms = jnp.concatenate([self.joint_rotations.reshape(NUM_JOINTS, 9), offsets], axis=1)
-        blended = skin.weights @ transforms
-        x, y, z = rest[:, 0], rest[:, 1], rest[:, 2]
-        row = [blended[:, 3 * a] * x + blended[:, 3 * a + 1] * y + blended[:, 3 * a + 2] * z for a in range(3)]
-        return jnp.stack([row[a] + blended[:, 9 + a] for a in range(3)], axis=-1)
+        blended = transforms.T @ skin.blend
+        row = [blended[3 * a] * x + blended[3 * a + 1] * y + blended[3 * a + 2] * z + blended[9 + a] for a in range(3)]
+        return jnp.stack(row, axis=-1)
 
     def skin(self) -> HandMesh:
         """Skin the whole mesh."""
         model = self.shaped.model
         return HandMesh(vertices=self.skin_vertices(model.skin), faces=model.faces, keypoints=self.keypoints)
-
-
-@jax.custom_jvp
-def forward_kinematics(
-    pose: Float[Array, "16 3"], rest_joints: Float[Array, "16 3"]
-) -> tuple[Float[Array, "16 3 3"], Float[Array, "16 3 3"], Float[Array, "16 3"]]:
-    """Return rotations relative to the parents, rotations relative to the rest frame, and posed joints (metres).
-
-    The derivative is in closed form. If joint i rotates with angular velocity w_i, everything below it moves rigidly,
-    so joint j has the angular velocity W_j = sum of w_i over j and its ancestors. Sums along the chain are products
-    with a constant matrix in forward and reverse mode. This halves the time of batched solves compared with
-    differentiating the chain step by step.
-
-    Args:
-        pose: Axis-angle rotations, radians, MANO's joint order.
-        rest_joints: Rest joints, metres, rest frame.
-    """
-    rotations = matrix_from_axis_angle(pose)
-    return (rotations, *chain_rotations(rotations, rest_joints))
-
-
-@forward_kinematics.defjvp
-def _forward_kinematics_jvp(primals, tangents):  # type: ignore[no-untyped-def]
-    pose, rest_joints = primals
-    pose_rate, rest_rate = tangents
-    rotations, joint_rotations, joints = forward_kinematics(pose, rest_joints)
-    eye = jnp.eye(3, dtype=pose.dtype)
-    ancestry = jnp.asarray(ANCESTRY, pose.dtype)
-
-    local_velocity = jnp.einsum("jab,jb->ja", left_jacobian(pose), pose_rate)
-    parent_rotations = jnp.concatenate([eye[None], joint_rotations[_PARENTS]])
-    velocity = jnp.einsum("jab,jb->ja", parent_rotations, local_velocity)
-    total_velocity = ancestry @ velocity
-
-    # The velocity of joint j is the sum of W_parent x bone along the chain. Regrouped about the origin it is
-    # W_j x p_j + c_j, where c_j is the sum of (stretch of the bone - w_i x p_i).
-    stretch = jnp.einsum("jab,jb->ja", joint_rotations[_PARENTS], rest_rate[1:] - rest_rate[_PARENTS])
-    offsets = jnp.concatenate([rest_rate[:1], stretch]) - jnp.cross(velocity, joints)
-    joints_rate = jnp.cross(total_velocity, joints) + ancestry @ offsets
-
-    rotations_rate = jnp.einsum("jab,jbc->jac", skew(local_velocity), rotations)
-    joint_rotations_rate = jnp.einsum("jab,jbc->jac", skew(total_velocity), joint_rotations)
-    return (rotations, joint_rotations, joints), (rotations_rate, joint_rotations_rate, joints_rate)
-
-
-def chain_rotations(
-    rotations: Float[Array, "16 3 3"], rest_joints: Float[Array, "16 3"]
-) -> tuple[Float[Array, "16 3 3"], Float[Array, "16 3"]]:
-    """Return rotations relative to the rest frame and posed joints (metres) of rotations relative to the parents."""
-    level_rotations = [rotations[np.asarray(_LEVELS[0], np.int32)]]
-    for level in _LEVELS[1:]:
-        parent_rotations = level_rotations[-1]
-        if parent_rotations.shape[0] == 1:
-            parent_rotations = jnp.broadcast_to(parent_rotations, (len(level), 3, 3))
-        level_rotations.append(jnp.einsum("jab,jbc->jac", parent_rotations, rotations[np.asarray(level, np.int32)]))
-    joint_rotations = jnp.concatenate(level_rotations)[_FROM_LEVELS]
-
-    bones = rest_joints[1:] - rest_joints[_PARENTS]
-    steps = jnp.einsum("jab,jb->ja", joint_rotations[_PARENTS], bones)
-    joints = jnp.asarray(ANCESTRY, rotations.dtype) @ jnp.concatenate([rest_joints[:1], steps])
-    return joint_rotations, joints

@@ -219,7 +219,7 @@ def _build(arrays: Arrays, side: Side, dtype: npt.DTypeLike) -> HandModel:
         return jnp.asarray(array.astype(np.dtype(dtype)))
 
     def skin(chosen: Any) -> LinearBlendSkin:
-        return LinearBlendSkin(
+        return LinearBlendSkin.create(
             template=real(arrays["template"][chosen]),
             shape_directions=real(arrays["shape_directions"][chosen]),
             pose_directions=real(arrays["pose_directions"][chosen]),

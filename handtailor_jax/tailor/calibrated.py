@@ -20,16 +20,16 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.geometry.cameras import depth_divisor, focal_length, held_depth, inverse_linear, project, unproject
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, left_jacobian, matrix_from_axis_angle
-from handtailor_jax.mano.hand_model import ANCESTRY, Anatomy, HandModel, PosedHand
+from handtailor_jax.mano.hand_model import Anatomy, HandModel, PosedHand
+from handtailor_jax.mano.kinematics import ANCESTRY, PARENTS
 from handtailor_jax.mano.landmarks import KEYPOINT_JOINT, LandmarkConvention
-from handtailor_jax.skeleton import FINGER_JOINTS, JOINT_PARENTS, KEYPOINTS_FROM_MANO, ROOT, ROOT_JOINT
+from handtailor_jax.skeleton import FINGER_JOINTS, KEYPOINTS_FROM_MANO, ROOT, ROOT_JOINT
 from handtailor_jax.types import HandParameters, Observation, pytree
 
 # Places of the unknowns in x.
 _FINGERS, _BETAS, _ROTATION, _PIXEL, _ZOOM = slice(0, 45), slice(45, -6), slice(-6, -3), slice(-3, -1), -1
 
 _TIP_JOINT = np.asarray(FINGER_JOINTS, np.int32)[:, -1]
-_PARENTS = np.asarray(JOINT_PARENTS[1:], np.int32)
 
 # Which of the 45 finger coordinates move each keypoint, (21, 45).
 _MOVES = np.repeat(ANCESTRY[list(KEYPOINT_JOINT), 1:], 3, axis=1)
@@ -262,7 +262,7 @@ class CalibratedProblem:
 
         local = s.scale * jnp.einsum("kab,bc->kac", rows, s.rotation)  # in the palm's frame
         torque = jnp.cross(jnp.broadcast_to(s.landmarks[:, None], local.shape), local)
-        parents = s.posed.joint_rotations[_PARENTS]
+        parents = s.posed.joint_rotations[PARENTS]
         axes = jnp.einsum(
             "jab,jbc,jdc->jda", parents, left_jacobian(anatomy.finger_pose(x[_FINGERS].reshape(15, 3))), anatomy.axes
         )
@@ -272,7 +272,7 @@ class CalibratedProblem:
         fingers = (wrench @ screws.T) * jnp.asarray(np.repeat(_MOVES, count, axis=0), dtype)
 
         stretch = self.hand.joint_shape_directions
-        bones = jnp.einsum("jab,jbs->jas", parents, stretch[1:] - stretch[_PARENTS])
+        bones = jnp.einsum("jab,jbs->jas", parents, stretch[1:] - stretch[PARENTS])
         tips = jnp.einsum(
             "tab,tbs->tas", s.posed.joint_rotations[_TIP_JOINT], self.hand.tips.shape_directions - stretch[_TIP_JOINT]
         )
