@@ -120,7 +120,7 @@ def frames_per_second(tailor: HandTailor, name: str, hands: int, count: int) -> 
 
         def follow() -> None:
             with Video(path) as video:
-                tracker = HandVideo(tailor, 30.0, config=VideoConfig(hands=hands))
+                tracker = HandVideo(tailor, config=VideoConfig(hands=hands))
                 for frame in video:
                     found = tracker(frame.image, frame.time)
                     assert len(found) == hands, f"frame {frame.index} of {name}: {len(found)} hands instead of {hands}"

@@ -31,7 +31,7 @@ def main(video: Path | None = None, out: Path = Path("video"), frames: int = 60)
         make_video(video := out / "made.mp4", frames)
     tracks = []
     with Video(video) as source, video_writer(out / "overlay.mp4", source.rate or 30.0) as write:
-        follow = ht.HandVideo(ht.HandTailor.load(), source.rate or 30.0)
+        follow = ht.HandVideo(ht.HandTailor.load())
         for frame in source:
             if frame.image is None:  # it could not be decoded
                 continue

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from handtailor_jax.hand_tailor import HandTailor
     from handtailor_jax.image_to_mesh import recover_hand
     from handtailor_jax.pipeline import recover, recover_views
+    from handtailor_jax.video.sequence import fit_sequence
     from handtailor_jax.video.track import HandVideo
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ __all__ = [
     "fit",
     "fit_detection",
     "fit_joints",
+    "fit_sequence",
     "from_mediapipe",
     "initialize",
     "load_convention",
@@ -74,22 +76,23 @@ __all__ = [
 ]
 
 
-_OF_NETWORKS = {
+_LATER = {
     "HandModule": "hand_module.hand_module",
     "HandTailor": "hand_tailor",
     "HandVideo": "video.track",
     "LandmarkHandModule": "hand_module.hand_module",
+    "fit_sequence": "video.sequence",
     "load_weights": "hand_module.weights",
     "recover": "pipeline",
     "recover_hand": "image_to_mesh",
     "recover_views": "pipeline",
 }
-"""Modules of names that need flax, whose import takes as long as everything else; fitting keypoints does without."""
+"""Modules of names that need flax or SciPy, whose import takes as long as everything else; `fit` does without."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _OF_NETWORKS:
-        return getattr(importlib.import_module(f"handtailor_jax.{_OF_NETWORKS[name]}"), name)
+    if name in _LATER:
+        return getattr(importlib.import_module(f"handtailor_jax.{_LATER[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -7,6 +7,7 @@ Input that cannot be used is reported in one line, and the exit status is 2.
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 
 from handtailor_jax.cli_data import ConvertOfficial, Export, File, Label, Number, Preset, Synth
 from handtailor_jax.commands import announce_compiling, command, keep_compiled_programs, parse, refuse_idle
-from handtailor_jax.errors import InputError, warn
+from handtailor_jax.errors import InputError, naming, warn
 from handtailor_jax.types import NetworkName, Side
 
 if TYPE_CHECKING:
@@ -127,8 +128,9 @@ class Demo:
 class Fit:
     """Fit hand meshes to 2D keypoints, and to whatever else is known, from a JSON file.
 
-    Each hand gives <id>.json, <id>_overlay.png and, with --mesh, a mesh; several hands also give sheet.png. All entries
-    are checked first. Keypoints that no hand fits are reported and skipped; the exit status is then 2.
+    Each hand gives <id>.json, <id>_overlay.png and, with --mesh, a mesh; several hands also give sheet.png. Entries
+    with a time are frames of a moving hand: it keeps one shape and is smoothed in time. All entries are checked first.
+    Keypoints that no hand fits are reported and skipped; the exit status is then 2.
     """
 
     file: Annotated[Positional[Path | None], arg(metavar="[FILE]", help_behavior_hint="")] = None
@@ -154,6 +156,7 @@ class Fit:
         from handtailor_jax.mano.loading import load_hand
         from handtailor_jax.predict import MOST_LINES, HandFiles
         from handtailor_jax.results import to_json
+        from handtailor_jax.video.sequence import fit_frames
 
         # Everything that can be wrong with the input is found before the first file is written.
         model = load_hand(self.hand)
@@ -164,24 +167,34 @@ class Fit:
             read_image(image)
         files.prepare([each.id for each in detections], [self.file, *(each.image for each in detections), self.hand])
         announce_compiling()
-        several, skipped = len(detections) != 1, 0
-        for each, path in zip(tqdm(detections, desc="fit", unit="hand", disable=not several), images, strict=True):
+        several, skipped, unseen = len(detections) != 1, 0, 0
+        progress = functools.partial(tqdm, desc="fit", unit="hand", disable=not several)
+        with naming(self.file or EXAMPLES):
+            in_time = detections[0].time is not None
+            moving = fit_frames(detections, hand=model, progress=progress) if in_time else None
+        for i, each in enumerate(detections if in_time else progress(detections)):
             try:
-                hand = fit_detection(each, hand=model)
+                hand = fit_detection(each, hand=model) if moving is None else moving[i]
             except InputError as error:
                 tqdm.write(f"handtailor: skipped: {each.id}: {error}", file=sys.stderr)
                 skipped += 1
                 continue
+            if hand is None:
+                unseen += 1
+                continue
+            path = images[i]
             before, after = hand.reprojection_before, hand.reprojection_after
             if after > 0.5 * hand_size(each.keypoints_2d):
                 doubt = "the fitted hand is far from the keypoints: check their order, the side and joints_3d"
                 tqdm.write(f"handtailor: warning: {each.id}: {doubt}", file=sys.stderr)
             caption = f"{each.id}  {before:.1f} > {after:.1f} px"
-            files.write(each.id, to_json(hand), [hand], None if path is None else read_image(path), caption)
+            when = {"time": each.time, "seen": bool(hand.confidence.any())} if in_time else {}
+            files.write(each.id, {**when, **to_json(hand)}, [hand], None if path is None else read_image(path), caption)
             if len(detections) <= MOST_LINES:
                 tqdm.write(f"{each.id}: mean reprojection error {before:.2f} px at the start, {after:.2f} px fitted")
         files.write_sheet()
-        print(f"{len(detections) - skipped} hand{'s' if several else ''} written to {self.out}")
+        note = f"; {unseen} frames do not show the hand" if unseen else ""
+        print(f"{len(detections) - skipped - unseen} hand{'s' if several else ''} written to {self.out}{note}")
         if skipped:
             raise SystemExit(2)
 
@@ -258,7 +271,7 @@ class View:
             page = stack.enter_context(contextlib.closing(Page(self.host, self.port)))
             print(f"{page.address} shows {live}; Ctrl-C ends", flush=True)
             announce_compiling()
-            Live(page, HandTailor.load(hand=hand), frames.rate, self.camera, self.hands or 2).run(frames)
+            Live(page, HandTailor.load(hand=hand), self.camera, self.hands or 2).run(frames)
 
 
 @command("handtailor")

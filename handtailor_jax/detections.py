@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from handtailor_jax.errors import FloatArray, InputError, checked_array, numbers, read_json, warn
+from handtailor_jax.errors import FloatArray, InputError, checked_array, checked_times, numbers, read_json, warn
 from handtailor_jax.geometry.cameras import checked_length, intrinsic_matrix
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import CONVENTIONS
@@ -25,6 +25,8 @@ _LONGEST_ID = 180
 
 # More keypoints than this on exactly one spot are placeholders, not a hand.
 _MOST_ON_ONE_SPOT = 4
+
+_LEAST_SEEN = 6  # keypoints
 
 # Standard deviations, beyond which the mesh no longer looks like a hand.
 _MOST_STD = 10.0
@@ -57,6 +59,10 @@ class Detection:
     """Whether the betas are known: the fit keeps them, and with intrinsics the model's own size."""
     hand_length: float | None = None
     """Distance from the wrist to the middle fingertip of the flat hand, metres; None if unknown."""
+    time: float | None = None
+    """Time of a frame of a sequence, seconds; None outside of sequences."""
+    track: int = 0
+    """Number of the hand, in a sequence with several hands of a side."""
     id: str = "hand"
     """Name of the result's files, without an ending."""
     image: Path | None = None
@@ -79,6 +85,8 @@ def detection(
     betas: Any = None,
     fixed_betas: Any = False,
     hand_length: Any = None,
+    time: Any = None,
+    track: Any = 0,
     id: str = "hand",
     image: str | Path | None = None,
     hand: HandModel | None = None,
@@ -89,14 +97,16 @@ def detection(
     `KEYPOINT_ORDERS`. The camera is {fx, fy, cx, cy}, those four numbers, a (3, 3) matrix or a perspective `Camera`;
     betas are up to 10 values. `pose_from` lists the forms of `pose`, `pca`, `global_rotation` and `flat_hand_mean`,
     where mean and components are those of the model `hand`, the embedded one if None. A `hand_length` needs a camera,
-    `fixed_betas` needs betas.
+    `fixed_betas` needs betas. With a `time` fewer than 6 keypoints may be seen: this frame does not show the hand.
 
     Raises:
         InputError: If a value is invalid.
     """
     to_canonical = labelling(side, convention, order)
     _check_id(id)
-    points, weights = _keypoints(keypoints_2d, confidence)
+    if type(track) is not int:
+        raise InputError(f"track is {track!r:.40}: number the hands of a side 0, 1, 2")
+    points, weights = _keypoints(keypoints_2d, confidence, may_miss=time is not None)
     return Detection(
         keypoints_2d=points[to_canonical],
         confidence=weights[to_canonical],
@@ -108,6 +118,8 @@ def detection(
         betas=checked_betas(betas, fixed_betas),
         fixed_betas=fixed_betas,
         hand_length=None if hand_length is None else checked_length(hand_length, camera),
+        time=None if time is None else float(checked_times("time", time, ())),
+        track=track,
         id=id,
         image=None if image is None else Path(image),
     )
@@ -133,24 +145,29 @@ def _check_id(id: str) -> None:
         raise InputError(f"id is {id[:20]!r}...: it names files, so use valid text of at most {_LONGEST_ID} bytes")
 
 
-def _keypoints(keypoints_2d: Any, confidence: Any) -> tuple[FloatArray, FloatArray]:
-    """Return keypoints, of which ignored ones are replaced by the mean of the others, and confidences."""
-    points, weights = _points("keypoints_2d", keypoints_2d, 2, confidence, _LARGEST)
+def _keypoints(keypoints_2d: Any, confidence: Any, may_miss: bool) -> tuple[FloatArray, FloatArray]:
+    """Return keypoints and confidences as `_points` does; all are 0 if too few are seen and the hand may be missing."""
+    points, weights = _points("keypoints_2d", keypoints_2d, 2, confidence, _LARGEST, 0 if may_miss else _LEAST_SEEN)
+    if (weights > 0).sum() < _LEAST_SEEN:
+        return np.zeros_like(points), np.zeros_like(weights)
     _check_spread(points[weights > 0])
     return points, weights
 
 
-def _points(name: str, points: Any, columns: int, confidence: Any, most: float) -> tuple[FloatArray, FloatArray]:
+def _points(
+    name: str, points: Any, columns: int, confidence: Any, most: float, least: int = _LEAST_SEEN
+) -> tuple[FloatArray, FloatArray]:
     """Return points, of which ignored ones are replaced by the mean of the others, and confidences."""
     weights = np.ones(21, np.float32) if confidence is None else checked_array("confidence", confidence, (21,))
     weights = np.where(np.abs(weights) < 1e-6, np.float32(0), weights)
     if (weights < 0).any() or (weights > 1).any():
         raise InputError("confidence has values outside 0 to 1: scale them")
     ignored = weights == 0
-    if (~ignored).sum() < 6:
-        raise InputError(f"only {(~ignored).sum()} keypoints have a confidence above 0: at least 6 are needed")
+    if (~ignored).sum() < least:
+        raise InputError(f"only {(~ignored).sum()} keypoints have a confidence above 0: at least {least} are needed")
     array = checked_array(name, points, (21, columns), ignored, most)
-    array[ignored] = array[~ignored].mean(axis=0, dtype=np.float64)  # in any order the same
+    if not ignored.all():
+        array[ignored] = array[~ignored].mean(axis=0, dtype=np.float64)  # in any order the same
     return array, weights
 
 
@@ -221,13 +238,18 @@ def read_detections(path: str | Path, hand: HandModel | None = None) -> list[Det
             where = f"{path}: " if len(entries) == 1 else f"{path}: entry {number}: "
             raise InputError(f"{where}{error}") from None
         detections[name] = found
+    found_times = [each.time for each in detections.values()]
+    if None in found_times and any(time is not None for time in found_times):
+        raise InputError(
+            f"{path}: entry {found_times.index(None)} has no time, but others have: give it in all or none"
+        )
     return list(detections.values())
 
 
 _FIELDS = {*inspect.signature(detection).parameters} - {"hand"}
 # Fields of results, which may be given again.
 _RESULTS = {
-    *("projection", "joints", "landmarks", "scale", "translation", "runner_up", "proposed", "track", "frame"),
+    *("projection", "joints", "landmarks", "scale", "translation", "runner_up", "proposed", "frame", "seen"),
     *("side_probability", "presence", "region", "box", "detected_keypoints_2d", "image_size"),
     *("reprojection_error_before", "reprojection_error_after"),
 }

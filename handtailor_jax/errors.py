@@ -164,8 +164,8 @@ def checked_array(
     """
     array = numbers(name, values)
     if array.shape != shape:
-        expected, got = (" x ".join(str(n) for n in s) or "one number" for s in (shape, array.shape))
-        raise InputError(f"{name} must be {expected} numbers, not {got}")
+        expected, got = (" x ".join(map(str, s)) + " numbers" if s else "one number" for s in (shape, array.shape))
+        raise InputError(f"{name} must be {expected}, not {got}")
     finite = np.isfinite(array) & (np.abs(array) < most)
     if ignored is not None:
         finite |= ignored.reshape(-1, *([1] * (array.ndim - 1)))
@@ -173,3 +173,13 @@ def checked_array(
         remedy = "give missing keypoints a confidence of 0" if ignored is not None else "leave it out if it is unknown"
         raise InputError(f"{name} holds NaN, infinite or absurdly large numbers: {remedy}")
     return np.where(np.isfinite(array), array, 0.0).astype(np.float32)
+
+
+def checked_times(name: str, times: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """Return times in seconds as an array of a shape, in float64 because float32 cannot hold times since 1970.
+
+    Raises:
+        InputError: If the shape differs, or a time is not finite.
+    """
+    checked_array(name, times, shape, most=1e12)
+    return np.asarray(numbers(name, times))

@@ -71,6 +71,8 @@ def fit_detection(
     search_config: SearchConfig = DEFAULT_SEARCH,
 ) -> Hand:
     """Fit a hand to a checked detection; see `fit`."""
+    if found.time is not None:
+        raise InputError("time is given for a single hand: use fit_sequence, or leave it out")
     model = embedded_hand() if hand is None else hand
     known = _Known(
         keypoints_2d=found.keypoints_2d,

@@ -20,8 +20,7 @@ from handtailor_jax.errors import InputError, warn
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import SUFFIXES, Image, opencv, read_image
-from handtailor_jax.render.overlay import contact_sheet, draw_skeleton, overlay_figure
-from handtailor_jax.render.shading import render_mesh
+from handtailor_jax.render.overlay import contact_sheet, overlay_figure
 from handtailor_jax.results import (
     mesh_library,
     prepare_folder,
@@ -31,9 +30,9 @@ from handtailor_jax.results import (
     write_mesh,
 )
 from handtailor_jax.types import Camera, Hand, Side
-from handtailor_jax.video.animation import gltf_library, write_bvh, write_glb
-from handtailor_jax.video.files import VIDEOS, Video, json_lines, video_writer
-from handtailor_jax.video.rig import Recording
+from handtailor_jax.video.animation import gltf_library
+from handtailor_jax.video.files import VIDEOS
+from handtailor_jax.video.recover import recover_video
 from handtailor_jax.video.track import HandVideo, VideoConfig
 
 MOST_LINES = 20
@@ -125,6 +124,11 @@ class HandFiles:
         if overlay:
             opencv()
 
+    @property
+    def of_videos(self) -> dict[str, bool]:
+        """Wanted files of a video; see `recover_video`."""
+        return {"overlay": self.overlay, "mesh": self.mesh is not None, "skeleton": self.skeleton}
+
     def prepare(self, ids: Iterable[str], inputs: Iterable[Path | None], others: Iterable[str] = ()) -> None:
         """Create the folder for hands of the given ids, and for other files; see `prepare_folder`."""
         endings = [".json", *([f".{self.mesh}"] if self.mesh else []), *(["_overlay.png"] if self.overlay else [])]
@@ -194,8 +198,7 @@ def predict(
                 raise InputError(
                     "the network's output is not finite: check the camera, and if the weights fit the hand"
                 )
-            height, width = image.shape[:2]
-            content = {"hands": [to_json(hand) for hand in found], "image_size": [width, height]}
+            content = {"hands": [to_json(hand) for hand in found], "image_size": list(image.shape[1::-1])}
             summary = _summary(source, found)
             files.write(source.id, content, found, image, summary)
             if len(images) <= MOST_LINES or not found:
@@ -204,7 +207,10 @@ def predict(
     files.write_sheet()
     for source in videos:
         with _skipping(source) as was_skipped:
-            _predict_video(source, tailor, files, VideoConfig() if hands is None else VideoConfig(hands=hands))
+            # A file is smoothed as a whole, once all of its frames are known.
+            config = VideoConfig(hands=2 if hands is None else hands, smooth=isinstance(source.path, int))
+            follow = HandVideo(tailor, source.camera, source.box, source.side, config)
+            recover_video(source.path, files.folder / source.id, follow, tailor.hand, **files.of_videos)
         skipped += was_skipped()
     return skipped
 
@@ -230,61 +236,6 @@ def _summary(source: Source, hands: Sequence[Hand]) -> str:
     ]
     more = f" and {len(hands) - 4} more" if len(hands) > 4 else ""
     return f"{source.id}: {', '.join(errors)}{more} (mean distance of mesh and keypoints, of the hand's size)"
-
-
-def _predict_video(source: Source, tailor: HandTailor, files: HandFiles, config: VideoConfig) -> None:
-    """Write <id>.jsonl with a line for each frame, <id>_overlay.mp4 and, where they are wanted, rigged animations."""
-    out, recording = files.folder, Recording(tailor.hand)
-    seen = undecoded = 0
-    last: Image | None = None
-    with contextlib.ExitStack() as stack:
-        video = stack.enter_context(Video(source.path))
-        follow = HandVideo(tailor, video.rate or 30.0, source.camera, source.box, source.side, config)
-        write_line = stack.enter_context(json_lines(out / f"{source.id}.jsonl"))
-        write_frame: Any = None
-        if files.overlay:
-            write_frame = stack.enter_context(video_writer(out / f"{source.id}_overlay.mp4", video.rate or 30.0))
-        frames = stack.enter_context(contextlib.closing(tqdm(video, desc=source.id, unit="frame", total=video.count)))
-        # A webcam's recording ends with Ctrl-C.
-        stack.enter_context(contextlib.suppress(*(() if isinstance(source.path, Path) else (KeyboardInterrupt,))))
-        for frame in frames:
-            hands = [] if frame.image is None else follow(frame.image, frame.time)
-            hands = [hand for hand in hands if hand.finite]
-            undecoded += frame.image is None
-            seen += bool(hands)
-            content = [{"track": hand.track, **to_json(hand)} for hand in hands]
-            write_line({"frame": frame.index, "time": round(frame.time, 6), "hands": content})
-            recording.add(hands, frame.time)
-            # A frame that cannot be decoded repeats the one before, so that the overlay has the video's frames.
-            if write_frame is not None:
-                last = last if frame.image is None else _draw(frame.image, hands)
-                if last is not None:
-                    write_frame(last, frame.time)
-    if files.mesh is not None and seen:
-        write_glb(out / f"{source.id}.glb", recording)
-    if files.skeleton and seen:
-        write_bvh(out / source.id, recording)
-    missing = 0 if video.count is None else video.count - follow.frames - undecoded
-    note = f", {undecoded} frames could not be decoded" if undecoded else ""
-    note += f", {missing} of the frames that the file announces are missing" if missing > 0 else ""
-    tqdm.write(f"{source.id}: hands found in {seen} of {follow.frames} frames{note}")
-    if undecoded >= follow.frames:
-        raise InputError(
-            f"{undecoded} of {undecoded + follow.frames} frames could not be decoded: the results lack them"
-        )
-
-
-def _draw(image: Image, hands: Sequence[Hand]) -> Image:
-    """Return a frame with the meshes over it, distant ones first, and the detected keypoints."""
-    height, width = image.shape[:2]
-    drawn = image
-    # Minus the depth with intrinsics, the size in the image without.
-    nearness = lambda hand: -hand.parameters.translation[2] if hand.perspective else hand.parameters.scale  # noqa: E731
-    for hand in sorted(hands, key=nearness):
-        camera = jax.tree.map(jnp.asarray, hand.camera)
-        drawn = render_mesh(hand.vertices, hand.faces, camera, height, width, background=drawn, opacity=0.75)
-        drawn = draw_skeleton(drawn, hand.detected_keypoints_2d, confidence=hand.confidence, hollow=True)
-    return drawn
 
 
 def overlay(hands: Sequence[Hand], image: Image | None) -> Image:

@@ -151,7 +151,7 @@ def test_bad_options_of_the_others():
 
 
 def test_as_a_program(monkeypatch, capsys):
-    for name in ("tailor", "predict", "fit", "live", "synthetic"):
+    for name in ("tailor", "predict", "fit", "live", "sequence", "synthetic"):
         program = str(BENCHMARKS / f"{name}.py")
         monkeypatch.setattr(sys, "argv", [program, "--help"])
         with pytest.raises(SystemExit) as end:

@@ -125,7 +125,7 @@ def test_a_video_of_two_hands(tailor):
     both = beside(example("open"), example("ok_left"))
     hidden = both.copy()
     hidden[:, :320] = 90
-    video = HandVideo(tailor, 30.0, config=VideoConfig(smooth=False))
+    video = HandVideo(tailor, config=VideoConfig(smooth=False))
     frames = [both] * 3 + [hidden] * 2 + [both] * 6
     seen = [video(frame, i / 30.0) for i, frame in enumerate(frames)]
     tracks = [{hand.track: hand.side for hand in hands} for hands in seen]

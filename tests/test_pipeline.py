@@ -25,6 +25,7 @@ from handtailor_jax.skeleton import ROOT, WRIST
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
 from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Camera, HandParameters, Memory
+from handtailor_jax.video.smoothing import smooth_video
 from handtailor_jax.video.track import HandVideo, VideoConfig
 
 SIZE = 256
@@ -406,24 +407,28 @@ def jitter(joints):
 def test_a_video_is_followed_calmly_and_without_lag(hand, reader, scene, rng):
     frames = 120
     images, truth = waving_hand(hand, scene[0], frames, rng, noise=1.5)
-    video = HandVideo(reader, 30.0, K)
-    hands = [video(image, i / 30.0) for i, image in enumerate(images)]
-    assert all(len(each) == 1 and each[0].track == 0 for each in hands)
-    found = [each[0] for each in hands]
-    ours = np.stack([hand.joints for hand in found])
-    alone = np.stack([reader.one(p, K, hand.box, passes=1).joints for p, hand in zip(images, found, strict=True)])
-    # The path itself has a second difference, which is no jitter.
-    assert jitter(alone - truth) / jitter(ours - truth) >= 3.0
-    errors = [np.mean(np.square(ours[10:-3] - np.roll(truth, lag, axis=0)[10:-3])) for lag in range(5)]
-    assert int(np.argmin(errors)) <= 1
-    betas = np.stack([hand.parameters.betas for hand in found])
-    assert np.abs(np.diff(betas[60:], axis=0)).max() < 0.02  # one shape per track
+    times = [i / 30.0 for i in range(frames)]
+    live, plain = (HandVideo(reader, K, config=VideoConfig(smooth=smooth)) for smooth in (True, False))
+    seen, raw = ([video(image, time) for image, time in zip(images, times, strict=True)] for video in (live, plain))
+    whole = smooth_video(hand, raw, times)
+    assert all(len(each) == 1 and each[0].track == 0 for hands in (seen, raw, whole) for each in hands)
+    alone = np.stack([reader.one(p, K, each[0].box, passes=1).joints for p, each in zip(images, seen, strict=True)])
+    for hands, calmer in ((seen, 2.0), (whole, 5.0)):
+        ours = np.stack([each[0].joints for each in hands])
+        # The path itself has a second difference, which is no jitter.
+        assert jitter(alone - truth) / jitter(ours - truth) >= calmer
+        errors = [np.mean(np.square(ours[10:-3] - np.roll(truth, lag, axis=0)[10:-3])) for lag in range(5)]
+        assert int(np.argmin(errors)) == 0
+    betas = np.stack([each[0].parameters.betas for each in seen])
+    assert np.abs(np.diff(betas[60:], axis=0)).max() < 0.02
+    betas = np.stack([each[0].parameters.betas for each in whole])
+    assert np.ptp(betas, axis=0).max() == 0.0
 
 
 def test_a_hand_that_leaves_is_lost_and_found_again(reader, scene):
     image = scene[2]
     empty = np.full_like(image, 128)
-    video = HandVideo(reader, 30.0, K, config=VideoConfig(smooth=False))
+    video = HandVideo(reader, K, config=VideoConfig(smooth=False))
     seen = [
         [hand.track for hand in video(p, i / 30.0)] for i, p in enumerate([image, image, empty, empty, image, image])
     ]

@@ -1,7 +1,6 @@
 """Smoothing and box tracking on simulated motion."""
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +20,8 @@ from handtailor_jax.geometry.rotations import (
 from handtailor_jax.hand_tailor import Found, HourglassFinder
 from handtailor_jax.tailor.placement import camera_keypoints
 from handtailor_jax.types import Hand, HandParameters
-from handtailor_jax.video.smoothing import (
-    HandSmoother,
-    OneEuroConfig,
-    OneEuroFilter,
-    SmoothingConfig,
-    rotation_filter,
-)
+from handtailor_jax.video.filters import Filters, smoothed
+from handtailor_jax.video.smoothing import HandSmoother, smooth_track
 
 RATE = 30.0
 FRAMES = 240
@@ -59,99 +53,166 @@ def lag(truth, signal):
     return delays[np.argmin([error(delay) for delay in delays])]
 
 
-def run(smooth, signal):
-    return np.stack([smooth(value, time) for value, time in zip(signal, TIMES, strict=True)])
+def measured(signal, times, noise=None):
+    """A signal (frames, channels) as the value of one group, in the form of the filters."""
+    values = np.zeros((len(signal), 1, 4))
+    values[:, 0, : signal.shape[1]] = signal
+    noise = np.ones(len(signal)) if noise is None else noise
+    return list(zip(times, values, noise[:, None], strict=True))
 
 
-def test_one_pole_is_the_published_filter(rng):
-    signal = motion(rng, 1, 1.0, 1.0)[:, 0] + rng.normal(0.0, 0.05, FRAMES)
-    got = run(OneEuroFilter(OneEuroConfig(1.2, 0.7, 0.9, poles=1)), signal[:, None])[:, 0]
-
-    def share(cutoff):
-        tau = 1.0 / (2.0 * np.pi * cutoff)
-        return 1.0 / (1.0 + tau * RATE)
-
-    smoothed, slope, wanted = signal[0], 0.0, [signal[0]]
-    for before, value in itertools.pairwise(signal):
-        slope += share(0.9) * ((value - before) * RATE - slope)
-        smoothed += share(1.2 + 0.7 * abs(slope)) * (value - smoothed)
-        wanted.append(smoothed)
-    np.testing.assert_allclose(got, wanted, atol=1e-12)
+def causal(signal, times=TIMES, noise=None):
+    filters, found = Filters(np.asarray([float(signal.shape[1])]), np.asarray([EXPECTED])), []
+    for time, value, variance in measured(signal, times, noise):
+        filters.advance(time)
+        filters.update(value, variance)
+        found.append(filters.estimate(filters.score())[0][0, : signal.shape[1], 0])
+    return np.stack(found)
 
 
+def offline(signal, times=TIMES, noise=None):
+    width = np.asarray([float(signal.shape[1])])
+    found = smoothed(measured(signal, times, noise), width, np.asarray([EXPECTED]))
+    return np.stack(found)[:, 0, : signal.shape[1]]
+
+
+NOISE, EXPECTED = 0.03, 0.2
+FORMS = {"causal": causal, "offline": offline}
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_what_is_still_does_not_wander(rng, width):
+    noisy = rng.normal(0.0, NOISE, (FRAMES, width))
+    after = offline(noisy)
+    assert np.ptp(after, axis=0).max() < 0.15 * NOISE
+    assert np.abs(after).max() < 0.25 * NOISE
+    # Forward, the mean of few frames has to move at first.
+    assert np.ptp(causal(noisy)[FRAMES // 2 :], axis=0).max() < 0.5 * NOISE
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("frequency", [0.25, 0.5, 0.8])
 @pytest.mark.parametrize("rate", [15.0, 30.0, 60.0])
-def test_jitter_falls_threefold_with_a_lag_of_a_frame(rng, frequency, rate):
-    truth = motion(rng, 12, 0.5, frequency).reshape(FRAMES, 4, 3)
-    noisy = truth + rng.normal(0.0, 0.05, truth.shape)
-    smooth = OneEuroFilter(SmoothingConfig.at(rate).pose)
-    got = np.stack([smooth(value, frame / rate) for frame, value in enumerate(noisy)])
-    assert jitter(noisy) / jitter(got) > 3.0
-    assert lag(truth.reshape(FRAMES, -1), got.reshape(FRAMES, -1)) <= 1.05
+def test_what_moves_is_nearer_and_does_not_lag(rng, form, frequency, rate):
+    times = np.arange(FRAMES) / rate
+    truth = motion(rng, 4, 0.5, frequency * RATE / rate)
+    noisy = truth + rng.normal(0.0, NOISE, truth.shape)
+    after = FORMS[form](noisy, times)
+    # The fewer frames there are in a second, the less they tell about each other.
+    error, calmer = (0.98, 1.0) if form == "causal" else (0.75, 1.8)
+    if rate > 40.0 * frequency:
+        error, calmer = (0.85, 2.0) if form == "causal" else (0.55, 8.0)
+    assert np.sqrt(np.mean((after - truth)[10:] ** 2)) < error * NOISE
+    assert jitter(noisy) / jitter(after) > calmer
+    assert lag(truth, after) <= (0.75 if form == "causal" else 0.1)
 
 
-def test_vectors_are_smoothed_each_by_its_own_speed(rng):
-    truth = motion(rng, 6, 1.0, 0.5).reshape(FRAMES, 2, 3) * [[1.0], [0.01]]
-    config = OneEuroConfig(1.0, 5.0)
-    together = run(OneEuroFilter(config), truth)
-    apart = np.stack([run(OneEuroFilter(config), truth[:, i]) for i in range(2)], axis=1)
-    np.testing.assert_array_equal(together, apart)
-    fast, slow = (lag(truth[:, i], together[:, i]) for i in range(2))
-    assert fast < 1.0 < slow
+@pytest.mark.parametrize(("form", "most"), [("causal", 1.0), ("offline", 0.05)])
+@pytest.mark.parametrize("speed", [0.05, 0.3, 3.0])
+def test_a_constant_velocity_has_no_lag(rng, form, most, speed):
+    """In frames; a slow movement may lag where it is far below the noise."""
+    truth = speed * TIMES[:, None] * np.ones(4)
+    after = FORMS[form](truth + rng.normal(0.0, NOISE, truth.shape))
+    behind = np.mean((truth - after)[30:-30]) / (speed / RATE)
+    allowed = max(most, 0.15 * NOISE * RATE / speed)
+    assert abs(behind) < allowed
 
 
-def test_the_unit_scales_the_speed(rng):
-    signal = motion(rng, 2, 1.0, 0.5)
-    metres, pixels = OneEuroFilter(OneEuroConfig(1.0, 5.0)), OneEuroFilter(OneEuroConfig(1.0, 5.0))
-    for value, time in zip(signal, TIMES, strict=True):
-        np.testing.assert_allclose(pixels(2000.0 * value, time, unit=2000.0) / 2000.0, metres(value, time), atol=1e-12)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_frame_that_is_far_off_counts_little(rng, form):
+    noisy = rng.normal(0.0, NOISE, (FRAMES, 4))
+    odd = rng.permutation(FRAMES)[:12]
+    noisy[odd] += 30.0 * NOISE * rng.choice([-1.0, 1.0], (12, 4))
+    after = FORMS[form](noisy)
+    assert np.abs(after[60:]).max() < 0.6 * NOISE
 
 
-def test_a_gap_lets_the_filter_catch_up():
-    smooth = OneEuroFilter(OneEuroConfig(1.0, 0.0))
-    smooth(np.zeros(1), 0.0)
-    soon = OneEuroFilter(OneEuroConfig(1.0, 0.0))
-    soon(np.zeros(1), 0.0)
-    assert smooth(np.ones(1), 10.0)[0] > 0.9 > 0.2 > soon(np.ones(1), 1.0 / RATE)[0]
+@pytest.mark.parametrize("form", FORMS)
+def test_a_hand_that_stops_is_still_again(rng, form):
+    """It moves from 2 to 3 seconds; jitter before and after it is that of a still hand."""
+    truth = np.clip(TIMES - 2.0, 0.0, 1.0)[:, None] * np.ones(4)
+    after = FORMS[form](truth + rng.normal(0.0, NOISE, truth.shape))
+    assert np.abs(after - truth)[:50].mean() < 0.6 * NOISE
+    assert np.abs(after - truth)[60:90].mean() < 1.2 * NOISE
+    assert np.abs(after - truth)[150:].mean() < 0.35 * NOISE
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_uncertain_measurements_count_less(rng, form):
+    """Every second frame has ten times the noise, and says so."""
+    scale = np.where(np.arange(FRAMES) % 2, 10.0, 1.0)
+    noisy = NOISE * scale[:, None] * rng.normal(0.0, 1.0, (FRAMES, 4))
+    told, untold = (FORMS[form](noisy, noise=noise) for noise in (scale**2, None))
+    assert np.std(told[60:]) < 0.85 * np.std(untold[60:])
+
+
+def test_unknown_frames_are_predicted_from_both_sides(rng):
+    truth = motion(rng, 4, 0.5, 0.4)
+    track = measured(truth + rng.normal(0.0, 0.1 * NOISE, truth.shape), TIMES)
+    hidden = [
+        (time, None, noise) if 100 <= i < 110 else (time, value, noise) for i, (time, value, noise) in enumerate(track)
+    ]
+    found = np.stack(smoothed(hidden, np.asarray([4.0]), np.asarray([EXPECTED])))[:, 0]
+    assert np.abs(found - truth).max() < 0.03
+    straight = np.linspace(truth[99], truth[110], 12)[1:-1]
+    assert np.abs(found - truth)[100:110].mean() < np.abs(straight - truth[100:110]).mean()
+
+
+def test_the_expected_noise_hardly_matters(rng, monkeypatch):
+    noisy = motion(rng, 2, 0.5, 0.5) + rng.normal(0.0, NOISE, (FRAMES, 2))
+    expected = offline(noisy)
+    monkeypatch.setitem(globals(), "EXPECTED", 0.05)
+    assert np.sqrt(np.mean((offline(noisy) - expected) ** 2)) < 0.2 * NOISE
 
 
 def test_time_has_to_rise():
-    smooth = OneEuroFilter(OneEuroConfig(1.0, 0.0))
-    smooth(np.zeros(1), 1.0)
     for time in (1.0, 0.5, np.nan):
+        filters = Filters(np.ones(1), np.ones(1))
+        filters.advance(1.0)
         with pytest.raises(ValueError, match="time has to rise"):
-            smooth(np.zeros(1), time)
+            filters.advance(time)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rotations
 
 
-def test_rotations_do_not_depend_on_their_vectors(rng):
-    """Axis-angle vectors a whole turn apart are the same rotation, and may alternate."""
-    noisy = motion(rng, 3, 2.0, 0.5) + rng.normal(0.0, 0.05, (FRAMES, 3))
-    config = SmoothingConfig.at(RATE).pose
-    got = run(rotation_filter(config), noisy[:, None])[:, 0]
-    angle = np.linalg.norm(noisy, axis=-1, keepdims=True)
-    turned = noisy + rng.choice([-1.0, 0.0, 1.0], (FRAMES, 1)) * 2.0 * np.pi * noisy / angle
-    other = run(rotation_filter(config), turned[:, None])[:, 0]
-    apart = (Rotation.from_rotvec(got).inv() * Rotation.from_rotvec(other)).magnitude()
-    np.testing.assert_allclose(apart, 0.0, atol=1e-9)
+def turned_poses(angles, axis=(0.0, 0.6, 0.8)):
+    truth = matrix_from_axis_angle(jnp.asarray(angles[:, None] * [axis], jnp.float32))
+    return truth, np.asarray(axis_angle_from_matrix(truth))
 
 
-def test_a_turn_through_pi_is_followed(rng):
+def both(perspective, track):
+    """The track, smoothed live and as a whole."""
+    smooth, times = HandSmoother(perspective), TIMES.tolist()
+    live = [smooth(each, time) for each, time in zip(track, times, strict=True)]
+    return live, smooth_track(track, times, perspective)
+
+
+def test_a_turn_through_pi_is_followed():
     """Where axis-angle vectors jump from pi to -pi a filter of their components would spin the hand."""
-    angles = 1.5 * np.pi * np.arange(FRAMES) / FRAMES
-    truth = matrix_from_axis_angle(jnp.asarray(angles[:, None] * [[0.0, 0.6, 0.8]], jnp.float32))
-    wrapped = np.asarray(axis_angle_from_matrix(truth))
+    truth, wrapped = turned_poses(1.5 * np.pi * np.arange(FRAMES) / FRAMES)
     assert np.abs(np.diff(wrapped, axis=0)).max() > 3.0, "the input does jump"
-    smooth = HandSmoother(True, SmoothingConfig.at(RATE))
-    got = []
-    for vector, time in zip(wrapped, TIMES, strict=True):
-        pose = jnp.zeros((16, 3)).at[0].set(jnp.asarray(vector))
-        got.append(smooth(parameters(pose, [0.0, 0.0, 0.5], 1.0), time).pose[0])
-    error = angle_between(matrix_from_axis_angle(jnp.stack(got)), truth)
-    assert float(error.max()) < 0.05
+    track = [parameters(jnp.zeros((16, 3)).at[0].set(jnp.asarray(each)), [0.0, 0.0, 0.5], 1.0) for each in wrapped]
+    for smooth in both(True, track):
+        error = angle_between(matrix_from_axis_angle(jnp.stack([each.pose[0] for each in smooth])), truth)
+        assert float(error.max()) < 0.1  # at first, when it may as well be noise
+        assert float(error[20:].max()) < 0.02
+
+
+@pytest.mark.parametrize("speed", [1.0, 5.0])
+def test_a_constant_turn_has_no_lag(rng, speed):
+    """A hand that turns at some radians per second is where it should be, in the mean over the frames."""
+    angles = speed * TIMES
+    track = []
+    for each in Rotation.from_rotvec(angles[:, None] * [0.0, 0.6, 0.8]):
+        noisy = each * Rotation.from_rotvec(rng.normal(0.0, 0.05, 3))
+        pose = jnp.zeros((16, 3)).at[0].set(jnp.asarray(noisy.as_rotvec()))
+        track.append(parameters(pose, [0.0, 0.0, 0.5], 1.0))
+    for smooth, most in zip(both(True, track), (0.5, 0.1), strict=True):
+        found = Rotation.from_rotvec(np.stack([each.pose[0] for each in smooth]))
+        behind = (found.inv() * Rotation.from_rotvec(angles[:, None] * [0.0, 0.6, 0.8])).as_rotvec() @ [0.0, 0.6, 0.8]
+        assert abs(np.mean(behind[20:-20])) < most * speed / RATE
 
 
 def parameters(pose, translation, scale):
@@ -178,46 +239,57 @@ def test_the_joints_of_a_hand_tremble_less_and_do_not_lag(hand, rng, perspective
     if not perspective:
         place, noisy_place = pixels * place * [1, 1, 0], pixels * noisy_place * [1, 1, 0]
     scale = 1.0 if perspective else pixels
-    smooth = HandSmoother(perspective, SmoothingConfig.at(RATE))
     before, truth = (
-        [parameters(*each, scale) for each in zip(*both, strict=True)]
-        for both in ((noisy_pose, noisy_place), (pose, place))
+        [parameters(*each, scale) for each in zip(*tracks, strict=True)]
+        for tracks in ((noisy_pose, noisy_place), (pose, place))
     )
-    after = [smooth(each, time) for each, time in zip(before, TIMES, strict=True)]
 
     def joints(track):
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *track)
         return np.asarray(jax.vmap(camera_keypoints, (None, 0))(hand, stacked)).reshape(FRAMES, -1)
 
-    truth, before, after = joints(truth), joints(before), joints(after)
-    assert jitter(before) / jitter(after) > 3.0
-    assert lag(truth, after) <= 1.0
+    (live, whole), truth, before = map(joints, both(perspective, before)), joints(truth), joints(before)
+    assert jitter(before) / jitter(live) > 2.0
+    assert jitter(before) / jitter(whole) > 6.0
+    assert lag(truth, live) <= 0.6
+    assert lag(truth, whole) <= 0.1
+    errors = [np.sqrt(np.mean((each - truth) ** 2)) for each in (before, live, whole)]
+    assert errors[2] < errors[1] < errors[0]
+    assert errors[2] < 0.6 * errors[0]
 
 
 def test_shape_and_first_frame_are_kept():
-    smooth = HandSmoother(True, SmoothingConfig.at(RATE))
     first = dataclasses.replace(parameters(np.full((16, 3), 0.2), [0.1, -0.1, 0.5], 1.02), betas=jnp.ones(10))
-    got = smooth(first, 0.0)
-    for field in dataclasses.fields(HandParameters):
-        np.testing.assert_allclose(getattr(got, field.name), getattr(first, field.name), atol=1e-6)
-        assert getattr(got, field.name).dtype == jnp.float32
+    for got in (HandSmoother(True)(first, 0.0), smooth_track([first], [0.0], True)[0]):
+        for field in dataclasses.fields(HandParameters):
+            np.testing.assert_allclose(getattr(got, field.name), getattr(first, field.name), atol=1e-6)
+            assert getattr(got, field.name).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("perspective", [True, False])
 def test_a_failed_fit_does_no_lasting_harm(perspective):
-    smooth = HandSmoother(perspective, SmoothingConfig.at(RATE))
+    smooth = HandSmoother(perspective)
     good = parameters(np.full((16, 3), 0.2), [0.1, -0.1, 0.5], 1.02)
-    smooth(good, 0.0)
-    assert not np.isfinite(smooth(parameters(np.full((16, 3), np.nan), [0.1, 0.0, 0.5], 1.0), 0.03).pose).any()
+    track = [good, parameters(np.full((16, 3), np.nan), [0.1, 0.0, 0.5], 1.0)]
     odd = (([0.1, 0.0, -0.5], 1.0), ([0.1, 0.0, 0.0], 1.0), ([0.1, 0.0, 0.5], -3.0), ([0.0, 0.0, 0.0], 0.0))
-    for frame, (translation, scale) in enumerate(odd):
-        got = smooth(parameters(np.full((16, 3), 0.2), translation, scale), 0.1 + frame / RATE)
-        assert np.isfinite(got.translation).all()
-        assert np.isfinite(got.scale)
-    for frame in range(60):
-        got = smooth(good, 1.0 + frame / RATE)
-    for field in dataclasses.fields(HandParameters):
-        np.testing.assert_allclose(getattr(got, field.name), getattr(good, field.name), atol=1e-4)
+    track += [parameters(np.full((16, 3), 0.2), *each) for each in odd]
+    track += [good] * 60
+    times = (np.arange(len(track)) / RATE).tolist()
+    live = [smooth(each, time) for each, time in zip(track, times, strict=True)]
+    for got in (live, smooth_track(track, times, perspective)):
+        for field in dataclasses.fields(HandParameters):
+            np.testing.assert_allclose(getattr(got[-1], field.name), getattr(good, field.name), atol=2e-3)
+
+
+def test_long_gaps_are_left_and_short_ones_are_filled():
+    good = parameters(np.full((16, 3), 0.2), [0.1, -0.1, 0.5], 1.0)
+    times = [*(np.arange(10) / RATE).tolist(), *(2.0 + np.arange(10) / RATE).tolist()]
+    track = [good] * 20
+    track[0] = track[4] = track[5] = track[9] = track[19] = None
+    found = smooth_track(track, times, True)
+    assert [i for i, each in enumerate(found) if each is None] == [0, 9, 19]
+    np.testing.assert_allclose(found[4].translation, good.translation, atol=1e-5)
+    assert smooth_track([None, None], [0.0, 1.0], True) == [None, None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -353,7 +353,7 @@ def test_live_shows_what_is_followed(page, described, folder, monkeypatch):
 
     monkeypatch.setattr(live, "HandVideo", Follow)
     monkeypatch.setattr(live, "_compile", lambda *_: None)
-    shown = live.Live(page, HandTailor.__new__(HandTailor), 10.0)
+    shown = live.Live(page, HandTailor.__new__(HandTailor))
     source = live.LatestFrame(folder / "clip.mp4")
     while shown._follow.frames < 12:
         shown.run(source, 0.1)
@@ -444,7 +444,7 @@ def test_live_in_the_browser(page, browser, tmp_path):
     with video_writer(tmp_path / "clip.mp4", 15.0) as write:
         for i in range(30):
             write(np.roll(image, round(8.0 * np.sin(0.2 * i)), axis=0), i / 15.0)
-    shown = live.Live(page, HandTailor.load(), 15.0)
+    shown = live.Live(page, HandTailor.load())
     tab = browser.new_page(viewport={"width": 1280, "height": 800})
     tab.goto(page.address)
     source = live.LatestFrame(tmp_path / "clip.mp4")

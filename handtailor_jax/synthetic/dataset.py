@@ -131,10 +131,18 @@ def sample_hand(
     return pose, betas, place_hand(assets.hand, pose, betas, keys[2], config.size)
 
 
-def render_sample(assets: SyntheticAssets, key: PRNGKeyArray, config: SyntheticConfig) -> SyntheticSample:
-    """Render one sample, without leading axis; works under jit, vmap and scan."""
+def render_sample(
+    assets: SyntheticAssets,
+    key: PRNGKeyArray,
+    config: SyntheticConfig,
+    drawn: tuple[Float[Array, "16 3"], Float[Array, "betas"], Placement] | None = None,
+) -> SyntheticSample:
+    """Render one sample, without leading axis; works under jit, vmap and scan.
+
+    `drawn` is its hand, that of `sample_hand` if None: frames of a video have one key and different hands.
+    """
     topology, size, dtype = assets.topology, config.size, assets.hand.dtype
-    pose, betas, placed = sample_hand(assets, key, config)
+    pose, betas, placed = sample_hand(assets, key, config) if drawn is None else drawn
     keys = jax.random.split(jax.random.fold_in(key, 1), 4)
     draws = Draws(keys[0], dtype)
     vertices = scene_vertices(placed, pose, topology, keys[1])

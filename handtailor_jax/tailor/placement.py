@@ -22,8 +22,9 @@ from handtailor_jax.geometry.cameras import (
     unproject,
 )
 from handtailor_jax.geometry.lifting import reference_bone_length
+from handtailor_jax.geometry.mirror import choose, mirror_hand, mirror_observation, mirror_parameters
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
+from handtailor_jax.mano.landmarks import MANO, LandmarkConvention, load_convention
 from handtailor_jax.skeleton import ROOT, ROOT_JOINT
 from handtailor_jax.types import Hand, HandMesh, HandParameters, Numbers, Observation
 
@@ -248,6 +249,33 @@ def with_length(model: HandModel, hand: Hand, length: float) -> Hand:
         proposed=None if hand.proposed is None else with_length(model, hand.proposed, length),
         runner_up=None if hand.runner_up is None else with_length(model, hand.runner_up, length),
     )
+
+
+@jax.jit
+def with_parameters(model: HandModel, hand: Hand, parameters: HandParameters) -> Hand:
+    """Describe a hand of either side anew, with other parameters; what is known of its region is kept."""
+    mirror = hand.left != (model.side == "left")
+    seen = Observation(hand.detected_keypoints_2d, hand.confidence, hand.camera)
+    seen = choose(mirror, mirror_observation(seen), seen)
+    parameters = choose(mirror, mirror_parameters(parameters), parameters)
+    found = describe(model, parameters, seen, load_convention(hand.convention))
+    found = choose(mirror, mirror_hand(found), found)
+    kept = ("reprojection_before", "region", "presence", "side_probability", "proposed")
+    return dataclasses.replace(found, **{name: getattr(hand, name) for name in kept})
+
+
+def with_betas(
+    model: HandModel, parameters: HandParameters, betas: Float[Numbers, "betas"], scale: Any, perspective: bool
+) -> HandParameters:
+    """Return a placed hand, on the host, with another shape, another scale, and the same length in the image.
+
+    With intrinsics the depth follows from the shape and the scale; without, the scale follows from the shape.
+    """
+    factor = np.float32(flat_length(model, betas) / flat_length(model, parameters.betas))
+    if not perspective:
+        return dataclasses.replace(parameters, betas=betas, scale=parameters.scale / factor)
+    translation = parameters.translation * (factor * np.float32(scale) / parameters.scale)
+    return dataclasses.replace(parameters, betas=betas, scale=np.float32(scale), translation=translation)
 
 
 @jax.jit

@@ -1,166 +1,238 @@
-"""Smooth a hand from frame to frame with the One-Euro filter (Casiez, Roussel and Vogel, CHI 2012).
+"""Smooth the movement of a hand: of live video by earlier frames, of a recorded track by all of its frames.
 
-The One-Euro filter is a low-pass filter whose cut-off frequency rises with speed, so that a hand at rest does not
-tremble and a fast hand does not lag. Rotations are filtered on their manifold. Translations are filtered as direction
-and distance, in units of the hand's size. The filter is written here because no package filters rotations on their
-manifold.
+Each joint's rotation, the direction of the root and the logarithm of its distance are groups of components, which the
+filters of `handtailor_jax.video.filters` smooth: one rule for both kinds of smoothing.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
+import jax
 import numpy as np
-import numpy.typing as npt
 from scipy.spatial.transform import Rotation
 
-from handtailor_jax.types import HandParameters
+from handtailor_jax.geometry.boxes import hand_size
+from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.mano.kinematics import ANCESTRY
+from handtailor_jax.mano.landmarks import KEYPOINT_JOINT
+from handtailor_jax.skeleton import NUM_JOINTS
+from handtailor_jax.tailor.placement import flat_length, with_betas, with_parameters
+from handtailor_jax.types import Hand, HandParameters, Side
+from handtailor_jax.video.filters import Filters, FloatArray, smoothed
 
-FloatArray = npt.NDArray[np.floating[Any]]
+LONGEST_GAP = 0.5
+"""Time in seconds for which a hand that is not seen is predicted; after longer gaps smoothing begins anew."""
 
-
-@dataclasses.dataclass(frozen=True)
-class OneEuroConfig:
-    """Parameters of a One-Euro filter."""
-
-    min_cutoff: float
-    """Cut-off frequency at rest, Hz; a lower one smooths more."""
-    beta: float
-    """Increase of the cut-off frequency with speed, Hz per (unit/s); a higher one lags less."""
-    derivative_cutoff: float = 1.0
-    """Cut-off frequency of the filter of the speed, Hz."""
-    poles: int = 4
-    """Number of equal low-pass stages in a row, which share the lag of one stage. Casiez et al. use one. At the same
-    lag of one frame, four stages leave 1/3.8 of white noise's second difference instead of 1/2.7."""
+# Groups of components: quaternions, direction and log distance.
+_WIDTHS = np.asarray([4.0] * NUM_JOINTS + [2.0, 1.0])
+# Noise that is hardly exceeded: half radians, metres at the first distance, shares of the distance.
+_NOISE = np.asarray([0.1] * NUM_JOINTS + [0.01, 0.05])
 
 
-class OneEuroFilter:
-    """One-Euro filter of any number of vectors (..., n); the speed of a vector is the norm over the last axis."""
+class _Form:
+    """Parameters of a track as groups of components, and back."""
 
-    def __init__(
-        self,
-        config: OneEuroConfig,
-        difference: Callable[[FloatArray, FloatArray], FloatArray] = lambda start, end: end - start,
-        advance: Callable[[FloatArray, FloatArray], FloatArray] = lambda start, step: start + step,
-    ) -> None:
-        """Create a filter; `difference` and `advance` are minus and plus of the space, with vectors (..., m)."""
-        self._config = config
-        self._difference, self._advance = difference, advance
-        self._time: float | None = None
-        self._previous: FloatArray = np.zeros(0)
-        self._stages: list[FloatArray] = []
-        self._velocity: FloatArray = np.zeros(0)
+    def __init__(self, first: HandParameters, perspective: bool) -> None:
+        self._perspective = perspective
+        self._unit = 1.0 / abs(float(first.scale))
+        if perspective:
+            self._unit *= float(first.translation[2])
+        self._before = np.zeros((NUM_JOINTS, 4))
+        self._before[:, 3] = 1.0
 
-    def __call__(self, value: FloatArray, time: float, unit: float = 1.0) -> FloatArray:
-        """Return the smoothed value (..., n); the first value is returned unchanged.
+    def values(self, parameters: HandParameters) -> FloatArray:
+        """Return the groups (18, 4) of a hand."""
+        found = np.zeros((len(_WIDTHS), 4))
+        quaternions = Rotation.from_rotvec(np.asarray(parameters.pose, np.float64)).as_quat()
+        # q and -q are the same rotation.
+        quaternions *= np.where(np.sum(quaternions * self._before, axis=-1, keepdims=True) < 0.0, -1.0, 1.0)
+        self._before = found[:NUM_JOINTS] = quaternions
+        x, y, z = np.asarray(parameters.translation, np.float64)
+        # Noise along the viewing ray is by far the largest, so it must not count across the ray.
+        depth = z if self._perspective else 1.0
+        found[NUM_JOINTS, :2] = self._unit * x / depth, self._unit * y / depth
+        found[NUM_JOINTS + 1, 0] = np.log(depth / float(parameters.scale))
+        return found
 
-        The time is in seconds. The speed is in units of `unit`, so that `beta` does not depend on the unit of `value`.
-
-        Raises:
-            ValueError: If the time is not later than in the previous call.
-        """
-        value = np.asarray(value, np.float64)
-        if self._time is None:
-            self._velocity = np.zeros_like(self._difference(value, value))
-            self._stages = [value] * self._config.poles
+    def parameters(self, values: FloatArray, like: HandParameters) -> HandParameters:
+        """Return the hand of the groups, with shape (and scale, with intrinsics) of another one."""
+        pose = Rotation.from_quat(values[:NUM_JOINTS]).as_rotvec()
+        x, y = values[NUM_JOINTS, :2] / self._unit
+        distance, scale, z = float(np.exp(values[NUM_JOINTS + 1, 0])), float(like.scale), float(like.translation[2])
+        if self._perspective:
+            z = distance * scale
+            x, y = x * z, y * z
         else:
-            step = time - self._time
-            if not step > 0.0:
-                raise ValueError(f"time has to rise, not to go from {self._time} to {time}")
-            rate = self._difference(self._previous, value) / step
-            weight = _weight(self._config.derivative_cutoff, step)
-            self._velocity = self._velocity + weight * (rate - self._velocity)
-            speed = np.linalg.norm(self._velocity, axis=-1, keepdims=True) / unit
-            cutoff = self._config.poles * (self._config.min_cutoff + self._config.beta * speed)
-            target = value
-            for i, stage in enumerate(self._stages):
-                target = self._advance(stage, _weight(cutoff, step) * self._difference(stage, target))
-                self._stages[i] = target
-        self._time, self._previous = time, value
-        return self._stages[-1]
+            scale = 1.0 / distance
+        changed = {"pose": pose, "scale": scale, "translation": [x, y, z]}
+        dtype = like.pose.dtype
+        return dataclasses.replace(like, **{name: np.asarray(value, dtype) for name, value in changed.items()})
 
 
-def _weight(cutoff: Any, step: float) -> Any:
-    """Return the weight of the new value in a first-order low-pass filter of a cut-off frequency (Hz) and step (s)."""
-    return 1.0 / (1.0 + 1.0 / (2.0 * math.pi * cutoff * step))
+def _usable(parameters: HandParameters, perspective: bool) -> bool:
+    """Return whether all numbers are finite and the hand is before the camera."""
+    numbers = [parameters.scale, *parameters.translation, *np.ravel(parameters.pose)]
+    depth = parameters.translation[2] if perspective else 1.0
+    return bool(np.isfinite(numbers).all() and parameters.scale > 0.0 and depth > 0.0)
 
 
-def rotation_filter(config: OneEuroConfig) -> OneEuroFilter:
-    """Return a filter of rotations as axis-angle vectors (n, 3) in radians, with speeds in rad/s.
+# Keypoints that each joint moves, (21, 16), as shares of their number.
+_MOVED = ANCESTRY[list(KEYPOINT_JOINT)] / ANCESTRY[list(KEYPOINT_JOINT)].sum(axis=0)
+_USUAL_ERROR = 0.01  # share of the hand size
 
-    Vectors of the same rotation may alternate: only the turns between rotations, at most pi, are filtered.
+
+def measurement_noise(hand: Hand) -> FloatArray:
+    """Return the variances (16,) of the joint rotations of a fitted hand, relative to those of a good fit.
+
+    They grow with the distance of the mesh from the keypoints, and where the keypoints that a joint moves have low
+    confidences.
     """
-
-    def turn(start: FloatArray, end: FloatArray) -> FloatArray:
-        return (Rotation.from_rotvec(start).inv() * Rotation.from_rotvec(end)).as_rotvec()
-
-    def turned(start: FloatArray, turn: FloatArray) -> FloatArray:
-        return (Rotation.from_rotvec(start) * Rotation.from_rotvec(turn)).as_rotvec()
-
-    return OneEuroFilter(config, turn, turned)
+    error = float(hand.reprojection_after) / max(float(hand_size(np.asarray(hand.detected_keypoints_2d))), 1.0)
+    seen = np.asarray(hand.confidence, np.float64) @ _MOVED
+    return 0.5 * (1.0 + (error / _USUAL_ERROR) ** 2) / np.maximum(seen, 1e-3)
 
 
-@dataclasses.dataclass(frozen=True)
-class SmoothingConfig:
-    """Amount of smoothing of each part of a hand."""
-
-    pose: OneEuroConfig
-    """Joint rotations; speeds in rad/s."""
-    position: OneEuroConfig
-    """Direction of the root from the camera; speeds in metres per second at the hand's depth."""
-    distance: OneEuroConfig
-    """Logarithm of the root's depth (perspective) and of the scale; speeds in 1/s."""
-
-    @classmethod
-    def at(cls, rate: float = 30.0) -> "SmoothingConfig":
-        """Return the strongest smoothing whose lag is about one frame at `rate` frames per second, less with speed."""
-        # A cut-off frequency f lags by 1 / (2 pi f) seconds: one frame at 0.16 times the frame rate.
-        f = 0.16 * rate
-        slope = rate / 30.0
-        return cls(OneEuroConfig(f, 0.3, slope), OneEuroConfig(f, 2.0, slope), OneEuroConfig(f, 1.0, slope))
+def _noise(noise: FloatArray | None) -> FloatArray:
+    """Return the relative variance of each group from those of the joints; the wrist's are also those of the place."""
+    noise = np.ones(NUM_JOINTS) if noise is None else noise
+    return np.concatenate([noise, noise[:1], noise[:1]])
 
 
 class HandSmoother:
-    """Smoother of one hand from frame to frame; a new track needs a new smoother."""
+    """Smoother of one hand from frame to frame, by earlier frames only; a new track needs a new smoother."""
 
-    def __init__(self, perspective: bool, config: SmoothingConfig) -> None:
+    def __init__(self, perspective: bool) -> None:
         """Create a smoother of translations in metres before a perspective camera, or of translations in pixels."""
         self._perspective = perspective
-        self._pose = rotation_filter(config.pose)
-        self._position = OneEuroFilter(config.position)
-        self._distance = OneEuroFilter(config.distance)
-        self._scale = OneEuroFilter(config.distance)
+        self._form: _Form | None = None
+        self._filters = Filters(_WIDTHS, _NOISE)
 
-    def __call__(self, parameters: HandParameters, time: float) -> HandParameters:
+    def __call__(self, parameters: HandParameters, time: float, noise: FloatArray | None = None) -> HandParameters:
         """Return the smoothed parameters of one hand at a time in seconds; its shape is kept.
 
-        Parameters that are not finite are returned unchanged and do not change the smoother.
+        Parameters that are not finite or behind the camera are returned unchanged and do not change the smoother.
+
+        Args:
+            parameters: The hand in this frame.
+            time: Time of the frame, later than in the call before.
+            noise: (16,) variances of `measurement_noise`; all are the same if None.
+
+        Raises:
+            ValueError: If the time does not rise.
         """
-        scale = float(parameters.scale)
-        x, y, z = (float(value) for value in parameters.translation)
-        rotations = np.asarray(parameters.pose, np.float64)
-        if not np.isfinite([scale, x, y, z, *rotations.ravel()]).all():
+        if not _usable(parameters, self._perspective):
             return parameters
-        pose = self._pose(rotations, time)
-        smooth_scale = _magnitude(self._scale, scale, time)
-        if self._perspective:
-            # Noise along the viewing ray is by far the largest, so it must not count in the speed across the ray.
-            depth = z if abs(z) > _TINY else _TINY
-            u, v = self._position(np.asarray([x / depth, y / depth]), time, unit=abs(scale / depth) or 1.0)
-            depth = _magnitude(self._distance, depth, time)
-            translation = np.asarray([u * depth, v * depth, depth])
-        else:
-            u, v = self._position(np.asarray([x, y]), time, unit=abs(scale) or 1.0)
-            translation = np.asarray([u, v, z])
-        smoothed = {"pose": pose, "scale": smooth_scale, "translation": translation}
-        dtype = parameters.pose.dtype
-        return dataclasses.replace(parameters, **{name: np.asarray(value, dtype) for name, value in smoothed.items()})
+        if self._form is None:
+            self._form = _Form(parameters, self._perspective)
+        self._filters.advance(time)
+        self._filters.update(self._form.values(parameters), _noise(noise))
+        mean, _ = self._filters.estimate(self._filters.score())
+        return self._form.parameters(mean[..., 0], parameters)
 
 
-_TINY = 1e-9
+def smooth_track(
+    track: Sequence[HandParameters | None],
+    times: Sequence[float],
+    perspective: bool,
+    noises: Sequence[FloatArray | None] | None = None,
+) -> list[HandParameters | None]:
+    """Return a recorded hand, smoothed by earlier and later frames; `times` and `noises` are as in `HandSmoother`.
+
+    None is a frame without the hand. Between others it is predicted, in gaps of at most `LONGEST_GAP`.
+    """
+    found = list(track)
+    known = {i: each for i, each in enumerate(track) if each is not None and _usable(each, perspective)}
+    for frames in _parts(list(known), times):
+        form = _Form(known[frames[0]], perspective)
+        part = range(frames[0], frames[-1] + 1)
+        values = [form.values(known[i]) if i in known else None for i in part]
+        variances = [_noise(noises[i] if noises else None) for i in part]
+        measured = list(zip([times[i] for i in part], values, variances, strict=True))
+        for i, value in zip(part, smoothed(measured, _WIDTHS, _NOISE), strict=True):
+            found[i] = form.parameters(value, known.get(i, known[frames[0]]))
+    return found
 
 
-def _magnitude(smooth: OneEuroFilter, value: float, time: float) -> float:
-    """Smooth the logarithm of a value's magnitude; keep its sign, which a failed fit may turn."""
-    return math.copysign(math.exp(float(smooth(np.log([max(abs(value), _TINY)]), time)[0])), value)
+def _parts(frames: Sequence[int], times: Sequence[float]) -> list[list[int]]:
+    """Divide frames where the gap between two is longer than `LONGEST_GAP`."""
+    parts: list[list[int]] = []
+    for frame in frames:
+        if not parts or times[frame] - times[parts[-1][-1]] > LONGEST_GAP:
+            parts.append([])
+        parts[-1].append(frame)
+    return parts
+
+
+def smooth_hands(
+    model: HandModel, hands: Sequence[Hand | None], times: Sequence[float], fill: bool = False
+) -> list[Hand | None]:
+    """Give the frames of one hand one shape, and smooth its movement by earlier and later frames.
+
+    Args:
+        model: Hand model of either side.
+        hands: The hand in each frame; None where it is not seen.
+        times: Times of the frames, rising, seconds.
+        fill: Whether frames in short gaps are predicted; see `fit_sequence`.
+    """
+    results: list[Hand | None] = []
+    for hand, parameters in zip(hands, smooth_parameters(model, hands, times), strict=True):
+        found = hand
+        if parameters is not None and (hand is not None or fill):
+            like = next(each for each in hands if each is not None) if hand is None else hand
+            found = jax.device_get(with_parameters(model, dataclasses.replace(like, track=None), parameters))
+            found = dataclasses.replace(found if hand is not None else _predicted(found), track=like.track)
+        results.append(found)
+    return results
+
+
+def smooth_parameters(
+    model: HandModel, hands: Sequence[Hand | None], times: Sequence[float]
+) -> list[HandParameters | None]:
+    """Return the parameters of `smooth_hands`: one shape and scale, for which the best fits count most."""
+    known = [hand for hand in hands if hand is not None]
+    if not known:
+        return [None] * len(hands)
+    perspective, weights = known[0].perspective, [1.0 / measurement_noise(hand)[0] for hand in known]
+    betas = np.average([hand.parameters.betas for hand in known], axis=0, weights=weights).astype(np.float32)
+    lengths = [hand.parameters.scale * flat_length(model, hand.parameters.betas) for hand in known]
+    mean_length = np.exp(np.average(np.log(np.abs(lengths)), weights=weights))
+    scale = mean_length / float(flat_length(model, betas))
+    track: list[HandParameters | None] = []
+    for hand in hands:
+        track.append(None if hand is None else with_betas(model, hand.parameters, betas, scale, perspective))
+    noises = [None if hand is None else measurement_noise(hand) for hand in hands]
+    return smooth_track(track, times, perspective, noises)
+
+
+def _predicted(hand: Hand) -> Hand:
+    """Return a hand without keypoints of its own: its detected keypoints are those of the mesh, of confidence 0."""
+    zero = np.zeros_like(hand.reprojection_after)
+    return dataclasses.replace(
+        hand,
+        detected_keypoints_2d=hand.keypoints_2d,
+        confidence=np.zeros_like(hand.confidence),
+        reprojection_before=zero,
+        reprojection_after=zero,
+    )
+
+
+def smooth_video(model: HandModel, frames: Sequence[Sequence[Hand]], times: Sequence[float]) -> list[list[Hand]]:
+    """Smooth the hands of a recorded video, as `HandVideo` with `VideoConfig(smooth=False)` returns them.
+
+    Each track is smoothed by earlier and later frames, so it does not lag; a track that changes its side is two hands.
+
+    Args:
+        model: Hand model of either side.
+        frames: Hands of each frame.
+        times: Times of the frames, rising, seconds.
+    """
+    tracks: dict[tuple[int | None, Side], list[Hand | None]] = {}
+    for i, hands in enumerate(frames):
+        for hand in hands:
+            tracks.setdefault((hand.track, hand.side), [None] * len(frames))[i] = hand
+    results: list[list[Hand]] = [[] for _ in frames]
+    for _, track in sorted(tracks.items(), key=lambda item: (item[0][0] or 0, item[0][1])):
+        for i, found in enumerate(smooth_hands(model, track, times)):
+            if found is not None:
+                results[i].append(found)
+    return results

@@ -10,14 +10,11 @@ from scipy.special import expit, logit
 from handtailor_jax.detector.detector import merge_hands
 from handtailor_jax.errors import InputError, check_range
 from handtailor_jax.geometry.cameras import as_camera
-from handtailor_jax.geometry.mirror import choose, mirror_hand, mirror_observation, mirror_parameters
 from handtailor_jax.hand_tailor import Found, HandTailor, check_arguments, side_prior
 from handtailor_jax.images import Image, as_rgb, check_box
-from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.mano.landmarks import load_convention
-from handtailor_jax.tailor.placement import describe, flat_length
-from handtailor_jax.types import Hand, HandParameters, Memory, Observation, Region, Side
-from handtailor_jax.video.smoothing import HandSmoother, SmoothingConfig
+from handtailor_jax.tailor.placement import flat_length, with_betas, with_parameters
+from handtailor_jax.types import Hand, Memory, Region, Side
+from handtailor_jax.video.smoothing import HandSmoother, measurement_noise
 
 _MOST_EVIDENCE, _MOST_PER_FRAME, _MOST_PRIOR = 30.0, 3.0, 6.0
 """Largest log odds of a side: summed over a track, added by one frame, and given to the network as a prior."""
@@ -34,7 +31,7 @@ class VideoConfig:
     remember: float = 3.0
     """Time in seconds for which a lost hand keeps its number, for a hand of the same side that is found again."""
     smooth: bool = True
-    """Whether results are smoothed in time, which costs a lag of about one frame."""
+    """Whether each frame is smoothed by the frames before it; see `handtailor_jax.video.smoothing`."""
     pose_share: float = 0.3
     """Position of the tailor's start between the proposed pose (0) and the pose of the last frame (1)."""
     shape_frames: int = 60
@@ -62,7 +59,9 @@ class _Track:
     memory: Memory
     """Last pose and mean shape, without a batch axis."""
     length: int
-    """Number of frames in the mean shape."""
+    """Number of frames in the mean shape and scale."""
+    scale: float
+    """Mean scale with intrinsics."""
     smoother: HandSmoother | None
     keypoints_2d: np.ndarray
     """Last detected keypoints, pixels."""
@@ -81,7 +80,6 @@ class HandVideo:
     def __init__(
         self,
         tailor: HandTailor,
-        rate: float = 30.0,
         camera: Any = None,
         box: Any = None,
         side: Side | None = None,
@@ -91,17 +89,14 @@ class HandVideo:
 
         Args:
             tailor: `HandTailor` for single images.
-            rate: Frames per second.
             camera: Camera of all frames, as `HandTailor` takes it.
             box: Box (x, y, w, h) of the only hand to follow in the first frame, pixels; all hands are searched if None.
             side: Side of all hands; estimated if None.
             config: How hands are followed.
         """
         check_arguments(side, config.hands)
-        check_range("rate", rate, 0.01, 1e6)
         self._tailor, self._camera, self._prior = tailor, as_camera(camera), side_prior(side)
         self._config, self._box = config if box is None else dataclasses.replace(config, hands=1), box
-        self._smoothing = SmoothingConfig.at(rate) if config.smooth else None
         self._tracks: list[_Track] = []
         self._lost: list[_Track] = []
         self._count = self._next_search = 0
@@ -178,12 +173,13 @@ class HandVideo:
             self._lost.remove(track)
             memory = dataclasses.replace(nothing, betas=track.memory.betas, betas_share=track.memory.betas_share)
             return dataclasses.replace(track, memory=memory, smoother=smoother)
-        track = _Track(self._count, found.around_keypoints, 0.0, left, nothing, 0, smoother, found.keypoints_2d, time)
+        place = found.around_keypoints
+        track = _Track(self._count, place, 0.0, left, nothing, 0, 0.0, smoother, found.keypoints_2d, time)
         self._count += 1
         return track
 
     def _new_smoother(self) -> HandSmoother | None:
-        return HandSmoother(bool(self._camera.perspectivity > 0.5), self._smoothing) if self._smoothing else None
+        return HandSmoother(bool(self._camera.perspectivity > 0.5)) if self._config.smooth else None
 
     def _remember(self, track: _Track, found: Found, time: float) -> Hand:
         """Return the hand with the track's shape, smoothed; keep what the next frame starts from."""
@@ -197,29 +193,18 @@ class HandVideo:
             # The hand was taken for one of the other side so far, whose pose would be mixed in.
             track.smoother = self._new_smoother()
         track.left = bool(hand.left)
-        fitted = hand.parameters
+        model, fitted = self._tailor.hand, hand.parameters
         track.length = min(track.length + 1, config.shape_frames)
         betas = track.memory.betas + (fitted.betas - track.memory.betas) / np.float32(track.length)
         share = np.asarray(config.pose_share, betas.dtype)
         track.memory = Memory(pose=fitted.pose, betas=betas, pose_share=share, betas_share=np.ones((), betas.dtype))
         track.region = self._tailor.finder.next_region(found)
         track.keypoints_2d, track.seen = found.keypoints_2d, time
-        parameters = dataclasses.replace(fitted, betas=betas)
-        if (length := self._tailor.hand_length) is not None:
-            scale = np.float32(length / flat_length(self._tailor.hand, betas))
-            parameters = dataclasses.replace(parameters, scale=scale)
+        track.scale += (float(fitted.scale) - track.scale) / track.length
+        length = self._tailor.hand_length
+        scale = track.scale if length is None else length / float(flat_length(model, betas))
+        parameters = with_betas(model, fitted, betas, scale, bool(self._camera.perspectivity > 0.5))
         if track.smoother is not None:
-            parameters = track.smoother(parameters, time)
-        described = jax.device_get(_with_parameters(self._tailor.hand, hand, parameters))
-        kept = ("reprojection_before", "region", "presence", "side_probability", "proposed")
-        return dataclasses.replace(described, track=track.number, **{name: getattr(hand, name) for name in kept})
-
-
-@jax.jit
-def _with_parameters(model: HandModel, hand: Hand, parameters: HandParameters) -> Hand:
-    """Describe a hand of which other parameters are known; the hand model is a right hand."""
-    seen = Observation(hand.detected_keypoints_2d, hand.confidence, hand.camera)
-    seen = choose(hand.left, mirror_observation(seen), seen)
-    parameters = choose(hand.left, mirror_parameters(parameters), parameters)
-    found = describe(model, parameters, seen, load_convention(hand.convention))
-    return choose(hand.left, mirror_hand(found), found)
+            parameters = track.smoother(parameters, time, measurement_noise(hand))
+        described = jax.device_get(with_parameters(model, hand, parameters))
+        return dataclasses.replace(described, track=track.number)

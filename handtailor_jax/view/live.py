@@ -32,8 +32,6 @@ class LatestFrame:
             InputError: If it cannot be opened.
         """
         self._source, self._video = source, Video(source)
-        self.rate = self._video.rate or 30.0
-        """Frames per second of the source."""
         self._frame: tuple[Image, float] | None = None
         self._error: InputError | None = None
         self._new, self._closed = threading.Condition(), threading.Event()
@@ -91,10 +89,10 @@ class LatestFrame:
 class Live:
     """Tracks the hands of frames that arrive, and shows them on a page with rate and latency."""
 
-    def __init__(self, page: Page, tailor: HandTailor, rate: float = 30.0, camera: Any = None, hands: int = 2) -> None:
+    def __init__(self, page: Page, tailor: HandTailor, camera: Any = None, hands: int = 2) -> None:
         """Compile everything first, so that no frame waits for it. See `HandVideo` for the arguments."""
         self._page, self._camera = page, as_camera(camera)
-        self._follow = HandVideo(tailor, rate, self._camera, config=VideoConfig(hands=hands))
+        self._follow = HandVideo(tailor, self._camera, config=VideoConfig(hands=hands))
         self._started = False
         self._done: collections.deque[float] = collections.deque(maxlen=_MEAN_OF)
         self._latencies: collections.deque[float] = collections.deque(maxlen=_MEAN_OF)

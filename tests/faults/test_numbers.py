@@ -16,7 +16,7 @@ from handtailor_jax.predict import find_sources
 from handtailor_jax.synthetic.dataset import SyntheticConfig
 from handtailor_jax.tailor.search import SearchConfig
 from handtailor_jax.training.config import DataConfig, LossWeights, OptimizerConfig, TrainingConfig
-from handtailor_jax.video.track import HandVideo, VideoConfig
+from handtailor_jax.video.track import VideoConfig
 
 NAN, INF = float("nan"), float("inf")
 
@@ -110,12 +110,6 @@ def test_coordinators_without_a_port(address):
 def test_settings_of_videos_and_searches(make, settings):
     with pytest.raises(InputError, match=rf"{next(iter(settings))} is .*: give "):
         make(**settings)
-
-
-@pytest.mark.parametrize("rate", [0.0, -1.0, NAN, INF])
-def test_rates_of_videos(rate):
-    with pytest.raises(InputError, match="rate is"):
-        HandVideo(object.__new__(HandTailor), rate)
 
 
 def test_sides_of_videos():

@@ -1,0 +1,194 @@
+"""Fit a hand to its keypoints through time: one shape for all frames, and a smooth movement."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from handtailor_jax.detections import Detection, detection
+from handtailor_jax.errors import InputError, checked_times, naming, warn
+from handtailor_jax.fit import fit_detection
+from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.skeleton import ROOT
+from handtailor_jax.tailor.tailor import TailorConfig
+from handtailor_jax.types import Hand, Side
+from handtailor_jax.video.smoothing import LONGEST_GAP, smooth_hands, smooth_parameters
+
+# Of the two hands that a frame's keypoints allow, those are chosen that differ least from frame to frame: energies in
+# half squared standard deviations, at most this for a frame that is worse, and for a jump between two frames.
+_MOST_GAP, _MOST_JUMP = 10.0, 20.0
+_STEP = 0.008  # standard deviation of the keypoints' move between frames, metres
+
+
+def fit_sequence(
+    keypoints_2d: Any,
+    times: Any,
+    *,
+    confidence: Any = None,
+    joints_3d: Any = None,
+    hand: HandModel | None = None,
+    **known: Any,
+) -> list[Hand | None]:
+    """Fit one hand to the keypoints of many frames: one shape, and a movement that is smooth in time.
+
+    The keypoints of each frame are searched as by `fit`; then all frames are solved again with the shape that they
+    have in common, and smoothed by earlier and later frames (`handtailor_jax.video.smoothing`). A frame in which fewer
+    than 6 keypoints have a confidence above 0 does not show the hand.
+
+    Args:
+        keypoints_2d: (frames, 21, 2) Keypoints (u, v), pixels.
+        times: (frames,) Times in seconds, each later than the one before; at any intervals.
+        confidence: (frames, 21) Confidences, 0 (missing) to 1; 1 if None.
+        joints_3d: (frames, 21, 3) 3D keypoints in camera axes, any unit and origin: a hint for the depth.
+        hand: Hand model; the embedded hand if None. A model of the other side is mirrored.
+        **known: What is known of all frames: `side`, `convention`, `order`, `camera`, `betas`, `fixed_betas`,
+            `hand_length`: see `detection`.
+
+    Returns:
+        A hand for each frame. Frames that do not show it are predicted from their neighbours in gaps of at most
+        `LONGEST_GAP`, 0.5 seconds (the confidence is then 0), and None in longer gaps, at the beginning and at the end.
+
+    Raises:
+        InputError: One line that names what is wrong.
+    """
+    try:
+        count = len(times)
+    except TypeError:
+        raise InputError(f"times is {str(times)[:40]!r}: give a time in seconds for each frame") from None
+    moments = checked_times("times", times, (count,))
+    given = {"keypoints_2d": keypoints_2d, "confidence": confidence, "joints_3d": joints_3d}
+    given = {name: values for name, values in given.items() if values is not None}
+    for name, values in given.items():
+        if not hasattr(values, "__len__") or len(values) != count:
+            length = f"{len(values)} frames" if hasattr(values, "__len__") else "no frames"
+            raise InputError(f"{name} has {length} and times has {count}: give one for each frame")
+    if not count:
+        raise InputError("times is empty: give at least one frame")
+    for i in range(1, count):
+        if not moments[i] > moments[i - 1]:
+            raise InputError(f"times goes from {moments[i - 1]:g} to {moments[i]:g} at frame {i}: give rising times")
+    if unknown := known.keys() & {"id", "image", "pose", "pca", "global_rotation", "flat_hand_mean", "time", "track"}:
+        raise InputError(f"{min(unknown)} does not apply to a sequence: leave it out")
+    frames = []
+    for i, moment in enumerate(moments):
+        with naming(f"frame {i}"):
+            of_frame = {name: values[i] for name, values in given.items()}
+            frames.append(detection(**of_frame, time=moment, hand=hand, **known))
+    return fit_frames(frames, hand=hand)
+
+
+def fit_frames(
+    frames: Sequence[Detection],
+    *,
+    hand: HandModel | None = None,
+    progress: Callable[[Iterable[Detection]], Iterable[Detection]] = iter,
+) -> list[Hand | None]:
+    """Fit the hands of checked detections with times, in any order; see `fit_sequence`.
+
+    Detections of one side and track are one hand. `progress` wraps the detections of a hand, which are fitted twice.
+
+    Raises:
+        InputError: If two frames of a hand are of one time or differ in what is known of it, or none shows it.
+    """
+    model = embedded_hand() if hand is None else hand
+    of_hands: dict[tuple[int, Side], list[int]] = {}
+    for i in sorted(range(len(frames)), key=lambda i: _time(frames[i])):
+        of_hands.setdefault((frames[i].track, frames[i].side), []).append(i)
+    for indices in of_hands.values():
+        _check([frames[i] for i in indices])
+    results: list[Hand | None] = [None] * len(frames)
+    for indices in of_hands.values():
+        for i, found in zip(indices, _fit_hand([frames[i] for i in indices], model, progress), strict=True):
+            results[i] = found
+    return results
+
+
+def _fit_hand(
+    ordered: Sequence[Detection], model: HandModel, progress: Callable[[Iterable[Detection]], Iterable[Detection]]
+) -> list[Hand | None]:
+    """Fit one hand to frames in the order of their times."""
+    times = [_time(each) for each in ordered]
+    candidates = [_attempt(each, model) if each.confidence.any() else None for each in progress(ordered)]
+    chosen = _alike(candidates, times)
+    known = [each for each in chosen if each is not None]
+    if not known:
+        raise InputError("no frame shows a hand: give 6 keypoints with a confidence above 0, and check their order")
+    # All frames are solved once more, from where they agree, so that a finger that one frame bends otherwise returns.
+    starts = smooth_parameters(model, chosen, times)
+    again: list[Hand | None] = []
+    for each, start, found in zip(progress(ordered), starts, chosen, strict=True):
+        if start is not None and found is not None:
+            pose, energy = (start.pose, TailorConfig.keypoints_only()) if each.pose is None else (each.pose, None)
+            betas = each.betas if each.fixed_betas else start.betas
+            once = dataclasses.replace(each, pose=pose, betas=betas, fixed_betas=True)
+            found = _attempt(once, model, energy)
+        again.append(found)
+    return smooth_hands(model, again, times, fill=True)
+
+
+def _time(frame: Detection) -> float:
+    if frame.time is None:
+        raise InputError("time is missing: give the time of every frame, in seconds")
+    return frame.time
+
+
+def _check(frames: Sequence[Detection]) -> None:
+    """Check that frames in a row are of one hand and of different times."""
+    for before, after in itertools.pairwise(frames):
+        pair = f"{before.id} and {after.id}"
+        if before.time == after.time:
+            remedy = "give each frame its time, and each hand of a side its track"
+            raise InputError(f"{pair} are both at {after.time:g} s: {remedy}")
+        for name in ("convention", "camera", "hand_length", "fixed_betas", *(["betas"] if before.fixed_betas else [])):
+            if not np.array_equal(getattr(before, name), getattr(after, name)):
+                raise InputError(f"{pair} differ in {name}: give the same in all frames of a hand")
+    intervals = np.diff([_time(each) for each in frames])
+    if len(intervals) and (interval := float(np.median(intervals))) > LONGEST_GAP:
+        warn(f"the frames are {interval:g} s apart, too far to be smoothed: give times in seconds")
+
+
+def _attempt(frame: Detection, model: HandModel, config: TailorConfig | None = None) -> Hand | None:
+    """Fit a hand to a frame; None if no hand fits."""
+    try:
+        return fit_detection(dataclasses.replace(frame, time=None), hand=model, config=config)
+    except InputError:
+        return None
+
+
+def _alike(hands: Sequence[Hand | None], times: Sequence[float]) -> list[Hand | None]:
+    """Return for each frame the hand or its runner-up, so that energies and jumps between frames are least in sum."""
+    known = [i for i, each in enumerate(hands) if each is not None]
+    results = list(hands)
+    costs, back = np.zeros(1), []
+    choices: list[tuple[int, list[Hand]]] = []
+    before: list[Hand] = []
+    for i in known:
+        hand = hands[i]
+        assert hand is not None
+        options = [hand] if hand.runner_up is None else [hand, hand.runner_up]
+        gaps = np.asarray([0.0, float(min(hand.energy_gap or 0.0, _MOST_GAP))][: len(options)])
+        if before:
+            waited = 1.0 + (times[i] - times[choices[-1][0]]) / 0.1
+            jumps = np.asarray([[_jump(a, b) / waited for a in before] for b in options])
+            total = costs + np.minimum(jumps, _MOST_JUMP)
+            back.append(total.argmin(axis=1))
+            costs = total.min(axis=1) + gaps
+        else:
+            costs = gaps
+        choices.append((i, options))
+        before = options
+    chosen = int(costs.argmin())
+    for n in range(len(choices) - 1, -1, -1):
+        i, options = choices[n]
+        results[i] = options[chosen]
+        chosen = int(back[n - 1][chosen]) if n else 0
+    return results
+
+
+def _jump(first: Hand, second: Hand) -> float:
+    """Return half the squared distance of two hands' keypoints relative to the root, in standard deviations."""
+    apart = (first.joints - first.joints[ROOT]) - (second.joints - second.joints[ROOT])
+    return 0.5 * float(np.linalg.norm(apart, axis=-1).mean() / _STEP) ** 2
