@@ -70,15 +70,28 @@ def rasterise(
     if faces.shape[0] == 0 or vertices.shape[0] == 0:
         far = jnp.full((height, width), jnp.inf, vertices.dtype)
         return Fragments(jnp.full_like(far, -1, jnp.int32), jnp.zeros((height, width, 3), far.dtype), far)
+    face_index, corners = nearest_faces(vertices, faces, camera, height, width)
+    return fragments_at(corners, face_index, jnp.arange(width)[None, :], jnp.arange(height)[:, None])
+
+
+def nearest_faces(
+    vertices: Float[Array, "vertices 3"], faces: Int[Array, "faces 3"], camera: Camera, height: int, width: int
+) -> tuple[Int[Array, "height width"], Float[Array, "faces 3 4"]]:
+    """Return the nearest face at every pixel centre (-1 without one), and the corners of all faces as `drawn_faces`."""
     points, in_front = project_vertices(vertices, camera)
     corners, area = drawn_faces(points, faces, in_front)
     fixed = jax.lax.stop_gradient((corners, area))
-    face_index = join_images(_nearest_faces, height, width, *(x[None] for x in fixed))[0]
+    return join_images(_nearest_faces, height, width, *(x[None] for x in fixed))[0], corners
 
+
+def fragments_at(
+    corners: Float[Array, "faces 3 4"], face_index: Int[Array, "*shape"], u: Int[Array, "..."], v: Int[Array, "..."]
+) -> Fragments:
+    """Return the given faces' surface at the pixels (u, v), from the corners of all faces (`drawn_faces`)."""
     seen = face_index >= 0
-    corners = corners.reshape(-1, 12)[jnp.maximum(face_index, 0)].reshape(height, width, 3, 4)
-    u = corners[..., 0] - jnp.arange(width).astype(corners.dtype)[None, :, None]
-    v = corners[..., 1] - jnp.arange(height).astype(corners.dtype)[:, None, None]
+    corners = corners.reshape(-1, 12)[jnp.maximum(face_index, 0)].reshape(*face_index.shape, 3, 4)
+    u = corners[..., 0] - u.astype(corners.dtype)[..., None]
+    v = corners[..., 1] - v.astype(corners.dtype)[..., None]
     areas = jnp.stack([u[..., i - 2] * v[..., i - 1] - v[..., i - 2] * u[..., i - 1] for i in range(3)], axis=-1)
     weights = areas * corners[..., 2]
     total = weights.sum(axis=-1, keepdims=True)
@@ -90,9 +103,7 @@ def rasterise(
     return Fragments(face_index, jnp.where(seen[..., None], weights, 0.0), depth)
 
 
-def interpolate(
-    fragments: Fragments, corners: Float[Array, "faces 3 channels"]
-) -> Float[Array, "height width channels"]:
+def interpolate(fragments: Fragments, corners: Float[Array, "faces 3 channels"]) -> Float[Array, "*pixels channels"]:
     """Interpolate attributes of the faces' corners at every pixel; 0 without a face."""
     channels, shape = corners.shape[-1], fragments.face_index.shape
     if corners.shape[0] == 0:

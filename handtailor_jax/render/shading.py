@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from handtailor_jax.geometry.cameras import crop_affine, project, transform_camera
 from handtailor_jax.geometry.normals import face_normals, vertex_normals
-from handtailor_jax.render.rasterise import NEAR, Fragments, interpolate, rasterise
+from handtailor_jax.render.rasterise import NEAR, fragments_at, interpolate, nearest_faces
 from handtailor_jax.types import Camera
 
 SKIN = (0.58, 0.33, 0.235)
@@ -32,7 +32,10 @@ AMBIENT_REACH = 0.06
 BACKGROUND = (241, 242, 244)
 """sRGB, 0 to 255, behind a mesh without an image."""
 
+# Compiled, because each call of their operations costs a tenth of a millisecond.
+_project, _moved = jax.jit(project), jax.jit(transform_camera)
 _SIZES = (128, 256, 384, 512, 1024)  # sides of the squares in which meshes are rendered
+_TILE, _CHUNK = 4, 64  # side of the tiles that are shaded, pixels, and their number at once: they fit into the cache
 # Direction toward the light in the camera frame, colour times strength.
 _LIGHTS = (
     ((-0.55, -0.75, -0.75), (1.00, 0.96, 0.90)),  # key: upper left, in front
@@ -54,21 +57,6 @@ def to_srgb(linear: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def to_linear(srgb: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Convert sRGB values from 0 to 1 to linear values from 0 to 1."""
     return jnp.where(srgb <= 0.04045, srgb / 12.92, ((jnp.maximum(srgb, 0.04045) + 0.055) / 1.055) ** 2.4)
-
-
-def shade(
-    fragments: Fragments,
-    vertices: Float[Array, "vertices 3"],
-    faces: Int[Array, "faces 3"],
-    camera: Camera,
-    colors: Float[Array, "vertices 3"],
-) -> Float[Array, "height width 3"]:
-    """Compute linear RGB of every pixel of `rasterise`, 0 without a face, from linear RGB of the vertices.
-
-    Light is computed at the corners of the faces, of which there are far fewer than pixels, and interpolated.
-    """
-    color = interpolate(fragments, _light(vertices, faces, camera, colors))
-    return color * ambient_openness(fragments, camera)[..., None]
 
 
 def _light(
@@ -108,21 +96,22 @@ def _light(
 
 
 def ambient_openness(
-    fragments: Fragments, camera: Camera, reach: float = AMBIENT_REACH
+    depth: Float[Array, "height width"], camera: Camera, reach: float = AMBIENT_REACH
 ) -> Float[Array, "height width"]:
-    """Estimate how much ambient light reaches each pixel, from about 0.5 (a deep fold) to 1 (open).
+    """Estimate how much ambient light reaches each pixel of a depth map (inf: background), from about 0.5 to 1 (open).
 
     Darkens gaps between fingers and contacts. A pixel is shadowed by neighbours in the depth map that are closer to the
     camera than the slope of a smooth surface explains; their distance is a share `reach` of the shorter image side.
     """
-    height, width = fragments.depth.shape
+    height, width = depth.shape
     # Depth in pixels is comparable to the distance of neighbours in every unit of the camera frame.
     determinant = camera.linear[0, 0] * camera.linear[1, 1] - camera.linear[0, 1] * camera.linear[1, 0]
     focal = jnp.sqrt(jnp.abs(determinant))
     p, far = camera.perspectivity, 1e9
-    finite = jnp.where(fragments.mask, fragments.depth, 1.0)
+    mask = jnp.isfinite(depth)
+    finite = jnp.where(mask, depth, 1.0)
     pixels = focal * (p * jnp.log(jnp.maximum(finite, 1e-12)) + (1.0 - p) * finite)
-    pixels = jnp.where(fragments.mask, pixels, far)
+    pixels = jnp.where(mask, pixels, far)
     shadow = jnp.zeros_like(pixels)
     rings, directions = (0.3, 0.8), 8
     for ring, k in itertools.product(rings, range(directions)):
@@ -164,16 +153,51 @@ def shaded_square(
 
     The program is compiled once per size: callers move the camera (`transform_camera`) instead of changing the size.
     """
-    n = 2 * size
     # The centre of the small image's pixel (0, 0) is the centre of a block of the large one.
-    affine = crop_affine(jnp.full(2, 0.5 * (size - 1), jnp.float32), jnp.asarray(float(size), jnp.float32), n)
+    affine = crop_affine(jnp.full(2, 0.5 * (size - 1), jnp.float32), jnp.asarray(float(size), jnp.float32), 2 * size)
     large = transform_camera(camera, affine.astype(camera.linear.dtype))
-    fragments = rasterise(vertices, faces, large, n, n)
-    color = shade(fragments, vertices, faces, large, colors)
-    parts = jnp.concatenate([color, fragments.mask[..., None].astype(color.dtype)], axis=-1)
-    mean = 0.25 * (parts[::2, ::2] + parts[1::2, ::2] + parts[::2, 1::2] + parts[1::2, 1::2])
-    straight = to_srgb(mean[..., :3] / jnp.maximum(mean[..., 3:], 1e-6))
-    return jnp.round(255.0 * jnp.concatenate([straight, mean[..., 3:]], axis=-1)).astype(jnp.uint8)
+    pixels = _mean_pixels(vertices, faces, large, _light(vertices, faces, large, colors), size)
+    color, coverage, depth = pixels[..., :3], pixels[..., 3:4], pixels[..., 4]
+    openness = jax.lax.optimization_barrier(ambient_openness(depth, camera))  # else it is computed for each channel
+    straight = to_srgb(color * openness[..., None] / jnp.maximum(coverage, 1e-6))
+    return jnp.round(255.0 * jnp.concatenate([straight, coverage], axis=-1)).astype(jnp.uint8)
+
+
+def _mean_pixels(
+    vertices: Float[Array, "vertices 3"],
+    faces: Int[Array, "faces 3"],
+    camera: Camera,
+    light: Float[Array, "faces 3 3"],
+    size: int,
+) -> Float[Array, "size size 5"]:
+    """Return linear RGB, coverage and least depth of each pixel, from 2 x 2 samples; the camera is that of the samples.
+
+    Only tiles of the image that the mesh touches are computed, because it leaves most of a square empty.
+    """
+    face_index, corners = nearest_faces(vertices, faces, camera, 2 * size, 2 * size)
+    across, side = size // _TILE, _TILE
+    samples = face_index.reshape(across, side, 2, across, side, 2).transpose(0, 3, 1, 4, 2, 5).reshape(-1, side**2, 4)
+    row, column, down, right = jnp.unravel_index(jnp.arange(4 * side * side), (side, side, 2, 2))
+    v, u = ((2 * x + sample).reshape(1, -1, 4) for x, sample in ((row, down), (column, right)))
+    touched = (samples >= 0).any(axis=(1, 2))
+    count, tiles = touched.sum(), len(samples)
+    listed = jnp.nonzero(touched, size=tiles + _CHUNK, fill_value=tiles)[0]
+
+    def some(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        first, pixels = carry
+        tile = jax.lax.dynamic_slice(listed, (first,), (_CHUNK,))
+        index = samples.at[tile].get(mode="fill", fill_value=-1)
+        left, top = (2 * side * x[:, None, None] for x in (tile % across, tile // across))
+        seen = fragments_at(corners, index, left + u, top + v)
+        mean = jnp.concatenate([interpolate(seen, light), seen.mask[..., None].astype(light.dtype)], axis=-1).mean(
+            axis=2
+        )
+        found = jnp.concatenate([mean, seen.depth.min(axis=2)[..., None]], axis=-1)
+        return first + _CHUNK, pixels.at[tile].set(found, mode="drop")
+
+    empty = jnp.broadcast_to(jnp.asarray([0.0, 0.0, 0.0, 0.0, jnp.inf], light.dtype), (tiles, side * side, 5))
+    pixels = jax.lax.while_loop(lambda carry: carry[0] < count, some, (jnp.zeros_like(count), empty))[1]
+    return pixels.reshape(across, across, side, side, 5).transpose(0, 2, 1, 3, 4).reshape(size, size, 5)
 
 
 def render_mesh(
@@ -212,13 +236,13 @@ def render_mesh(
         expected = f"a uint8 image of shape {(height, width, 3)} or one RGB colour"
         raise ValueError(f"background must be {expected}, got {canvas.dtype} of shape {canvas.shape}")
     bounds = mesh_bounds(vertices, camera)
-    if not len(bounds):
+    if not len(bounds) or not len(faces):
         return canvas
     # The part of the image that the mesh can touch, one pixel wider for the smoothed edge.
     left, top = (max(0, math.floor(x) - 1) for x in bounds[0])
     right, bottom = (min(size, math.ceil(x) + 2) for x, size in zip(bounds[1], (width, height), strict=True))
-    mesh_colors = jnp.asarray(np.broadcast_to(np.asarray(colors, np.float32), vertices.shape))
-    mesh = jnp.asarray(vertices), jnp.asarray(faces, jnp.int32)
+    mesh_colors = np.broadcast_to(np.asarray(colors, np.float32), vertices.shape)
+    mesh = vertices, faces.astype(np.int32)
     # A mesh larger than the largest size is rendered in pieces, which overlap by the reach of the shading.
     whole = max(bottom - top, right - left) <= _SIZES[-1]
     apron = 0 if whole else math.ceil(AMBIENT_REACH * _SIZES[-1]) + 1
@@ -226,8 +250,8 @@ def render_mesh(
     for y, x in itertools.product(range(top, bottom, step), range(left, right, step)):
         h, w = min(step, bottom - y), min(step, right - x)
         size = next(s for s in _SIZES if s >= max(h, w) + 2 * apron)
-        offset = jnp.asarray([[1.0, 0.0, apron - x], [0.0, 1.0, apron - y]], camera.linear.dtype)
-        square = np.asarray(shaded_square(*mesh, transform_camera(camera, offset), mesh_colors, size))
+        offset = np.asarray([[1.0, 0.0, apron - x], [0.0, 1.0, apron - y]], camera.linear.dtype)
+        square = np.asarray(shaded_square(*mesh, _moved(camera, offset), mesh_colors, size))
         piece = square[apron : apron + h, apron : apron + w].astype(np.float32)
         alpha = piece[..., 3:] * (opacity / 255.0)
         under = canvas[y : y + h, x : x + w]
@@ -241,6 +265,6 @@ def mesh_bounds(vertices: np.ndarray, camera: Camera) -> np.ndarray:
     if float(camera.perspectivity) > 0:
         visible &= vertices[:, 2] > NEAR
     safe = np.where(visible[:, None], vertices, np.float32(1.0))
-    pixels = np.asarray(project(camera, jnp.asarray(safe)), np.float64)[visible]
+    pixels = np.asarray(_project(camera, safe), np.float64)[visible]
     pixels = pixels[np.isfinite(pixels).all(axis=-1)]
     return np.stack([pixels.min(axis=0), pixels.max(axis=0)]) if len(pixels) else pixels

@@ -4,7 +4,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from handtailor_jax.data.draws import Draws
-from handtailor_jax.render.rasterise import Fragments
 from handtailor_jax.render.shading import ambient_openness
 from handtailor_jax.synthetic.backgrounds import bands, muted_colors
 from handtailor_jax.synthetic.marks import smooth_step
@@ -237,9 +236,7 @@ def _bumped_normals(surface: Surface, height: Plane, camera: Camera) -> Planes3:
 
 def openness_of(surface: Surface, camera: Camera) -> Plane:
     """Estimate the share of the ambient light that reaches each pixel from the depth of every second pixel."""
-    depth, face = surface.depth[::2, ::2], surface.face[::2, ::2]
-    fragments = Fragments(face_index=face, barycentrics=jnp.zeros((*depth.shape, 3), depth.dtype), depth=depth)
     half = Camera(linear=0.5 * camera.linear, center=0.5 * camera.center, perspectivity=camera.perspectivity)
-    coarse = once(ambient_openness(fragments, half, 0.07))
+    coarse = once(ambient_openness(surface.depth[::2, ::2], half, 0.07))
     open_ = jnp.repeat(jnp.repeat(coarse, 2, axis=0), 2, axis=1)
     return once((2.0 * open_ - 1.0) * 0.85 + 0.15)
