@@ -1,16 +1,21 @@
 """From an image or a video to the meshes of all hands: time of a warm call, frames per second, and time of the start.
 
 The images are packaged examples with one and with two hands, the videos the same images moving to and fro, with
-decoding. The hourglass gets a box and looks twice. Starts are measured in processes of their own, from the import to
-the first result, without and with the compiled programs of an earlier process.
+decoding. The hourglass gets a box and looks twice. Folders of images, with overlays and JSON, go through `predict` and
+through the same steps one after the other. Starts are measured in processes of their own, from the import to the first
+result, without and with the compiled programs of an earlier process.
 """
 
+import contextlib
 import dataclasses
+import io
+import itertools
 import math
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,9 @@ import handtailor_jax
 from handtailor_jax.evaluation.report import environment, markdown_table
 from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import Image, opencv, read_image
+from handtailor_jax.inputs import Source
+from handtailor_jax.predict import HandFiles, overlay, predict
+from handtailor_jax.results import to_json, write_image, write_json
 from handtailor_jax.video.files import Video, video_writer
 from handtailor_jax.video.track import HandVideo, VideoConfig
 
@@ -50,6 +58,8 @@ class ImagesBenchmark:
     """Rounds of timing of the images."""
     frames: int = 150
     """Frames of each video."""
+    images: int = 40
+    """Images of the folder; 0 leaves it out."""
     starts: bool = True
     """Measure the start of new processes, too."""
     seed: int = 0
@@ -84,6 +94,13 @@ def measure(config: ImagesBenchmark) -> dict[str, Any]:
         "",
         *markdown_table(["video: hands", "frames/s"], [[name, f"{rate:.1f}"] for name, rate in rates.items()]),
     ]
+    folder = folder_times(landmarks, config.images) if config.images else {}
+    if folder:
+        body = [
+            [name, f"{config.images / wall:.1f}", f"{1e3 * cpu / config.images:.0f}"]
+            for name, (wall, cpu) in folder.items()
+        ]
+        lines += ["", *markdown_table(["folder of images, files written", "images/s", "CPU ms an image"], body)]
     starts = {network: start_seconds(network) for network in ("landmarks", "hourglass")} if config.starts else {}
     if starts:
         body = [[name, f"{cold:.1f}", f"{cached:.1f}"] for name, (cold, cached) in starts.items()]
@@ -93,6 +110,7 @@ def measure(config: ImagesBenchmark) -> dict[str, Any]:
         "milliseconds": warm,
         "first_call_seconds": first,
         "frames_per_second": rates,
+        "folder_wall_and_cpu_seconds": folder,
         "start_seconds": starts,
     }
     publish("\n".join(lines), content, config.json)
@@ -127,6 +145,34 @@ def frames_per_second(tailor: HandTailor, name: str, hands: int, count: int) -> 
 
         follow()  # compiles
         return count / seconds(follow)
+
+
+def folder_times(tailor: HandTailor, count: int) -> dict[str, tuple[float, float]]:
+    """Return the least seconds of the clock and of all processors, of three rounds, for a folder of examples."""
+    paths = itertools.islice(itertools.cycle(sorted(EXAMPLES.glob("*.jpg"))), count)
+    sources = [Source(f"{number:04d}", path) for number, path in enumerate(paths)]
+
+    def one_by_one(out: Path) -> None:
+        for source in sources:
+            image = read_image(source.file)
+            hands = tailor(image)
+            write_json(out / f"{source.id}.json", {"hands": [to_json(hand) for hand in hands]})
+            write_image(out / f"{source.id}_overlay.png", overlay(hands, image))
+
+    def together(out: Path) -> None:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            assert predict(sources, tailor, HandFiles(out, None, True)) == 0
+
+    times: dict[str, list[tuple[float, float]]] = {}
+    for round_ in range(4):
+        for name, run in (("one by one", one_by_one), ("predict", together)):
+            with tempfile.TemporaryDirectory() as folder:
+                begin = time.perf_counter(), time.process_time()
+                run(Path(folder))
+                if round_:  # the first one compiles
+                    found = time.perf_counter() - begin[0], time.process_time() - begin[1]
+                    times.setdefault(name, []).append(found)
+    return {name: (min(wall for wall, _ in found), min(cpu for _, cpu in found)) for name, found in times.items()}
 
 
 def write_video(path: Path, image: Image, count: int) -> None:

@@ -11,7 +11,7 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 
@@ -39,8 +39,10 @@ class Predict:
     meshes. Inputs that cannot be read are reported and skipped; the exit status is then 2.
     """
 
-    inputs: Annotated[Positional[tuple[str, ...]], arg(metavar="INPUT ...", help_behavior_hint="")]
+    files: Annotated[Positional[tuple[str, ...]], arg(metavar="[INPUT ...]", help_behavior_hint="")] = ()
     """Images, folders, patterns such as "photos/*.jpg", videos, or the number of a webcam."""
+    inputs: File = None
+    """In place of INPUT: list of images with their boxes, sides and cameras, CSV or JSON (docs/cli.md: the fields)."""
     network: NetworkName = "landmarks"
     """Network: landmarks (palm detector, landmark network, IKNet: all hands) or hourglass (the paper's: one hand)."""
     hands: Number = None
@@ -74,32 +76,41 @@ class Predict:
     """Number of forward passes for a --box: the first crops the box, each further one the hand that was found."""
     overlay: bool = True
     """Write overlays: images or videos with the mesh drawn over them."""
+    resume: bool = False
+    """Keep the files of images that an earlier run with the same options completed; videos are done anew."""
 
     def __call__(self) -> None:
         """Recover the hands of all inputs and write the results."""
         from handtailor_jax.geometry.cameras import as_camera, checked_length
         from handtailor_jax.hand_tailor import HandTailor, check_arguments
+        from handtailor_jax.inputs import find_sources, read_list
         from handtailor_jax.mano.loading import load_hand
-        from handtailor_jax.predict import HandFiles, find_sources, predict
+        from handtailor_jax.predict import HandFiles, predict
         from handtailor_jax.tailor.tailor import PRESETS, TailorConfig
 
         check_arguments(self.side, self.hands, self.passes)
+        if self.files and self.inputs is not None:
+            raise InputError(f"inputs are named by {self.inputs} and by {self.files[0]}: give one of the two")
+        as_camera(self.camera)
+        known: dict[str, Any] = {"camera": self.camera, "box": self.box, "side": self.side}
+        refuse_idle({"--preset does not apply with --no-tailor": self.preset and not self.tailor})
+        sources = find_sources(self.files, **known) if self.inputs is None else read_list(self.inputs, **known)
+        boxes = [source.box is not None for source in sources]
         idle = {
-            "--passes does not apply without --box": self.passes != 2 and not self.box,
-            "--hands and --thorough do not apply with --box": self.box and (self.thorough or (self.hands or 1) > 1),
+            "--passes does not apply without --box": self.passes != 2 and not any(boxes),
+            "--hands and --thorough do not apply with --box": all(boxes) and (self.thorough or (self.hands or 1) > 1),
             "--thorough does not apply with --network hourglass": self.thorough and self.network == "hourglass",
-            "--preset does not apply with --no-tailor": self.preset and not self.tailor,
         }
         refuse_idle(idle)
-        as_camera(self.camera)
         if self.hand_length is not None:
-            checked_length(self.hand_length, self.camera)
-        sources = find_sources(self.inputs, camera=self.camera, box=self.box, side=self.side)
+            for source in sources:
+                checked_length(self.hand_length, source.camera)
         config: TailorConfig | Literal["auto"] | None = "auto" if self.preset is None else PRESETS[self.preset]()
         hand = None if self.hand is None else load_hand(self.hand)
         tailor = HandTailor.load(self.weights, hand, config if self.tailor else None, self.network, self.hand_length)
         files = HandFiles(self.out, self.mesh, self.overlay, self.skeleton is not None)
-        skipped = predict(sources, tailor, files, hands=self.hands, thorough=self.thorough, passes=self.passes)
+        options: dict[str, Any] = {"hands": self.hands, "thorough": self.thorough, "passes": self.passes}
+        skipped = predict(sources, tailor, files, **options, resume=self.resume)
         print(f"{len(sources) - skipped} of {len(sources)} inputs written to {self.out}")
         if skipped:
             raise SystemExit(2)
@@ -116,7 +127,8 @@ class Demo:
         """Recover the hands of the packaged images and write the results."""
         from handtailor_jax.detections import read_detections
         from handtailor_jax.hand_tailor import HandTailor
-        from handtailor_jax.predict import HandFiles, Source, predict
+        from handtailor_jax.inputs import Source
+        from handtailor_jax.predict import HandFiles, predict
 
         images = {each.image: each.camera for each in read_detections(EXAMPLES) if each.image is not None}
         sources = [Source(image.stem, image, camera=camera) for image, camera in images.items()]
@@ -192,7 +204,8 @@ class Fit:
             files.write(each.id, {**when, **to_json(hand)}, [hand], None if path is None else read_image(path), caption)
             if len(detections) <= MOST_LINES:
                 tqdm.write(f"{each.id}: mean reprojection error {before:.2f} px at the start, {after:.2f} px fitted")
-        files.write_sheet()
+        files.close()
+        skipped += files.failed
         note = f"; {unseen} frames do not show the hand" if unseen else ""
         print(f"{len(detections) - skipped - unseen} hand{'s' if several else ''} written to {self.out}{note}")
         if skipped:
@@ -257,7 +270,7 @@ class View:
     def _show_webcam(self, live: str, hand: "HandModel") -> None:
         from handtailor_jax.geometry.cameras import as_camera
         from handtailor_jax.hand_tailor import HandTailor, check_arguments
-        from handtailor_jax.predict import find_sources
+        from handtailor_jax.inputs import find_sources
         from handtailor_jax.view.live import LatestFrame, Live
         from handtailor_jax.view.page import Page
 

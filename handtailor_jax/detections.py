@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import inspect
 import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -103,7 +104,7 @@ def detection(
         InputError: If a value is invalid.
     """
     to_canonical = labelling(side, convention, order)
-    _check_id(id)
+    check_id(id)
     if type(track) is not int:
         raise InputError(f"track is {track!r:.40}: number the hands of a side 0, 1, 2")
     points, weights = _keypoints(keypoints_2d, confidence, may_miss=time is not None)
@@ -138,7 +139,8 @@ def labelling(side: str, convention: str, order: str) -> list[int]:
     return list(permutation(KEYPOINT_ORDERS[order], KEYPOINTS))
 
 
-def _check_id(id: str) -> None:
+def check_id(id: str) -> None:
+    """Raise an `InputError` unless an id can name files."""
     if not isinstance(id, str) or not _ID.fullmatch(id) or id.startswith("."):
         raise InputError(f"id is {id!r}: it names files, so use text without slashes that does not begin with a dot")
     if len(id.encode("utf-8", "replace")) > _LONGEST_ID or _SURROGATE.search(id):
@@ -258,11 +260,7 @@ _RESULTS = {
 def _from_json(entry: Any, number: int, path: Path, hand: HandModel | None) -> Detection:
     if not isinstance(entry, dict):
         raise InputError("is not a JSON object: give an object with keypoints_2d")
-    for key in entry.keys() - _FIELDS - _RESULTS:
-        nearest = difflib.get_close_matches(key.casefold(), _FIELDS, 1, 0.75)
-        if nearest:
-            raise InputError(f"{key[:40]!r} is not a field: did you mean {nearest[0]}?")
-        warn(f"{path}: {key[:40]!r} is not a field that is read: see docs/cli.md for the fields")
+    check_fields(path, entry, _FIELDS, _RESULTS)
     if entry.get("keypoints_2d") is None:
         raise InputError("has no keypoints_2d: give 21 [u, v] pairs in pixels")
     fields = {key: entry[key] for key in _FIELDS if entry.get(key) is not None}
@@ -278,6 +276,19 @@ def _from_json(entry: Any, number: int, path: Path, hand: HandModel | None) -> D
         if not isinstance(fields.get(key, ""), str):
             raise InputError(f"{key} is {fields[key]!r}: it must be text")
     return detection(**fields, hand=hand)
+
+
+def check_fields(path: Path, entry: Iterable[str], fields: Collection[str], others: Collection[str]) -> None:
+    """Warn of names in an entry of a file that are no fields and not among the others.
+
+    Raises:
+        InputError: If such a name is nearly that of a field.
+    """
+    for key in set(entry).difference(fields, others):
+        nearest = difflib.get_close_matches(key.casefold(), fields, 1, 0.75)
+        if nearest:
+            raise InputError(f"{key[:40]!r} is not a field: did you mean {nearest[0]}?")
+        warn(f"{path}: {key[:40]!r} is not a field that is read: see docs/cli.md for the fields")
 
 
 def _check_spread(points: FloatArray) -> None:

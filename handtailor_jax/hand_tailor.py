@@ -1,66 +1,50 @@
 """`HandTailor`: images in, hands with meshes out. It finds the hands and runs the graph of `pipeline.py` on them.
 
-A finder for each network decides which regions to look into (with a function `look`) and which hands to believe.
+A finder for each network (finders.py) decides which regions to look into and which hands to believe.
 """
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import jax
 import numpy as np
-import numpy.typing as npt
 from flax import nnx
 
-from handtailor_jax.detector import squares
 from handtailor_jax.detector.detector import HandDetector, stack, unstack
-from handtailor_jax.detector.regions import cut, from_landmarks, square_region, to_image
+from handtailor_jax.detector.regions import from_landmarks
 from handtailor_jax.detector.weights import load_landmark_network
 from handtailor_jax.errors import InputError
+from handtailor_jax.finders import Found, HourglassFinder, LandmarkFinder, Look
 from handtailor_jax.geometry.cameras import as_camera, checked_length
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
 from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.hand_module.weights import load_iknet, load_module
-from handtailor_jax.images import Image, as_rgb, check_box, crop_square
+from handtailor_jax.images import Image, as_rgb, check_box
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.pipeline import Preset, fitting_config, recover_views
 from handtailor_jax.programs import is_own, kept
 from handtailor_jax.tailor.placement import with_length
-from handtailor_jax.types import Box, Camera, Hand, Memory, NetworkName, Region, Side, View
+from handtailor_jax.types import Camera, Hand, Memory, NetworkName, Region, Side, View
 
 _MOST_AT_ONCE = 8
 """Hands in one run of the graph; fewer hands are padded to 1, 2, 4 or 8, so that only four programs are compiled."""
 
+# Images that `HandTailor.many` holds: as many as fill two runs with one hand each, and bytes.
+_MOST_IMAGES, _MOST_BYTES = 2 * _MOST_AT_ONCE, 2**28
+
 
 @dataclass(frozen=True)
-class Found:
-    """A hand that was recovered in a region, on the host."""
+class Request:
+    """An image and what is known about it; `HandTailor.__call__` and `one` describe the fields."""
 
-    hand: Hand
-    around_keypoints: Region
-    """Rotated region around the hand's keypoints."""
-
-    @property
-    def keypoints_2d(self) -> npt.NDArray[np.float32]:
-        """(21, 2) detected keypoints (u, v), pixels of the image."""
-        return self.hand.detected_keypoints_2d
-
-    @property
-    def presence(self) -> float:
-        """Probability that there is a hand; 1 if the network does not estimate it."""
-        return 1.0 if self.hand.presence is None else float(self.hand.presence)
-
-    @property
-    def box(self) -> Box:
-        """Square (x, y, w, h) about the region that the network saw, without its rotation."""
-        assert self.hand.box is not None
-        x, y, w, h = map(float, self.hand.box)
-        return x, y, w, h
-
-
-Look = Callable[[Sequence[Region]], list[Found]]
+    image: Any
+    camera: Any = None
+    box: Any = None
+    side: Side | None = None
 
 
 class HandTailor:
@@ -182,11 +166,53 @@ class HandTailor:
         found = self.finder.in_box(image, look, check_box(box, image), passes)
         return None if found is None else found.hand
 
+    def many(
+        self,
+        requests: Iterable[Request | InputError],
+        *,
+        hands: int | None = None,
+        thorough: bool | None = None,
+        passes: int = 2,
+    ) -> Iterator[tuple[Request | InputError, list[Hand] | InputError]]:
+        """Recover the hands of many images, and yield them with their requests in the same order.
+
+        The hands are those that `one` returns for a box, or else `__call__`, but hands of several images share a run of
+        the graph. The result of a request that is refused is its `InputError`; errors among the requests are passed on.
+        The images of at most 16 requests are held, and no further one while they have 256 MiB.
+
+        Raises:
+            InputError: If `hands` or `passes` is out of range.
+        """
+        check_arguments(None, hands, passes)
+        source = iter(requests)
+        waiting: deque[_Waiting] = deque()
+        while True:
+            while waiting and (result := waiting[0].result) is not None:
+                yield waiting.popleft().request, result if isinstance(result, InputError) else result[:hands]
+            views = [view for each in waiting for view in each.views]
+            full = len(waiting) >= _MOST_IMAGES or sum(each.size for each in waiting) >= _MOST_BYTES
+            if len(views) < _MOST_AT_ONCE and not full and (request := next(source, None)) is not None:
+                waiting.append(_Waiting(self, request, thorough, passes))
+            elif views:
+                count = min(len(views), _MOST_AT_ONCE)
+                # All runs have one size, so that a hand's numbers do not depend on how many images are left.
+                views = views[:count] + views[-1:] * (_MOST_AT_ONCE - count)
+                found = self.recover(views)[:count]
+                for each in waiting:
+                    found = each.take(found)
+            elif not waiting:
+                return
+
     def looking(self, image: Image, camera: Camera, right: float) -> Look:
         """Return the function that recovers the hand in each of some regions, for a finder."""
+        view = self.viewing(image, camera, right)
+        return lambda regions: self.recover([view(region) for region in regions])
+
+    def viewing(self, image: Image, camera: Camera, right: float) -> Callable[[Region], View]:
+        """Return the function that cuts regions out of an image; its camera must be known if the hands' length is."""
         if self.hand_length is not None:
             checked_length(self.hand_length, camera if camera.perspectivity > 0.5 else None)
-        return lambda regions: self.recover([self.finder.view(image, camera, region, right) for region in regions])
+        return lambda region: self.finder.view(image, camera, region, right)
 
     def recover(self, views: Sequence[View], memories: Sequence[Memory] | None = None) -> list[Found]:
         """Run the graph on views of one hand each, with its memory or none, and copy the hands to the host."""
@@ -201,6 +227,47 @@ class HandTailor:
         return [replace(each, hand=with_length(self.hand, each.hand, self.hand_length)) for each in hands]
 
 
+class _Waiting:
+    """A search in one image, whose views are looked at together with those of other images."""
+
+    def __init__(self, tailor: HandTailor, request: Request | InputError, thorough: bool | None, passes: int) -> None:
+        self.request, self.views, self._found = request, list[View](), list[Found]()
+        self.result: list[Hand] | InputError | None = None
+        self.size = 0
+        """Bytes of the image."""
+        if isinstance(request, InputError):
+            self.result = request
+            return
+        try:
+            check_arguments(request.side)
+            image, camera, right = as_rgb(request.image), as_camera(request.camera), side_prior(request.side)
+            self.size = image.nbytes
+            box = None if request.box is None else check_box(request.box, image)
+            self._view = tailor.viewing(image, camera, right)
+            self._search = tailor.finder.searching(image, thorough, box, passes)
+            self._send(None)
+        except InputError as error:
+            self.result = error
+
+    def take(self, found: list[Found]) -> list[Found]:
+        """Take the hands in the next of its views, and return those in views of later searches."""
+        count = min(len(found), len(self.views))
+        self._found, self.views = self._found + found[:count], self.views[count:]
+        if count and not self.views:
+            self._send(self._found)
+        return found[count:]
+
+    def _send(self, found: Any) -> None:
+        """Go on with the search until it asks for further regions or ends."""
+        self._found = []
+        try:
+            self.views = [self._view(region) for region in self._search.send(found)]
+        except StopIteration as end:
+            self.result = [each.hand for each in end.value]
+        except InputError as error:
+            self.result = error
+
+
 def side_prior(side: Side | None) -> float:
     """Return the prior probability of a right hand."""
     return 0.5 if side is None else float(side == "right")
@@ -213,87 +280,3 @@ def check_arguments(side: Any = None, hands: Any = None, passes: Any = 1) -> Non
     for name, value in (("hands", 1 if hands is None else hands), ("passes", passes)):
         if not isinstance(value, int | np.integer) or not 1 <= value <= 100:
             raise InputError(f"{name} is {value!r}: give at least 1, at most 100")
-
-
-class LandmarkFinder:
-    """Finds hands for the landmark network: regions from the palm detector; the network's presence decides."""
-
-    def __init__(self, detector: HandDetector, size: int) -> None:
-        """Prepare a finder for a landmark network whose crops have the side `size`."""
-        self._detector, self._size = detector, size
-
-    def view(self, image: Image, camera: Camera, region: Region, right: float) -> View:
-        """Cut out the rotated region; the border of the image is repeated outside of it."""
-        affine = np.asarray(to_image(region, self._size))
-        crop = cut(image, affine, self._size, extend=True)
-        linear = np.linalg.inv(affine[:, :2])
-        to_crop = np.concatenate([linear, -linear @ affine[:, 2:]], axis=1)
-        return View(crop, to_crop, region, camera, np.float32(right))
-
-    def all(self, image: Image, look: Look, thorough: bool | None, known: Sequence[Region] = ()) -> list[Found]:
-        """Look into the regions of all palms outside of the known regions; return the hands by falling presence."""
-        return self._detector.search(image, look, thorough=thorough, known=known)
-
-    def in_box(self, image: Image, look: Look, box: Box, passes: int) -> Found | None:
-        """Look into the region around the keypoints that the best of four turns of the box shows."""
-        hand = self._detector.in_box(image, box, passes=passes - 1)
-        found = None if hand is None else look([hand.next_region])[0]
-        return found if found is not None and self.shows(found, image) else None
-
-    def shows(self, found: Found, image: Image) -> bool:
-        """Return whether a hand that was followed into this image is still there."""
-        return found.presence > self._detector.config.presence
-
-    def next_region(self, found: Found) -> Region:
-        """Return the region around the keypoints, where the hand is expected in the next frame of a video."""
-        return found.around_keypoints
-
-
-class HourglassFinder:
-    """Finds one hand for the hourglass: of upright squares, the one with the most confident keypoints wins."""
-
-    def __init__(self, size: int) -> None:
-        """Prepare a finder for an hourglass whose crops have the side `size`."""
-        self._size = size
-
-    def view(self, image: Image, camera: Camera, region: Region, right: float) -> View:
-        """Cut out the square, moved to whole pixels; it is grey outside of the image."""
-        side = float(region.side)
-        x, y = (float(value) - 0.5 * side for value in region.center)
-        crop, to_crop, square = crop_square(image, (x, y, side, side), self._size)
-        return View(crop, to_crop, square_region(square), camera, np.float32(right))
-
-    def all(self, image: Image, look: Look, thorough: bool | None, known: Sequence[Region] = ()) -> list[Found]:
-        """Look into the whole image, then into the squares of a grid, then closer at what was found."""
-        height, width = image.shape[:2]
-        rounds = [squares.first_square(width, height)], squares.scan_squares(width, height)
-        for boxes in () if known else rounds:
-            looks = [look([square_region(box)])[0] for box in boxes]
-            best = max(looks, key=lambda found: _score(found, image))
-            if _score(best, image) >= squares.ACQUIRE:
-                return look([_closer(best)])
-        return []
-
-    def in_box(self, image: Image, look: Look, box: Box, passes: int) -> Found | None:
-        """Look into the square around the box, then closer. The network does not tell whether there is a hand."""
-        found = look([square_region(box)])[0]
-        for _ in range(passes - 1):
-            found = look([_closer(found)])[0]
-        return found
-
-    def shows(self, found: Found, image: Image) -> bool:
-        """Return whether the keypoints are confident and plausible."""
-        return _score(found, image) >= squares.KEEP
-
-    def next_region(self, found: Found) -> Region:
-        """Return the square around the keypoints, between this one and the last."""
-        return square_region(squares.next_square(found.box, found.keypoints_2d))
-
-
-def _score(found: Found, image: Image) -> float:
-    height, width = image.shape[:2]
-    return squares.hand_score(found.keypoints_2d, found.hand.confidence, found.box[2], width, height)
-
-
-def _closer(found: Found) -> Region:
-    return square_region(squares.closer_square(found.box, found.keypoints_2d, found.hand.confidence))

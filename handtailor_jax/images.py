@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ SUFFIXES = frozenset(
 # OpenCV reads this variable when it is imported: the largest number of pixels of an image.
 _LIMIT, _MOST_PIXELS = "OPENCV_IO_MAX_IMAGE_PIXELS", 2**28
 _MOST_BYTES = 2**31
+_ONE_THREAD = threading.Lock()
 
 
 def opencv() -> Any:
@@ -92,8 +94,9 @@ def _by_pillow(data: bytes) -> Image | None:
             import pillow_heif
 
             pillow_heif.register_heif_opener()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of many pixels
+        # Pillow warns of many pixels. One thread at a time, because filters of warnings are the process's.
+        with _ONE_THREAD, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             with PIL.Image.open(io.BytesIO(data)) as image:
                 if image.width * image.height > int(os.environ.get(_LIMIT, _MOST_PIXELS)):
                     raise _too_large()
@@ -146,11 +149,11 @@ def whole(image: Num[Numbers, "height width ..."]) -> Box:
     return 0.0, 0.0, float(image.shape[1]), float(image.shape[0])
 
 
-def check_box(box: Any, image: Num[Numbers, "height width ..."]) -> Box:
-    """Check a box and convert it to four floats.
+def box_numbers(box: Any) -> Box:
+    """Convert a box of whatever image to four floats.
 
     Raises:
-        InputError: If it is not four finite numbers, is too small or too large, or lies outside the image.
+        InputError: If it is not four finite numbers, or has no area.
     """
     values = np.asarray(numbers("box", box))
     if values.shape != (4,) or not np.isfinite(values).all():
@@ -158,6 +161,16 @@ def check_box(box: Any, image: Num[Numbers, "height width ..."]) -> Box:
     x, y, w, h = map(float, values)
     if w <= 0.0 or h <= 0.0:
         raise InputError(f"box {x:g} {y:g} {w:g} {h:g} has no area: give its left, top, width and height in pixels")
+    return x, y, w, h
+
+
+def check_box(box: Any, image: Num[Numbers, "height width ..."]) -> Box:
+    """Check a box and convert it to four floats.
+
+    Raises:
+        InputError: If it is not four finite numbers, is too small or too large, or lies outside the image.
+    """
+    x, y, w, h = box_numbers(box)
     height, width = image.shape[:2]
     if x >= width or y >= height or x + w <= 0.0 or y + h <= 0.0:
         raise InputError(f"box {x:g} {y:g} {w:g} {h:g} lies outside the {width} x {height} image: give pixels of it")

@@ -1,12 +1,10 @@
 """Files of many images and videos: JSON, meshes and overlays of their hands."""
 
 import contextlib
-import dataclasses
-import glob
-import itertools
-import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from handtailor_jax.bulk import ReadAhead, Settings
 from handtailor_jax.commands import announce_compiling
-from handtailor_jax.errors import InputError, warn
+from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
-from handtailor_jax.hand_tailor import HandTailor
-from handtailor_jax.images import SUFFIXES, Image, opencv, read_image
+from handtailor_jax.hand_tailor import HandTailor, Request
+from handtailor_jax.images import Image, opencv, read_image
+from handtailor_jax.inputs import Source
 from handtailor_jax.render.overlay import contact_sheet, overlay_figure
 from handtailor_jax.results import (
     mesh_library,
@@ -29,9 +29,8 @@ from handtailor_jax.results import (
     write_json,
     write_mesh,
 )
-from handtailor_jax.types import Camera, Hand, Side
+from handtailor_jax.types import Camera, Hand
 from handtailor_jax.video.animation import gltf_library
-from handtailor_jax.video.files import VIDEOS
 from handtailor_jax.video.recover import recover_video
 from handtailor_jax.video.track import HandVideo, VideoConfig
 
@@ -39,74 +38,7 @@ MOST_LINES = 20
 """Largest number of inputs of which a command reports each one in a line."""
 
 _MOST_ON_SHEET = 40
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """One image, video or webcam."""
-
-    id: str
-    """Name of the result's files, without suffix."""
-    path: Path | int
-    """File, or number of a webcam."""
-    video: bool = False
-    """Whether the source is a video or webcam."""
-    camera: Any = None
-    """Intrinsics of the images; None if unknown."""
-    box: tuple[float, float, float, float] | None = None
-    """Box (x, y, w, h) around the only hand to recover, pixels, in a video of the first frame."""
-    side: Side | None = None
-    """Side of all hands; None if unknown."""
-
-
-def find_sources(inputs: Sequence[str], **known: Any) -> list[Source]:
-    """Return the images and videos that arguments name: files, folders, patterns, numbers of webcams.
-
-    `camera`, `box` and `side` may be `known` for all of them.
-
-    Raises:
-        InputError: If an argument names nothing.
-    """
-    if not inputs:
-        raise InputError("no inputs: name images, folders, patterns, videos or the number of a webcam")
-    sources: list[Source] = []
-    taken: set[str] = set()
-    for found in itertools.chain.from_iterable(map(_paths, inputs)):
-        name = f"webcam{found}" if isinstance(found, int) else os.fsencode(found.stem).decode("utf-8", "replace")
-        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        unique = next(each for each in names if each.lower() not in taken)
-        taken.add(unique.lower())
-        sources.append(Source(unique, found, isinstance(found, int) or found.suffix.lower() in VIDEOS, **known))
-    return sources
-
-
-def _paths(given: str) -> list[Path | int]:
-    """Return the files or the webcam that one argument names."""
-    path = Path(given)
-    if given.isdecimal() and not os.path.exists(given):  # noqa: PTH110 - Path.exists raises for names that are too long
-        if len(given) > 4:
-            raise InputError(f"{given[:40]}: no webcam has this number: give 0 for the first, 1 for the second")
-        return [int(given)]
-    if os.path.isdir(given):  # noqa: PTH112
-        try:
-            found = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-            inside = [p for p in found if p.suffix.lower() in SUFFIXES | VIDEOS]
-        except OSError as error:
-            raise InputError(f"{given}: cannot be read ({error.strerror}): check its permissions") from None
-        if not inside:
-            raise InputError(f"{given}: holds no files with a suffix of images or videos: name a folder that does")
-        if passed := [p.name for p in found if p not in set(inside)]:
-            more = ", ..." if len(passed) > 5 else ""
-            count = f"{len(passed)} file{'s' if len(passed) > 1 else ''} passed over"
-            warn(f"{given}: {count}, no images or videos by the suffix: {', '.join(passed[:5])}{more}")
-        return list(inside)
-    if os.path.exists(given):  # noqa: PTH110
-        return [path]
-    matches = sorted(map(Path, glob.glob(given, recursive=True)))  # noqa: PTH207 - any pattern
-    files = [match for match in matches if match.is_file()]
-    if not files:
-        raise InputError(f"{given}: no such file, folder or pattern: correct its name")
-    return list(files)
+_MOST_PENDING = 4  # images whose files are to be written
 
 
 class HandFiles:
@@ -117,8 +49,13 @@ class HandFiles:
     ) -> None:
         """Check that meshes of a format and overlays can be written, where they are wanted, and skeletons of videos."""
         self.folder, self.mesh, self.overlay, self.skeleton = folder, mesh, overlay, skeleton
-        self._overlays: list[Image] = []
-        self._captions: list[str] = []
+        self._sheet: list[tuple[Image, str]] = []
+        # One thread writes, while the next hands are computed. It runs nothing of JAX, which can wait for ever when two
+        # threads compile.
+        self._writer = ThreadPoolExecutor(1)
+        self._pending: deque[Future[None]] = deque()
+        self.failed = 0
+        """Number of images whose files could not be written."""
         if mesh is not None:
             mesh_library()
         if overlay:
@@ -136,21 +73,44 @@ class HandFiles:
         prepare_folder(self.folder, [*names, *others, *(["sheet.png"] if self.overlay else [])], inputs)
 
     def write(self, id: str, content: Any, hands: Sequence[Hand], image: Image | None, caption: str) -> None:
-        """Write the JSON content, the meshes (one file, none without hands) and the captioned overlay of an image."""
-        write_json(self.folder / f"{id}.json", content)
+        """Write, in the background, JSON content, meshes (a file, none without hands) and the captioned overlay."""
+        drawn = overlay(hands, image) if self.overlay else None
+        self._pending.append(self._writer.submit(self._write, id, content, hands, drawn))
+        self._finish(_MOST_PENDING)
+        if drawn is not None:
+            self._show(drawn, caption)
+
+    def _write(self, id: str, content: Any, hands: Sequence[Hand], drawn: Image | None) -> None:
+        """Write the files of an image; the JSON file last, so that where it is the others are."""
         if self.mesh is not None and hands:
             write_mesh(self.folder / f"{id}.{self.mesh}", hands)
-        if self.overlay:
-            drawn = overlay(hands, image)
+        if drawn is not None:
             write_image(self.folder / f"{id}_overlay.png", drawn)
-            if len(self._overlays) < _MOST_ON_SHEET:
-                self._overlays.append(drawn)
-                self._captions.append(caption)
+        write_json(self.folder / f"{id}.json", content)
 
-    def write_sheet(self) -> None:
-        """Write the sheet if there are several overlays."""
-        if len(self._overlays) > 1:
-            write_image(self.folder / "sheet.png", sheet(self._overlays, self._captions))
+    def _finish(self, most: int) -> None:
+        """Wait until at most so many images are to be written; report the files that could not be."""
+        while len(self._pending) > most:
+            try:
+                self._pending.popleft().result()
+            except InputError as error:
+                tqdm.write(f"handtailor: skipped: {error}", file=sys.stderr)
+                self.failed += 1
+
+    def _show(self, drawn: Image, caption: str) -> None:
+        if len(self._sheet) < _MOST_ON_SHEET:
+            self._sheet.append((drawn, caption))
+
+    def keep(self, id: str, caption: str) -> None:
+        """Show an image that is complete on the sheet."""
+        if self.overlay and len(self._sheet) < _MOST_ON_SHEET:
+            self._show(read_image(self.folder / f"{id}_overlay.png"), caption)
+
+    def close(self) -> None:
+        """Write everything, and the sheet if there are several overlays."""
+        self._finish(0)
+        if len(self._sheet) > 1:
+            write_image(self.folder / "sheet.png", sheet(*zip(*self._sheet, strict=True)))
 
 
 def predict(
@@ -161,10 +121,12 @@ def predict(
     hands: int | None = None,
     thorough: bool = False,
     passes: int = 2,
+    resume: bool = False,
 ) -> int:
     """Recover the hands of all sources and write the results; report sources that cannot be read, and skip them.
 
-    `hands`, `thorough` and `passes` are those of `HandTailor`, but without `hands` two are followed in a video.
+    `hands`, `thorough` and `passes` are those of `HandTailor`, but without `hands` two are followed in a video. To
+    `resume` keeps the files of images that are complete, and were made from the same image with the same settings.
 
     Returns:
         The number of sources that were skipped.
@@ -185,26 +147,9 @@ def predict(
     files.prepare([source.id for source in images], inputs, of_videos)
 
     announce_compiling()
-    skipped = 0
-    for source in tqdm(images, desc="predict", unit="image", disable=len(images) <= 1):
-        with _skipping(source) as was_skipped:
-            image = read_image(Path(source.path))
-            if source.box is not None:
-                one = tailor.one(image, source.camera, source.box, source.side, passes=passes)
-                found = [] if one is None else [one]
-            else:
-                found = tailor(image, source.camera, side=source.side, hands=hands, thorough=thorough or None)
-            if not all(hand.finite for hand in found):
-                raise InputError(
-                    "the network's output is not finite: check the camera, and if the weights fit the hand"
-                )
-            content = {"hands": [to_json(hand) for hand in found], "image_size": list(image.shape[1::-1])}
-            summary = _summary(source, found)
-            files.write(source.id, content, found, image, summary)
-            if len(images) <= MOST_LINES or not found:
-                tqdm.write(summary)
-        skipped += was_skipped()
-    files.write_sheet()
+    options = {"hands": hands, "thorough": thorough or None, "passes": passes}
+    skipped = _predict_images(images, tailor, files, options, resume) if images else 0
+    files.close()
     for source in videos:
         with _skipping(source) as was_skipped:
             # A file is smoothed as a whole, once all of its frames are known.
@@ -212,6 +157,47 @@ def predict(
             follow = HandVideo(tailor, source.camera, source.box, source.side, config)
             recover_video(source.path, files.folder / source.id, follow, tailor.hand, **files.of_videos)
         skipped += was_skipped()
+    return skipped + files.failed
+
+
+def _predict_images(
+    images: Sequence[Source], tailor: HandTailor, files: HandFiles, options: dict[str, Any], resume: bool
+) -> int:
+    """Recover the hands of images while further images are read and earlier results written; return the skipped."""
+    settings = Settings(tailor, files.mesh, files.overlay, options)
+    kept: dict[str, str] = {}
+    for source in images if resume else ():
+        if (content := settings.complete(files.folder, source)) is not None:
+            kept[source.id] = _summary(source.id, content)
+    if resume:
+        tqdm.write(f"{len(kept)} of {len(images)} images are complete")
+    skipped = 0
+    todo = [source for source in images if source.id not in kept]
+    requests = ReadAhead(todo)
+    progress = tqdm(desc="predict", unit="image", total=len(images), initial=len(kept), disable=len(todo) <= 1)
+    with requests, progress:
+        results = tailor.many(requests, **options)
+        for source in images:
+            if source.id in kept:
+                files.keep(source.id, kept[source.id])
+                continue
+            with _skipping(source) as was_skipped:
+                request, found = next(results)
+                if isinstance(found, InputError):
+                    raise found
+                assert isinstance(request, Request)
+                if not all(hand.finite for hand in found):
+                    raise InputError(
+                        "the network's output is not finite: check the camera, and if the weights fit the hand"
+                    )
+                content = {"hands": [to_json(hand) for hand in found], "image_size": [*request.image.shape[1::-1]]}
+                content["settings"] = settings.of(source)
+                summary = _summary(source.id, content)
+                files.write(source.id, content, found, request.image, summary)
+                if len(images) <= MOST_LINES or not found:
+                    tqdm.write(summary)
+            skipped += was_skipped()
+            progress.update()
     return skipped
 
 
@@ -228,14 +214,18 @@ def _skipping(source: Source) -> Iterator[Callable[[], bool]]:
         tqdm.write(f"handtailor: skipped: {named}", file=sys.stderr)
 
 
-def _summary(source: Source, hands: Sequence[Hand]) -> str:
+def _summary(id: str, content: dict[str, Any]) -> str:
+    """Return one line about the hands in the JSON content of an image."""
+    hands = content["hands"]
     if not hands:
-        return f"{source.id}: no hand found (a --box around it may help)"
+        return f"{id}: no hand found (a --box around it may help)"
+    sizes = [float(hand_size(np.asarray(hand["detected_keypoints_2d"]))) for hand in hands[:4]]
     errors = [
-        f"{hand.side} hand {hand.reprojection_after / hand_size(hand.detected_keypoints_2d):.1%}" for hand in hands[:4]
+        f"{hand['side']} hand {hand['reprojection_error_after'] / size:.1%}"
+        for hand, size in zip(hands, sizes, strict=False)
     ]
     more = f" and {len(hands) - 4} more" if len(hands) > 4 else ""
-    return f"{source.id}: {', '.join(errors)}{more} (mean distance of mesh and keypoints, of the hand's size)"
+    return f"{id}: {', '.join(errors)}{more} (mean distance of mesh and keypoints, of the hand's size)"
 
 
 def overlay(hands: Sequence[Hand], image: Image | None) -> Image:

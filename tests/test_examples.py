@@ -1,14 +1,19 @@
 """Every page of examples/ runs as it is printed, and is linked from the README."""
 
 import json
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import handtailor_jax as ht
+from handtailor_jax.images import read_image
 from handtailor_jax.training.config import DataConfig, TrainingConfig
 from tests.test_objective import TINY, fixed_weights
 
@@ -30,7 +35,7 @@ def main(number):
 
 def test_pages_are_short_and_linked():
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert [int(page.name[:2]) for page in PAGES] == list(range(1, 9))
+    assert [int(page.name[:2]) for page in PAGES] == list(range(1, 10))
     for page in PAGES:
         assert len(page.read_text("utf-8").splitlines()) <= 60
         assert f"(examples/{page.name})" in readme
@@ -88,3 +93,49 @@ def test_export(tmp_path, capsys):
 def test_video(tmp_path):
     assert [sorted(numbers) for numbers in main(8)(out=tmp_path, frames=3)] == [[0, 1]] * 3
     assert {path.name for path in tmp_path.iterdir()} == {"made.mp4", "overlay.mp4"}
+
+
+RAY = """
+import runpy, sys
+import ray
+from ray.cluster_utils import Cluster
+
+page, out = sys.argv[1:]
+main = runpy.run_path(page)["main"]
+
+
+class OnNode(main.__globals__["RecoverHands"]):
+    def __call__(self, batch):
+        rows = super().__call__(batch)
+        return rows | {"node": [ray.get_runtime_context().get_node_id()] * len(rows["path"])}
+
+
+main.__globals__["RecoverHands"] = OnNode
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+cluster.add_node(num_cpus=2)
+main(out=out, batch=4, address=cluster.address)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_ray(tmp_path):
+    """On a cluster of two workers on this machine, in processes of its own; both find hands."""
+    pytest.importorskip("ray.data", reason="needs pip install '.[cluster]'")
+    from pyarrow import parquet
+
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    quiet["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    command = [sys.executable, "-c", RAY, str(ROOT / "examples" / "09_ray.py"), str(tmp_path / "hands")]
+    done = subprocess.run(command, env=os.environ | quiet, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = parquet.read_table(tmp_path / "hands").to_pylist()
+    assert len({row["node"] for row in rows}) == 2
+    assert len({row["path"] for row in rows}) == 10
+    assert [Path(row["path"]).stem for row in rows if row["error"]] == ["point"]
+    tailor = ht.HandTailor.load()
+    for row in rows[:1]:
+        (hand,) = tailor(read_image(Path(row["path"])))
+        assert row["side"] == hand.side
+        np.testing.assert_allclose(row["keypoints_2d"], hand.keypoints_2d, atol=1e-4)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -19,12 +20,13 @@ from flax import nnx
 from PIL import Image
 
 import handtailor_jax
-from handtailor_jax import cli, hand_tailor, predict
+from handtailor_jax import cli, hand_tailor
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.official import weight_table
 from handtailor_jax.hand_module.weights import load_weights, save_weights
+from handtailor_jax.inputs import find_sources
 from handtailor_jax.mano.loading import embedded_arrays
 from handtailor_jax.types import Camera
 from handtailor_jax.video.files import video_writer
@@ -131,7 +133,8 @@ def test_folder_pattern_and_files(weights, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert "4 of 4 inputs written to out/new" in printed.out
     for name in ids:
-        (found,), size = content(Path(f"out/new/{name}.json")).values()
+        (found,), size, settings = content(Path(f"out/new/{name}.json")).values()
+        assert re.fullmatch("[0-9a-f]{16}", settings)
         assert size == [64, 48]
         assert set(found) == FIELDS | OURS
         assert set(found["proposed"]) == FIELDS
@@ -209,7 +212,8 @@ def test_every_kind_of_image(weights, tmp_path, capsys):
     assert boxes == {"grey": [0.0, 0.0, 48.0, 48.0], "turned": [0.0, 0.0, 48.0, 48.0]}
     # Without a box, noise is no hand.
     assert quick(weights, folder / "grey.jpg", out=tmp_path / "none", more=("--mesh", "glb")) == 0
-    assert content(tmp_path / "none" / "grey.json") == {"hands": [], "image_size": [64, 48]}
+    nothing = content(tmp_path / "none" / "grey.json")
+    assert (nothing["hands"], nothing["image_size"]) == ([], [64, 48])
     assert names(tmp_path / "none") == {"grey.json"}
     assert "grey: no hand found" in capsys.readouterr().out
 
@@ -365,7 +369,7 @@ def test_inputs_that_are_refused(refused, weights, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "iterdir", forbidden)
     with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)"):
-        predict.find_sources([str(tmp_path)])
+        find_sources([str(tmp_path)])
 
 
 def test_weights_that_are_refused(refused, weights, tmp_path):

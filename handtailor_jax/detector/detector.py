@@ -5,7 +5,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -25,6 +25,7 @@ from handtailor_jax.programs import is_own, kept
 from handtailor_jax.types import Box, Region
 
 Tree = TypeVar("Tree")
+Result = TypeVar("Result")
 Keypoints = npt.NDArray[np.float32]
 
 # Regions that overlap more (intersection over union, as if not rotated) show the same hand.
@@ -135,13 +136,19 @@ class HandDetector:
         Returns:
             The hands that are present, by falling presence, without doubles.
         """
+        return answered(self.searching(image, thorough=thorough, known=known), look)
+
+    def searching(
+        self, image: Image, *, thorough: bool | None = None, known: Sequence[Region] = ()
+    ) -> Generator[list[Region], Sequence[Seen], list[Seen]]:
+        """Search as `search`, but yield the regions and be sent the hands in them; see `answered`."""
         limits = self.config
         candidates = self._find_palms(image, [whole(image)], limits.palm, limits.presence)
-        hands = [] if thorough else self._confirm(candidates, look, known)
+        hands: list[Seen] = [] if thorough else (yield from self._confirm(candidates, known))
         if thorough or (thorough is None and not hands):
             squares = tiles(image.shape[1], image.shape[0])
             candidates += self._find_palms(image, squares, limits.tile_palm, limits.tile_presence)
-            hands = self._confirm(candidates, look, known)
+            hands = yield from self._confirm(candidates, known)
         return hands
 
     def in_box(self, image: Any, box: Any, *, passes: int = 2) -> DetectedHand | None:
@@ -184,7 +191,9 @@ class HandDetector:
                 candidates += [_Candidate(float(scores[i]), _entry(palms, int(i)), presence) for i in filled]
         return candidates
 
-    def _confirm(self, candidates: list[_Candidate], look: Look[Seen], known: Sequence[Region]) -> list[Seen]:
+    def _confirm(
+        self, candidates: list[_Candidate], known: Sequence[Region]
+    ) -> Generator[list[Region], Sequence[Seen], list[Seen]]:
         """Return the hands in the candidates' regions: the best of those that overlap, none that is known."""
         kept: list[_Candidate] = []
         for candidate in sorted(candidates, key=lambda candidate: candidate.score, reverse=True):
@@ -192,7 +201,7 @@ class HandDetector:
             if all(_overlap(candidate.region, other) <= _SAME_REGION for other in others):
                 kept.append(candidate)
         kept = kept[: self.config.most_hands]
-        found = look([candidate.region for candidate in kept]) if kept else []
+        found = (yield [candidate.region for candidate in kept]) if kept else []
         hands = [hand for hand, candidate in zip(found, kept, strict=True) if hand.presence > candidate.presence]
         return [hands[i] for i in merge_hands([h.keypoints_2d for h in hands], [float(h.presence) for h in hands])]
 
@@ -205,6 +214,16 @@ class HandDetector:
         maps = [np.asarray(to_image(batch, size)) for batch in batches]
         for batch, affines in zip(batches, maps, strict=True):
             yield np.stack([cut(image, affine, size, extend=extend) for affine in affines]), batch
+
+
+def answered(search: Generator[list[Region], Sequence[Seen], Result], look: Look[Seen]) -> Result:
+    """Run a search that yields regions and is sent the hands in them, and return its result."""
+    try:
+        regions = next(search)
+        while True:
+            regions = search.send(look(regions))
+    except StopIteration as end:
+        return end.value
 
 
 def merge_hands(keypoints_2d: Sequence[Keypoints], presence: Sequence[float]) -> list[int]:

@@ -143,14 +143,10 @@ def test_narrow_images_take_few_forward_passes(size):
 @pytest.mark.parametrize("fails", ["boxes", "images"])
 def test_refused_inputs_leave_no_folder(image, tmp_path, capsys, monkeypatch, fails):
     from handtailor_jax.hand_tailor import HandTailor
-    from handtailor_jax.images import check_box
 
     class Tailor(HandTailor):
         def __init__(self):
             pass
-
-        def one(self, image, camera, box, side, passes):
-            check_box(box, image)
 
     monkeypatch.setattr(HandTailor, "load", lambda *_: Tailor())
     if fails == "images":

@@ -11,7 +11,7 @@ import pytest
 
 from handtailor_jax.errors import InputError, InputWarning
 from handtailor_jax.images import _cut_short, read_image
-from handtailor_jax.predict import find_sources
+from handtailor_jax.inputs import find_sources
 
 PIXELS = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (48, 64, 3)).copy()
 HEIC = (24).to_bytes(4, "big") + b"ftypheic" + bytes(4) + b"mif1heic" + (300).to_bytes(4, "big") + b"mdat" + bytes(292)

@@ -11,8 +11,7 @@ from handtailor_jax.data.augmentation import AugmentationConfig
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_tailor import HandTailor, check_arguments
-from handtailor_jax.images import check_box
-from handtailor_jax.predict import find_sources
+from handtailor_jax.inputs import find_sources
 from handtailor_jax.synthetic.dataset import SyntheticConfig
 from handtailor_jax.tailor.search import SearchConfig
 from handtailor_jax.training.config import DataConfig, LossWeights, OptimizerConfig, TrainingConfig
@@ -132,9 +131,6 @@ def test_boxes_of_any_size(capfd, image, tmp_path, monkeypatch, value):
     class Tailor(HandTailor):
         def __init__(self):
             pass
-
-        def one(self, image, camera, box, side, passes):
-            check_box(box, image)
 
     monkeypatch.setattr(HandTailor, "load", lambda *_: Tailor())
     with pytest.raises(SystemExit) as end:

@@ -16,7 +16,7 @@ from handtailor_jax.commands import command, keep_compiled_programs
 from handtailor_jax.detections import read_detections
 from handtailor_jax.errors import InputError, InputWarning, read_file, read_json, warn
 from handtailor_jax.images import read_image
-from handtailor_jax.predict import find_sources
+from handtailor_jax.inputs import find_sources
 from handtailor_jax.video.files import Video, video_writer
 
 LONG = 300 * "x"

@@ -1,0 +1,97 @@
+"""Runs over many images: images that are decoded ahead, and results that are complete already."""
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from handtailor_jax.errors import InputError
+from handtailor_jax.geometry.cameras import as_camera
+from handtailor_jax.hand_tailor import HandTailor, Request
+from handtailor_jax.images import Image, opencv, quiet, read_image
+from handtailor_jax.inputs import Source
+
+_THREADS, _AHEAD = 2, 4  # threads that decode, and images that are decoded before they are needed
+
+
+class ReadAhead:
+    """Requests for the hands of images that other threads decode; iterate inside a `with` block."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+
+    def __enter__(self) -> "ReadAhead":
+        self._stack = contextlib.ExitStack()
+        # Around all threads, because the level of OpenCV's messages is the process's.
+        self._stack.enter_context(quiet(opencv()))
+        self._threads = self._stack.enter_context(ThreadPoolExecutor(_THREADS))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        self._stack.close()
+
+    def __iter__(self) -> Iterator[Request | InputError]:
+        rest, ahead = iter(self._sources), deque[tuple[Source, Future[Image]]]()
+        while True:
+            for source in itertools.islice(rest, _AHEAD - len(ahead)):
+                ahead.append((source, self._threads.submit(read_image, source.file)))
+            if not ahead:
+                return
+            source, decoded = ahead.popleft()
+            try:
+                yield Request(decoded.result(), source.camera, source.box, source.side)
+            except InputError as error:
+                yield error
+
+
+class Settings:
+    """What determines the files of an image, as digests that its JSON file holds."""
+
+    def __init__(self, tailor: HandTailor, mesh: str | None, overlay: bool, options: Mapping[str, Any]) -> None:
+        self._tailor, self._mesh, self._overlay, self._options = tailor, mesh, overlay, options
+
+    @functools.cached_property
+    def _common(self) -> bytes:
+        """Digest of what all images have in common."""
+        tailor = self._tailor
+        about = version("handtailor-jax"), tailor.config, tailor.hand_length, self._mesh, self._overlay, self._options
+        digest = hashlib.sha256(repr(about).encode())
+        for leaf in jax.tree.leaves((nnx.state(tailor.module), tailor.hand)):
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.digest()
+
+    def of(self, source: Source) -> str:
+        """Return the digest of an image, whose content counts by its size in bytes."""
+        camera = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(as_camera(source.camera))]
+        size = source.file.stat().st_size if source.file.exists() else 0  # it can be moved meanwhile
+        about = camera, source.box, source.side, size
+        return hashlib.sha256(self._common + repr(about).encode()).hexdigest()[:16]
+
+    def complete(self, folder: Path, source: Source) -> dict[str, Any] | None:
+        """Return the JSON content of an image if its files are complete and newer than it; else None.
+
+        The JSON file is written last.
+        """
+        path = folder / f"{source.id}.json"
+        try:
+            content = json.loads(path.read_bytes())
+            older = path.stat().st_mtime_ns < source.file.stat().st_mtime_ns
+            if older or content["settings"] != self.of(source):
+                return None
+            endings = [f".{self._mesh}"] if self._mesh and content["hands"] else []
+        except (OSError, ValueError, KeyError, TypeError):  # missing, or not ours
+            return None
+        endings += ["_overlay.png"] if self._overlay else []
+        return content if all((folder / f"{source.id}{ending}").is_file() for ending in endings) else None
