@@ -58,7 +58,7 @@ class ImagesBenchmark:
     """Rounds of timing of the images."""
     frames: int = 150
     """Frames of each video."""
-    images: int = 40
+    images: int = 100
     """Images of the folder; 0 leaves it out."""
     starts: bool = True
     """Measure the start of new processes, too."""
