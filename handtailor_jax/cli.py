@@ -204,8 +204,7 @@ class Fit:
             files.write(each.id, {**when, **to_json(hand)}, [hand], None if path is None else read_image(path), caption)
             if len(detections) <= MOST_LINES:
                 tqdm.write(f"{each.id}: mean reprojection error {before:.2f} px at the start, {after:.2f} px fitted")
-        files.close()
-        skipped += files.failed
+        skipped += files.close()
         note = f"; {unseen} frames do not show the hand" if unseen else ""
         print(f"{len(detections) - skipped - unseen} hand{'s' if several else ''} written to {self.out}{note}")
         if skipped:

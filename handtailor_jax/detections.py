@@ -1,16 +1,22 @@
 """Detections: keypoints and other estimates of another method, checked, from arrays or JSON files."""
 
 import dataclasses
-import difflib
 import inspect
 import re
-from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from handtailor_jax.errors import FloatArray, InputError, checked_array, checked_times, numbers, read_json, warn
+from handtailor_jax.errors import (
+    FloatArray,
+    InputError,
+    check_fields,
+    checked_array,
+    checked_times,
+    numbers,
+    read_json,
+)
 from handtailor_jax.geometry.cameras import checked_length, intrinsic_matrix
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import CONVENTIONS
@@ -276,19 +282,6 @@ def _from_json(entry: Any, number: int, path: Path, hand: HandModel | None) -> D
         if not isinstance(fields.get(key, ""), str):
             raise InputError(f"{key} is {fields[key]!r}: it must be text")
     return detection(**fields, hand=hand)
-
-
-def check_fields(path: Path, entry: Iterable[str], fields: Collection[str], others: Collection[str]) -> None:
-    """Warn of names in an entry of a file that are no fields and not among the others.
-
-    Raises:
-        InputError: If such a name is nearly that of a field.
-    """
-    for key in set(entry).difference(fields, others):
-        nearest = difflib.get_close_matches(key.casefold(), fields, 1, 0.75)
-        if nearest:
-            raise InputError(f"{key[:40]!r} is not a field: did you mean {nearest[0]}?")
-        warn(f"{path}: {key[:40]!r} is not a field that is read: see docs/cli.md for the fields")
 
 
 def _check_spread(points: FloatArray) -> None:

@@ -1,12 +1,13 @@
 """Errors in a user's input, reading of whole files, and checks of arrays of numbers."""
 
 import contextlib
+import difflib
 import errno
 import json
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,16 @@ def checked_times(name: str, times: Any, shape: tuple[int, ...]) -> npt.NDArray[
     """
     checked_array(name, times, shape, most=1e12)
     return np.asarray(numbers(name, times))
+
+
+def check_fields(path: Path, entry: Iterable[str], fields: Collection[str], others: Collection[str]) -> None:
+    """Warn of names in an entry of a file that are no fields and not among the others.
+
+    Raises:
+        InputError: If such a name is nearly that of a field.
+    """
+    for key in set(entry).difference(fields, others):
+        nearest = difflib.get_close_matches(key.casefold(), fields, 1, 0.75)
+        if nearest:
+            raise InputError(f"{key[:40]!r} is not a field: did you mean {nearest[0]}?")
+        warn(f"{path}: {key[:40]!r} is not a field that is read: see docs/cli.md for the fields")

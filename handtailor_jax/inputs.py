@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from handtailor_jax.detections import check_fields, check_id
-from handtailor_jax.errors import InputError, naming, read_file, read_json, warn
+from handtailor_jax.detections import check_id
+from handtailor_jax.errors import InputError, check_fields, naming, read_file, read_json, warn
 from handtailor_jax.geometry.cameras import intrinsic_matrix
 from handtailor_jax.images import SUFFIXES, box_numbers
 from handtailor_jax.types import Box, Side

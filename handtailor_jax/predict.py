@@ -54,8 +54,7 @@ class HandFiles:
         # threads compile.
         self._writer = ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()
-        self.failed = 0
-        """Number of images whose files could not be written."""
+        self._failed = 0
         if mesh is not None:
             mesh_library()
         if overlay:
@@ -95,7 +94,7 @@ class HandFiles:
                 self._pending.popleft().result()
             except InputError as error:
                 tqdm.write(f"handtailor: skipped: {error}", file=sys.stderr)
-                self.failed += 1
+                self._failed += 1
 
     def _show(self, drawn: Image, caption: str) -> None:
         if len(self._sheet) < _MOST_ON_SHEET:
@@ -106,11 +105,12 @@ class HandFiles:
         if self.overlay and len(self._sheet) < _MOST_ON_SHEET:
             self._show(read_image(self.folder / f"{id}_overlay.png"), caption)
 
-    def close(self) -> None:
-        """Write everything, and the sheet if there are several overlays."""
+    def close(self) -> int:
+        """Write everything, and the sheet if there are several overlays; return how many images could not be written."""
         self._finish(0)
         if len(self._sheet) > 1:
             write_image(self.folder / "sheet.png", sheet(*zip(*self._sheet, strict=True)))
+        return self._failed
 
 
 def predict(
@@ -149,7 +149,7 @@ def predict(
     announce_compiling()
     options = {"hands": hands, "thorough": thorough or None, "passes": passes}
     skipped = _predict_images(images, tailor, files, options, resume) if images else 0
-    files.close()
+    skipped += files.close()
     for source in videos:
         with _skipping(source) as was_skipped:
             # A file is smoothed as a whole, once all of its frames are known.
@@ -157,7 +157,7 @@ def predict(
             follow = HandVideo(tailor, source.camera, source.box, source.side, config)
             recover_video(source.path, files.folder / source.id, follow, tailor.hand, **files.of_videos)
         skipped += was_skipped()
-    return skipped + files.failed
+    return skipped
 
 
 def _predict_images(
