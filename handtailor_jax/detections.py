@@ -30,10 +30,9 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")  # halves of characters, which JSON 
 # Bytes of UTF-8: file systems allow 255, and endings and a temporary name are appended.
 _LONGEST_ID = 180
 
+_LEAST_SEEN = 6  # keypoints
 # More keypoints than this on exactly one spot are placeholders, not a hand.
 _MOST_ON_ONE_SPOT = 4
-
-_LEAST_SEEN = 6  # keypoints
 
 # Standard deviations, beyond which the mesh no longer looks like a hand.
 _MOST_STD = 10.0
@@ -248,9 +247,7 @@ def read_detections(path: str | Path, hand: HandModel | None = None) -> list[Det
         detections[name] = found
     found_times = [each.time for each in detections.values()]
     if None in found_times and any(time is not None for time in found_times):
-        raise InputError(
-            f"{path}: entry {found_times.index(None)} has no time, but others have: give it in all or none"
-        )
+        raise InputError(f"{path}: entry {found_times.index(None)} has no time, but others have: give all or none")
     return list(detections.values())
 
 

@@ -106,7 +106,7 @@ class HandFiles:
             self._show(read_image(self.folder / f"{id}_overlay.png"), caption)
 
     def close(self) -> int:
-        """Write everything, and the sheet if there are several overlays; return how many images could not be written."""
+        """Write everything, and a sheet of several overlays; return the number of images that could not be written."""
         self._finish(0)
         if len(self._sheet) > 1:
             write_image(self.folder / "sheet.png", sheet(*zip(*self._sheet, strict=True)))

@@ -136,5 +136,5 @@ def test_ray(tmp_path):
     assert [Path(row["path"]).stem for row in rows if row["error"]] == ["point"]
     (hand,) = ht.HandTailor.load()(read_image(Path(rows[0]["path"])))
     assert rows[0]["side"] == hand.side
-    # Runs of other sizes round differently; programs of the tests are not optimised, and those of users are within 1e-4.
+    # Runs of other sizes round differently, more so in tests, whose programs are not optimised.
     np.testing.assert_allclose(rows[0]["keypoints_2d"], hand.keypoints_2d, atol=5e-4)
