@@ -80,7 +80,7 @@ class Settings:
         return hashlib.sha256(self._common + repr(about).encode()).hexdigest()[:16]
 
     def complete(self, folder: Path, source: Source) -> dict[str, Any] | None:
-        """Return the JSON content of an image if its files are complete and newer than it; else None.
+        """Return the JSON content of an image if its files are there, not empty, and newer than it; else None.
 
         The JSON file is written last.
         """
@@ -94,4 +94,5 @@ class Settings:
         except (OSError, ValueError, KeyError, TypeError):  # missing, or not ours
             return None
         endings += ["_overlay.png"] if self._overlay else []
-        return content if all((folder / f"{source.id}{ending}").is_file() for ending in endings) else None
+        files = [folder / f"{source.id}{ending}" for ending in endings]
+        return content if all(file.is_file() and file.stat().st_size for file in files) else None

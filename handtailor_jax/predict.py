@@ -103,7 +103,8 @@ class HandFiles:
     def keep(self, id: str, caption: str) -> None:
         """Show an image that is complete on the sheet."""
         if self.overlay and len(self._sheet) < _MOST_ON_SHEET:
-            self._show(read_image(self.folder / f"{id}_overlay.png"), caption)
+            with contextlib.suppress(InputError):  # damaged after it was written
+                self._show(read_image(self.folder / f"{id}_overlay.png"), caption)
 
     def close(self) -> int:
         """Write everything, and a sheet of several overlays; return the number of images that could not be written."""

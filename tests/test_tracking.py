@@ -146,6 +146,15 @@ def test_uncertain_measurements_count_less(rng, form):
     assert np.std(told[60:]) < 0.85 * np.std(untold[60:])
 
 
+@pytest.mark.parametrize("frames", [6, 8, 60])
+@pytest.mark.parametrize("movement", [lambda times: 6.0 * times, lambda times: 1.2 * np.sin(6.0 * np.pi * times)])
+def test_fast_movement_is_followed(frames, movement):
+    """The noise that is estimated must not explain a short clip or a wave as a still hand."""
+    truth = movement(TIMES[:frames])[:, None]
+    after = offline(truth, TIMES[:frames])
+    assert np.abs(after - truth).max() < 1.6 * EXPECTED
+
+
 def test_unknown_frames_are_predicted_from_both_sides(rng):
     truth = motion(rng, 4, 0.5, 0.4)
     track = measured(truth + rng.normal(0.0, 0.1 * NOISE, truth.shape), TIMES)

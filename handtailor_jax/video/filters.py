@@ -37,6 +37,9 @@ _FREEDOM = 8.0
 _PRIOR_COUNT = 0.3
 """Number of measurements for which the noise expected beforehand counts."""
 
+_FARTHEST = 1.5
+"""Largest distance of a smoothed value from its measurement, in standard deviations of the expected noise."""
+
 Measurement = tuple[float, FloatArray | None, FloatArray]
 """Time, value (groups, 4) or None, and relative variance (groups,)."""
 
@@ -115,8 +118,14 @@ class Filters:
         return -0.5 * (self._losses + (self._count + _PRIOR_COUNT) * np.linalg.slogdet(self._covariance())[1])
 
     def _covariance(self) -> FloatArray:
-        """Return the covariance (filters, groups, 4, 4) of the measurements."""
-        return (self._scatter + _PRIOR_COUNT * self._expected) / (self._count + _PRIOR_COUNT)
+        """Return the covariance (filters, groups, 4, 4) of the measurements, no larger than expected beforehand.
+
+        Without this bound the noise would explain any movement, and a waving hand would be still.
+        """
+        found = (self._scatter + _PRIOR_COUNT * self._expected) / (self._count + _PRIOR_COUNT)
+        own = np.arange(4) < self._widths[:, None]  # without the padding
+        excess = np.einsum("jgcc,gc->jg", found, own) / np.einsum("gcc,gc->g", self._expected, own)
+        return found / np.maximum(excess, 1.0)[..., None, None]
 
     def estimate(self, score: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the mean (groups, 4, 2) and the variance (groups, 2, 2) of the filters, averaged by likelihood."""
@@ -127,6 +136,23 @@ class Filters:
         scales = np.einsum("jgcc->jg", self._covariance()) / self._widths
         own = np.einsum("jg,jgkl->gkl", share * scales, self._variance)
         return mean, own + spread
+
+
+def near(value: FloatArray, missed: Sequence[FloatArray], noise: FloatArray, variance: FloatArray) -> FloatArray:
+    """Return smoothed values (groups, 4), moved toward the measured ones where these stay too far from them.
+
+    So a movement that begins suddenly, or is faster than the filters know yet, is followed, but not a single frame that
+    is far off.
+
+    Args:
+        value: Smoothed values of the second of three frames, or of the third.
+        missed: Measured less smoothed values of the three frames, divided by the square roots of their variances.
+        noise: (groups,) standard deviation of the measurements that is expected beforehand.
+        variance: (groups,) relative variance of the frame's measurement.
+    """
+    usual = np.median(missed, axis=0)
+    share = np.maximum(0.0, 1.0 - _FARTHEST * noise / np.maximum(np.linalg.norm(usual, axis=-1), 1e-12))
+    return value + (share * np.sqrt(variance))[:, None] * usual
 
 
 def _run(track: Sequence[Measurement], filters: Filters, backward: bool) -> Iterator[int]:
@@ -162,4 +188,13 @@ def smoothed(track: Sequence[Measurement], widths: FloatArray, noise: FloatArray
             first, second = np.linalg.inv(variance), np.linalg.inv(later_variance * np.outer(turned, turned))
             weighted = np.einsum("gkl,gdl->gdk", first, mean) + np.einsum("gkl,gdl->gdk", second, later * turned)
             found[i] = np.einsum("gkl,gdl->gdk", np.linalg.inv(first + second), weighted)[..., 0]
+    missed = {
+        i: (value - found[i]) / np.sqrt(variance)[:, None]
+        for i, (_, value, variance) in enumerate(track)
+        if value is not None
+    }
+    row = list(missed.values())
+    row = [row[0], *row, row[-1]]
+    for place, i in enumerate(missed):
+        found[i] = near(found[i], row[place : place + 3], noise, track[i][2])
     return found

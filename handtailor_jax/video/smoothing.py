@@ -18,7 +18,7 @@ from handtailor_jax.mano.landmarks import KEYPOINT_JOINT
 from handtailor_jax.skeleton import NUM_JOINTS
 from handtailor_jax.tailor.placement import flat_length, with_betas, with_parameters
 from handtailor_jax.types import Hand, HandParameters, Side
-from handtailor_jax.video.filters import Filters, FloatArray, smoothed
+from handtailor_jax.video.filters import Filters, FloatArray, near, smoothed
 
 LONGEST_GAP = 0.5
 """Time in seconds for which a hand that is not seen is predicted; after longer gaps smoothing begins anew."""
@@ -26,7 +26,7 @@ LONGEST_GAP = 0.5
 # Groups of components: quaternions, direction and log distance.
 _WIDTHS = np.asarray([4.0] * NUM_JOINTS + [2.0, 1.0])
 # Noise that is hardly exceeded: half radians, metres at the first distance, shares of the distance.
-_NOISE = np.asarray([0.1] * NUM_JOINTS + [0.01, 0.05])
+_NOISE = np.asarray([0.08] * NUM_JOINTS + [0.003, 0.05])
 
 
 class _Form:
@@ -106,6 +106,7 @@ class HandSmoother:
         self._perspective = perspective
         self._form: _Form | None = None
         self._filters = Filters(_WIDTHS, _NOISE)
+        self._missed: list[FloatArray] = []
 
     def __call__(self, parameters: HandParameters, time: float, noise: FloatArray | None = None) -> HandParameters:
         """Return the smoothed parameters of one hand at a time in seconds; its shape is kept.
@@ -125,9 +126,12 @@ class HandSmoother:
         if self._form is None:
             self._form = _Form(parameters, self._perspective)
         self._filters.advance(time)
-        self._filters.update(self._form.values(parameters), _noise(noise))
+        measured, relative = self._form.values(parameters), _noise(noise)
+        self._filters.update(measured, relative)
         mean, _ = self._filters.estimate(self._filters.score())
-        return self._form.parameters(mean[..., 0], parameters)
+        value = mean[..., 0]
+        self._missed = [*self._missed[-2:], (measured - value) / np.sqrt(relative)[:, None]]
+        return self._form.parameters(near(value, self._missed, _NOISE, relative), parameters)
 
 
 def smooth_track(
