@@ -20,7 +20,7 @@ _SPEEDS = 0.02 * 5.0 ** np.arange(9)
 """Standard deviations of the velocity that are tried, in measurement noises per second: from still to no smoothing."""
 
 # Seconds do not tell these speeds apart, and a hand at rest is the likeliest.
-_LOG_PRIOR = -4.0 * np.minimum(np.arange(9.0), 2.0)
+_LOG_PRIOR = -2.0 * np.minimum(np.arange(9.0), 2.0)
 
 _DECAY = 1.0
 """Time in seconds in which a velocity decays by a factor of e."""
