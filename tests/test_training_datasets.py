@@ -250,7 +250,7 @@ def test_shape_losses_are_zero_at_the_truth(hand, rng):
 
 def test_freihand_has_poses_with_mano(folders, hand):
     """Its poses are relative to MANO's mean pose, and its shapes mean something to MANO alone."""
-    mano = dataclasses.replace(hand, skin=jax.tree.map(lambda leaf: leaf[:MANO_VERTICES], hand.skin))
+    mano = dataclasses.replace(hand, skin=jax.tree.map(lambda leaf: leaf[..., :MANO_VERTICES], hand.skin))
     named = config(folders, "freihand", hand=Path("MANO_RIGHT.pkl"))
     assert open_sources(named, mano).batch(0, range(8)).has_3d.all()
     assert not open_sources(named, hand).batch(0, range(8)).has_3d.any()
