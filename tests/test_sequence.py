@@ -176,6 +176,7 @@ def test_hands_of_a_video_are_smoothed_track_by_track(hand, moving, fitted):
         ({"times": [0.0, 0.1]}, "keypoints_2d has 3 frames and times has 2: give one for each frame"),
         ({"times": []}, "keypoints_2d has 3 frames and times has 0"),
         ({"times": 0.1}, "times is '0.1': give a time in seconds for each frame"),
+        ({"keypoints_2d": None}, "keypoints_2d has no frames and times has"),
         ({"times": ["a", "b", "c"]}, "times must hold numbers only"),
         ({"confidence": np.ones((2, 21))}, "confidence has 2 frames and times has 3"),
         ({"confidence": np.full((3, 21), 2.0)}, "frame 0: confidence has values outside 0 to 1"),
@@ -242,7 +243,7 @@ def test_fit_with_times(moving, tmp_path, capsys):
         ({"time": float("inf")}, "entry 1: time holds NaN, infinite"),
         ({"track": 1.5}, "entry 1: track is 1.5: number the hands of a side 0, 1, 2"),
         ({"camera": [600, 600, 320, 240]}, "a and b differ in camera: give the same in all frames of a hand"),
-        ({"confidence": [0.0] * 21, "track": 2}, "no frame shows a hand: give 6 keypoints"),
+        ({"confidence": [0.0] * 21, "track": 2}, "no frame shows a hand: give at least 6 keypoints"),
     ],
 )
 def test_unusable_times_in_a_file(still, tmp_path, capsys, change, reason):

@@ -189,10 +189,8 @@ def _mean_pixels(
         index = samples.at[tile].get(mode="fill", fill_value=-1)
         left, top = (2 * side * x[:, None, None] for x in (tile % across, tile // across))
         seen = fragments_at(corners, index, left + u, top + v)
-        mean = jnp.concatenate([interpolate(seen, light), seen.mask[..., None].astype(light.dtype)], axis=-1).mean(
-            axis=2
-        )
-        found = jnp.concatenate([mean, seen.depth.min(axis=2)[..., None]], axis=-1)
+        colour, coverage = interpolate(seen, light).mean(axis=2), seen.mask.astype(light.dtype).mean(axis=2)
+        found = jnp.concatenate([colour, coverage[..., None], seen.depth.min(axis=2)[..., None]], axis=-1)
         return first + _CHUNK, pixels.at[tile].set(found, mode="drop")
 
     empty = jnp.broadcast_to(jnp.asarray([0.0, 0.0, 0.0, 0.0, jnp.inf], light.dtype), (tiles, side * side, 5))

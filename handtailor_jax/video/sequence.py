@@ -59,8 +59,8 @@ def fit_sequence(
     except TypeError:
         raise InputError(f"times is {str(times)[:40]!r}: give a time in seconds for each frame") from None
     moments = checked_times("times", times, (count,))
-    given = {"keypoints_2d": keypoints_2d, "confidence": confidence, "joints_3d": joints_3d}
-    given = {name: values for name, values in given.items() if values is not None}
+    optional = {"confidence": confidence, "joints_3d": joints_3d}
+    given = {"keypoints_2d": keypoints_2d, **{name: each for name, each in optional.items() if each is not None}}
     for name, values in given.items():
         if not hasattr(values, "__len__") or len(values) != count:
             length = f"{len(values)} frames" if hasattr(values, "__len__") else "no frames"
@@ -115,7 +115,7 @@ def _fit_hand(
     chosen = _alike(candidates, times)
     known = [each for each in chosen if each is not None]
     if not known:
-        raise InputError("no frame shows a hand: give 6 keypoints with a confidence above 0, and check their order")
+        raise InputError("no frame shows a hand: give at least 6 keypoints a confidence above 0")
     # All frames are solved once more, from where they agree, so that a finger that one frame bends otherwise returns.
     starts = smooth_parameters(model, chosen, times)
     again: list[Hand | None] = []

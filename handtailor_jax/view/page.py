@@ -113,11 +113,8 @@ class Page:
         """Handles of the meshes in the scene by their names."""
         self._image: Any = None
         self._shown: Image | None = None
-        self._viewpoint, self._depth, self._near = (
-            Viewpoint.of(Camera.weak_perspective(), (0.0, 0.0, 1.0, 1.0)),
-            0.0,
-            1.0,
-        )
+        self._viewpoint = Viewpoint.of(Camera.weak_perspective(), (0.0, 0.0, 1.0, 1.0))
+        self._depth, self._near = 0.0, 1.0
         self._turn = True
         with self.server.gui.add_folder("View"):
             self._place = self.watched(self.server.gui.add_dropdown("image", _PLACES, initial_value=_PLACES[0]))
@@ -159,10 +156,8 @@ class Page:
                         f"/{name}", vertices, meshes[name][1], color=colour, side="double"
                     )
             for name, handle in self.meshes.items():
-                handle.visible, handle.opacity = (
-                    name in placed,
-                    None if self._opacity.value == 1.0 else self._opacity.value,
-                )
+                handle.visible = name in placed
+                handle.opacity = None if self._opacity.value == 1.0 else self._opacity.value
             if image is not self._shown and image is not None:  # the image that is there is not sent again
                 if self._image is None:
                     self._image = self.server.scene.add_image("/image", _reduced(image), 1.0, 1.0, receive_shadow=False)
