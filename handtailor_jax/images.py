@@ -45,7 +45,7 @@ def opencv() -> Any:
     return cv2
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: str | Path) -> Image:
     """Read an image file as uint8 RGB, rotated by its EXIF orientation; 16-bit, grey and RGBA images are converted.
 
     Pillow, if it is installed, reads what OpenCV cannot; with pillow-heif also HEIC. Images of more than 2^28 pixels
@@ -54,6 +54,7 @@ def read_image(path: Path) -> Image:
     Raises:
         InputError: If the file is missing or cannot be read.
     """
+    path = Path(path)
     try:
         if check_file(path) > _MOST_BYTES:
             raise InputError(f"{path}: the image has more than {_MOST_BYTES} bytes: give a smaller file")

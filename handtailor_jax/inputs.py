@@ -110,12 +110,15 @@ def _csv_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             text = read_file(path, 2**28, _LIST).decode("utf-8-sig")
             rows = csv.reader(io.StringIO(text, newline=""), strict=True)
             header = [name.strip() for name in next(rows, [])]
+            if len(header) == 1 and ";" in header[0]:
+                raise InputError("separates its cells with semicolons: use commas")
             if len(set(header)) < len(header):
                 raise InputError("names a column twice in its first line: give each once")
             for cells in rows:
                 where = f"line {rows.line_num}"
                 if len(cells) != len(header) and cells:
-                    raise InputError(f"{where}: has {len(cells)} cells, and the first line {len(header)}: add commas")
+                    problem = f"{where}: has {len(cells)} cells, and the first line {len(header)}"
+                    raise InputError(f"{problem}: give as many, empty ones where nothing is known")
                 given = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if cell.strip()}
                 if given:
                     with naming(where):
@@ -149,7 +152,8 @@ def _checked(path: Path, entry: dict[str, Any]) -> tuple[Path, str | None, dict[
     if not isinstance(image, str) or not image or "\0" in image:
         raise InputError("has no image: give the path of an image")
     if not (path.parent / image).is_file():
-        raise InputError(f"image {image}: no such file: give its path, from the folder of this file")
+        problem = "is a folder, not an image" if (path.parent / image).is_dir() else "no such file"
+        raise InputError(f"image {image}: {problem}: give its path, from the folder of this file")
     if id is not None:
         id = str(id) if isinstance(id, int) and not isinstance(id, bool) else id
         check_id(id)

@@ -1,6 +1,7 @@
 """Files of many images and videos: JSON, meshes and overlays of their hands."""
 
 import contextlib
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -169,7 +170,7 @@ def _predict_images(
     kept: dict[str, str] = {}
     for source in images if resume else ():
         if (content := settings.complete(files.folder, source)) is not None:
-            kept[source.id] = _summary(source.id, content)
+            kept[source.id] = _summary(source, content)
     if resume:
         tqdm.write(f"{len(kept)} of {len(images)} images are complete")
     skipped = 0
@@ -192,8 +193,8 @@ def _predict_images(
                         "the network's output is not finite: check the camera, and if the weights fit the hand"
                     )
                 content = {"hands": [to_json(hand) for hand in found], "image_size": [*request.image.shape[1::-1]]}
-                content["settings"] = settings.of(source)
-                summary = _summary(source.id, content)
+                content |= {"image": os.path.relpath(source.file, files.folder), "settings": settings.of(source)}
+                summary = _summary(source, content)
                 files.write(source.id, content, found, request.image, summary)
                 if len(images) <= MOST_LINES or not found:
                     tqdm.write(summary)
@@ -215,11 +216,11 @@ def _skipping(source: Source) -> Iterator[Callable[[], bool]]:
         tqdm.write(f"handtailor: skipped: {named}", file=sys.stderr)
 
 
-def _summary(id: str, content: dict[str, Any]) -> str:
+def _summary(source: Source, content: dict[str, Any]) -> str:
     """Return one line about the hands in the JSON content of an image."""
-    hands = content["hands"]
+    id, hands = source.id, content["hands"]
     if not hands:
-        return f"{id}: no hand found (a --box around it may help)"
+        return f"{id}: no hand found ({'a --box around it' if source.box is None else 'another box'} may help)"
     sizes = [float(hand_size(np.asarray(hand["detected_keypoints_2d"]))) for hand in hands[:4]]
     errors = [
         f"{hand['side']} hand {hand['reprojection_error_after'] / size:.1%}"

@@ -133,7 +133,8 @@ def test_folder_pattern_and_files(weights, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert "4 of 4 inputs written to out/new" in printed.out
     for name in ids:
-        (found,), size, settings = content(Path(f"out/new/{name}.json")).values()
+        (found,), size, image, settings = content(Path(f"out/new/{name}.json")).values()
+        assert (Path("out/new") / image).is_file()
         assert re.fullmatch("[0-9a-f]{16}", settings)
         assert size == [64, 48]
         assert set(found) == FIELDS | OURS
@@ -214,6 +215,7 @@ def test_every_kind_of_image(weights, tmp_path, capsys):
     assert quick(weights, folder / "grey.jpg", out=tmp_path / "none", more=("--mesh", "glb")) == 0
     nothing = content(tmp_path / "none" / "grey.json")
     assert (nothing["hands"], nothing["image_size"]) == ([], [64, 48])
+    assert nothing["image"] == os.path.join("..", folder.name, "grey.jpg")  # noqa: PTH118
     assert names(tmp_path / "none") == {"grey.json"}
     assert "grey: no hand found" in capsys.readouterr().out
 

@@ -3,6 +3,7 @@
 import contextlib
 import fractions
 import json
+import os
 import shutil
 import socket
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from handtailor_jax import cli
+from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import as_camera, project
 from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import read_image
@@ -141,6 +143,34 @@ def test_results_are_read_as_they_were_written(folder, described):
     wanted = described(INTRINSICS).parameters
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), points.frames[0].hands[0].parameters, wanted)
     assert read_result(folder / "points.json", folder / "photo.png").media == folder / "photo.png"
+
+
+def test_the_image_that_a_result_names(folder, described, tmp_path):
+    content = {"hands": [to_json(described())], "image": os.path.relpath(folder / "photo.png", tmp_path)}
+    (tmp_path / "photo.json").write_text(json.dumps(content))
+    assert read_result(tmp_path / "photo.json").media.samefile(folder / "photo.png")
+    (tmp_path / "photo.json").write_text(json.dumps(content | {"image": "gone\0.png"}))
+    assert read_result(tmp_path / "photo.json").media is None
+
+
+def test_a_folder_with_another_file_is_shown_without_it(folder, tmp_path, capsys, monkeypatch, recwarn):
+    class Shown(Exception):
+        pass
+
+    def show(page, results, hand):
+        raise Shown([result.path.name for result in results])
+
+    monkeypatch.setattr("handtailor_jax.view.player.Player", show)
+    shutil.copy(folder / "points.json", tmp_path)
+    (tmp_path / "notes.json").write_text("{")
+    with pytest.raises(Shown, match=r"points\.json"):
+        cli.View(results=(str(tmp_path),), port=0)()
+    assert "notes.json" in str(recwarn[0].message)
+    with pytest.raises(InputError, match=r"notes\.json"):
+        cli.View(results=(str(tmp_path / "notes.json"),), port=0)()
+    (tmp_path / "points.json").unlink()
+    with pytest.raises(InputError, match="holds no results"):
+        cli.View(results=(str(tmp_path),), port=0)()
 
 
 def test_sliders_bend_a_finger_and_change_the_shape(page, player, hand):

@@ -77,11 +77,11 @@ def read_result(path: Path, media: Path | None = None) -> Result:
 
     Args:
         path: .json file of an image, or .jsonl file of a video.
-        media: The image or video, or a folder to search for it under the result's name, before the result's folder, the
-            one above it and the current folder.
+        media: The image or video, or a folder to search for it under the result's name. Otherwise it is the image that
+            the result names, or is searched for in the result's folder, the one above it and the current folder.
 
     Raises:
-        InputError: If the file is no result, or a given `media` does not exist.
+        InputError: If the file is no result.
     """
     cameras: list[Any] = []
     frames: list[RecordedFrame] = []
@@ -101,7 +101,8 @@ def read_result(path: Path, media: Path | None = None) -> Result:
         raise InputError(f"{path}: the times of its frames do not rise: {_REMEDY}")
     with naming(path):
         camera = as_camera(cameras[0] if cameras else None)
-    return Result(path, frames, camera, _media(path, media, VIDEOS if video else SUFFIXES))
+    named = None if video or not isinstance(content.get("image"), str) else path.parent / content["image"]
+    return Result(path, frames, camera, _media(path, media, named, VIDEOS if video else SUFFIXES))
 
 
 def _lines(path: Path) -> Iterator[Any]:
@@ -125,12 +126,12 @@ def _hand(content: dict[str, Any], number: Any) -> RecordedHand:
     return RecordedHand(f"hand_{number}_{side}", side == "left", HandParameters(**parameters), joints, keypoints_2d)
 
 
-def _media(path: Path, given: Path | None, suffixes: frozenset[str]) -> Path | None:
-    """Return the image or video of a result."""
+def _media(path: Path, given: Path | None, named: Path | None, suffixes: frozenset[str]) -> Path | None:
+    """Return the image or video of a result, which may name its image."""
     if given is not None and not given.is_dir():
-        if not given.exists():
-            raise InputError(f"{given}: no such file or folder: give the image or video of {path}, or its folder")
         return given
+    if given is None and named is not None and "\0" not in str(named) and named.is_file():
+        return named
     for folder in (*([] if given is None else [given]), path.parent, path.parent.parent, Path()):
         for found in sorted(folder.glob(f"{glob.escape(path.stem)}.*")):
             if found.suffix.lower() in suffixes:
