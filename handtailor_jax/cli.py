@@ -111,8 +111,7 @@ class Predict:
         files = HandFiles(self.out, self.mesh, self.overlay, self.skeleton is not None)
         options: dict[str, Any] = {"hands": self.hands, "thorough": self.thorough, "passes": self.passes}
         skipped = predict(sources, tailor, files, **options, resume=self.resume)
-        done = "complete in" if self.resume else "written to"
-        print(f"{len(sources) - skipped} of {len(sources)} inputs {done} {self.out}")
+        print(f"{len(sources) - skipped} of {len(sources)} inputs complete in {self.out}")
         if skipped:
             raise SystemExit(2)
 
@@ -223,9 +222,8 @@ class View:
     results: Annotated[Positional[tuple[str, ...]], arg(metavar="[RESULT ...]", help_behavior_hint="")] = ()
     """Files that `predict` or `fit` wrote (.json, .jsonl), or folders of them."""
     media: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
-    """Image or video of the results, or the folder that has it under the name of the result; if not given, it is the
-    image that the result names, or it is searched in the folder of the result, in the one above and in the current
-    one."""
+    """Image or video of the results, or its folder; if not given, it is the image that the result names, or the file of
+    the result's name in the folder of the result, in the one above or in the current one."""
     live: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="")] = None
     """Number of a webcam, 0 for the first, whose hands are shown; or a video, which is played in its place."""
     hands: Number = None
@@ -256,20 +254,9 @@ class View:
     def _show_results(self, hand: "HandModel") -> None:
         from handtailor_jax.view.page import Page
         from handtailor_jax.view.player import Player
-        from handtailor_jax.view.recorded import find_results, read_result
+        from handtailor_jax.view.recorded import read_results
 
-        if self.media is not None and not self.media.exists():
-            raise InputError(f"{self.media}: no such file or folder: give the image or video, or its folder")
-        results = []
-        for path in find_results(self.results):
-            try:
-                results.append(read_result(path, self.media))
-            except InputError as error:
-                if path in map(Path, self.results):  # named itself, not found in a folder
-                    raise
-                warn(f"left out: {error}")
-        if not results:
-            raise InputError(f"{self.results[0]}: holds no results: name a folder that predict or fit wrote")
+        results = read_results(self.results, self.media)
         with contextlib.ExitStack() as stack:
             page = stack.enter_context(contextlib.closing(Page(self.host, self.port)))
             player = stack.enter_context(contextlib.closing(Player(page, results, hand)))

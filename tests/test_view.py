@@ -28,7 +28,7 @@ from handtailor_jax.tailor.placement import describe
 from handtailor_jax.types import HandParameters, Observation
 from handtailor_jax.video.files import video_writer
 from handtailor_jax.view import live
-from handtailor_jax.view.recorded import find_results, read_result
+from handtailor_jax.view.recorded import read_result, read_results
 
 pytest.importorskip("viser", reason="the page needs viser: pip install '.[view]'")
 
@@ -90,7 +90,7 @@ def page():
 
 @pytest.fixture
 def player(page, folder, hand):
-    player = Player(page, [read_result(path) for path in find_results([str(folder)])], hand)
+    player = Player(page, read_results([str(folder)]), hand)
     yield player
     player.close()
 
@@ -134,7 +134,7 @@ def test_hands_lie_over_their_image(described, intrinsics):
 
 
 def test_results_are_read_as_they_were_written(folder, described):
-    clip, photo, points = (read_result(path) for path in find_results([str(folder)]))
+    clip, photo, points = read_results([str(folder)])
     assert [clip.media, photo.media, points.media] == [folder / "clip.mp4", folder / "photo.png", None]
     assert [frame.time for frame in clip.frames] == pytest.approx([i / 10.0 for i in range(8)])
     assert [[hand.name for hand in frame.hands] for frame in clip.frames] == [["hand_3_right"]] * 7 + [[]]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from handtailor_jax.errors import FloatArray, InputError, checked_array, naming, read_json
+from handtailor_jax.errors import FloatArray, InputError, checked_array, naming, read_json, warn
 from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.images import SUFFIXES
 from handtailor_jax.skeleton import NUM_BETAS
@@ -57,19 +57,31 @@ class Result:
     """Image or video; None if it was not found."""
 
 
-def find_results(given: Sequence[str]) -> list[Path]:
-    """Return the files of results that arguments name: files, or folders that hold such files.
+def read_results(given: Sequence[str], media: Path | None = None) -> list[Result]:
+    """Read the results that arguments name: files, or folders of them, in which files that are none are left out.
 
     Raises:
-        InputError: If an argument names none.
+        InputError: If an argument names none, or the given `media`, as in `read_result`, does not exist.
     """
-    paths: list[Path] = []
+    if media is not None and not media.exists():
+        raise InputError(f"{media}: no such file or folder: give the image or video, or its folder")
+    results: list[Result] = []
     for path in map(Path, given):
-        found = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl")) if path.is_dir() else [path]
-        if not found:
+        before = len(results)
+        for file in _results_in(path) if path.is_dir() else [path]:
+            try:
+                results.append(read_result(file, media))
+            except InputError as error:
+                if file == path:
+                    raise
+                warn(f"left out: {error}")
+        if len(results) == before:
             raise InputError(f"{path}: holds no results: {_REMEDY}")
-        paths += [each for each in found if not each.name.startswith(".")]
-    return paths
+    return results
+
+
+def _results_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jsonl") and not p.name.startswith("."))
 
 
 def read_result(path: Path, media: Path | None = None) -> Result:
