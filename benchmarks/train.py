@@ -1,4 +1,4 @@
-"""Time of a training step: python benchmarks/train.py --config configs/small_gpu.py [--rounds 10] [--batch 64 ...].
+"""Time of a training step: python benchmarks/train.py --config configs/hourglass_gpu.py [--rounds 10] [--batch 64 ...].
 
 Every field of the configuration can be overridden as in train.py. Nothing of the training is kept.
 """
@@ -43,7 +43,7 @@ _PEAKS = {
 class ConfigFile:
     """The part of the command line that is read first, because the file has the defaults of the rest."""
 
-    config: Path = Path("configs/small_gpu.py")
+    config: Path = Path("configs/hourglass_gpu.py")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import tyro
 
 import handtailor_jax as ht
 from handtailor_jax.data.sample import Sample
+from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.losses import weighted_mean
 from handtailor_jax.images import read_image
 from handtailor_jax.training.config import OptimizerConfig, TrainingConfig
@@ -47,9 +48,9 @@ def palm_shape(batch, prediction):
 
 def main(out: Path = Path("runs/own"), steps: int = 200) -> Path:
     """Train from the embedded weights; `sources` takes several datasets with their weights."""
-    weights = Path(ht.__file__).parent / "assets" / "small.safetensors"
-    tuning = OptimizerConfig(learning_rate=1e-4, warm_up=10)
-    config = TrainingConfig(steps=steps, batch=16, weights=weights, optimizer=tuning, evaluate_every=100)
+    weights = Path(ht.__file__).parent / "assets" / "hourglass.safetensors"
+    module, tuning = HandModuleConfig.landmarks(), OptimizerConfig(learning_rate=1e-4, warm_up=10)
+    config = TrainingConfig(module, steps=steps, batch=16, weights=weights, optimizer=tuning, evaluate_every=100)
     custom = Custom(sources=[(MyData(), 1.0)], evaluation=MyData(), losses=[(1.0, palm_shape)])
     print(f"{jax.local_device_count()} devices")
     return train(config, out, custom=custom)

@@ -44,7 +44,7 @@ class Predict:
     inputs: File = None
     """In place of INPUT: list of images with their boxes, sides and cameras, CSV or JSON (docs/cli.md: the fields)."""
     network: NetworkName = "landmarks"
-    """Network: landmarks (palm detector, landmark network, IKNet: all hands) or hourglass (the paper's: one hand)."""
+    """Network: landmarks (landmark network and IKNet) or hourglass (the paper's, on the landmark network's maps)."""
     hands: Number = None
     """Largest number of hands; in images all hands if not given, in videos 2."""
     thorough: bool = False
@@ -58,7 +58,7 @@ class Predict:
     hand_length: Annotated[float | None, arg(metavar="METRES", help_behavior_hint="")] = None
     """Distance from wrist to middle fingertip of a flat hand, metres: makes depths metric, together with --camera."""
     side: Annotated[Side | None, arg(metavar="{right,left}", help_behavior_hint="")] = None
-    """Side of all hands; estimated for each hand if not given (network hourglass assumes right hands)."""
+    """Side of all hands; estimated for each hand if not given."""
     box: Annotated[Four | None, arg(metavar="X Y W H", help_behavior_hint="")] = None
     """Box X Y W H around the only hand to recover, pixels, in videos of the first frame; all hands if not given."""
     hand: File = None
@@ -99,7 +99,6 @@ class Predict:
         idle = {
             "--passes does not apply without --box": self.passes != 2 and not any(boxes),
             "--hands and --thorough do not apply with --box": all(boxes) and (self.thorough or (self.hands or 1) > 1),
-            "--thorough does not apply with --network hourglass": self.thorough and self.network == "hourglass",
         }
         refuse_idle(idle)
         if self.hand_length is not None:
@@ -108,6 +107,7 @@ class Predict:
         config: TailorConfig | Literal["auto"] | None = "auto" if self.preset is None else PRESETS[self.preset]()
         hand = None if self.hand is None else load_hand(self.hand)
         tailor = HandTailor.load(self.weights, hand, config if self.tailor else None, self.network, self.hand_length)
+        refuse_idle({"--thorough does not apply to these weights": self.thorough and not tailor.finds_all})
         files = HandFiles(self.out, self.mesh, self.overlay, self.skeleton is not None)
         options: dict[str, Any] = {"hands": self.hands, "thorough": self.thorough, "passes": self.passes}
         skipped = predict(sources, tailor, files, **options, resume=self.resume)

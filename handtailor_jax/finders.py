@@ -68,7 +68,7 @@ class LandmarkFinder:
         return next(iter(answered(self.searching(image, None, box, passes), look)), None)
 
     def searching(self, image: Image, thorough: bool | None, box: Box | None, passes: int) -> Search:
-        """Search the whole image as `all`, or look around the keypoints that the best of four turns of a box shows."""
+        """Search the whole image as `all`, or look around the keypoints that the best turn of a box shows."""
         if box is None:
             return (yield from self._detector.searching(image, thorough=thorough))
         hand = self._detector.in_box(image, box, passes=passes - 1)

@@ -68,11 +68,12 @@ class HandTailor:
         self.hand = hand if hand.side == "right" else hand.mirrored()
         self.config, self.hand_length = fitting_config(module, config), hand_length
         self.finder: LandmarkFinder | HourglassFinder
-        if isinstance(module, LandmarkHandModule):
-            self.finder = LandmarkFinder(HandDetector(landmark_network=module.network), module.image_size)
-        else:
-            self.finder = HourglassFinder(module.image_size)
+        if isinstance(module, HandModule):
             module = inference_form(module)
+        if module.landmark_network is None:
+            self.finder = HourglassFinder(module.image_size)
+        else:
+            self.finder = LandmarkFinder(HandDetector(landmark_network=module.landmark_network), module.image_size)
         self.module = module
         graph, self._state = nnx.split(module)
 
@@ -82,6 +83,11 @@ class HandTailor:
             return hands, from_landmarks(hands.detected_keypoints_2d)
 
         self._run = jax.jit(kept(run, "recover", graph, self.config) if is_own(module) else run)
+
+    @property
+    def finds_all(self) -> bool:
+        """Whether all hands and their sides are found: by a landmark network, alone or in the hourglass's stem."""
+        return self.module.landmark_network is not None
 
     def __getstate__(self) -> Any:
         # Compiled programs cannot be pickled; networks are pickled as their structure and arrays.
@@ -108,7 +114,8 @@ class HandTailor:
             weights: Weight file of a hand module, of which "landmarks" uses IKNet alone; the embedded ones if None.
             hand: Hand model; the one that the weights were trained with for "hourglass". The embedded hand if None.
             config: Energy and solver of the tailor; "auto" for the preset of this network, None for no tailor.
-            network: "landmarks": all hands of any image, both sides. "hourglass": the paper's network, one hand.
+            network: "landmarks": the landmark network and IKNet. "hourglass": the paper's network; the embedded weights
+                have a landmark network in their stem; with weights without one, it finds one right hand.
             hand_length: Wrist to middle fingertip of a flat hand, metres, for metric depths; all images need a camera.
 
         Raises:
@@ -129,15 +136,15 @@ class HandTailor:
         hands: int | None = None,
         thorough: bool | None = None,
     ) -> list[Hand]:
-        """Recover all hands of an image, by falling presence. The hourglass finds one hand at most.
+        """Recover all hands of an image, by falling presence; one at most if not `finds_all`.
 
         Args:
             image: (H, W, 3) RGB image; `images.as_rgb` lists what else is accepted.
             camera: `Camera`, intrinsic matrix (3, 3) or {fx, fy, cx, cy} of the image, pixels; None if unknown.
-            side: Side of all hands; if None, the landmark network estimates it, and the hourglass assumes right hands.
+            side: Side of all hands; if None, it is estimated, or right if not `finds_all`.
             hands: Largest number of hands; no limit if None.
             thorough: Whether overlapping tiles of the image are searched too, which finds small hands and takes four to
-                ten times as long; None does so where the whole image shows no hand. Not for the hourglass.
+                ten times as long; None does so where the whole image shows no hand. Needs `finds_all`.
 
         Raises:
             InputError: One line that names what is wrong.
@@ -150,7 +157,7 @@ class HandTailor:
     def one(
         self, image: Any, camera: Any = None, box: Any = None, side: Side | None = None, *, passes: int = 2
     ) -> Hand | None:
-        """Recover one hand of an image; None if there is none. The hourglass always outputs a hand for a box.
+        """Recover one hand of an image; None if there is none. If not `finds_all`, a box always gives a hand.
 
         Image, camera and side are those of `__call__`. Without a box (x, y, w, h) around the hand, pixels, the most
         present hand is returned. Each further forward pass crops the hand closer, around the keypoints of the last one.

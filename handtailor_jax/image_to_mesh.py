@@ -1,6 +1,7 @@
 """One hand from an image and a box, as one function of arrays: crop, hand module and tailor in one graph."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from handtailor_jax.detector.regions import from_box, from_landmarks, square_region, to_image
+from handtailor_jax.detector.regions import SURE, from_box, from_landmarks, square_region, to_image
 from handtailor_jax.errors import InputError, checked_array, numbers
 from handtailor_jax.geometry.cameras import as_camera, crop_affine, inverse_affine, transform_pixels
 from handtailor_jax.geometry.crops import crop_turned, crop_upright
@@ -43,10 +44,11 @@ def recover_hand(
         image: (H, W, 3) RGB image, uint8, or floats of 0 to 1.
         camera: `Camera` or intrinsic matrix (3, 3) of the image, pixels; None for weak perspective.
         box: (4,) Box (x, y, w, h) around the hand, pixels, or a `Region`, such as the `region` of a recovered hand;
-            None for the whole image. The landmark network turns to the hand by itself: it looks at four turns of a box
-            and then at the keypoints of the best one. The hourglass ignores the rotation of a region.
+            None for the whole image. A landmark network, alone or in a stem, turns to the hand: it looks at four
+            turns of a box, unless sure also of half its size, and then at the keypoints of the best one. Other stems
+            ignore the rotation of a region.
         right: Probability of a right hand before the image is seen: 1 or 0 where the side is known; 0.5 if None, which
-            is a right hand to the hourglass.
+            is a right hand to other stems.
         config: Energy and solver of the tailor.
 
     Returns:
@@ -135,10 +137,11 @@ def _where(
     box = jnp.asarray(box, dtype)
     if box.shape != (4,):
         raise InputError(f"box has shape {box.shape}: give four numbers x y w h, and several boxes with jax.vmap")
-    if isinstance(module, HandModule):
+    if module.landmark_network is None:
         return square_region(box), None
-    turns: Region = jax.tree.map(lambda *leaves: jnp.stack(leaves), *from_box(box))
-    return jax.tree.map(lambda leaf: leaf[0], turns), turns
+    sizes = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *turns) for turns in from_box(box)]
+    turns: Region = jax.tree.map(lambda *leaves: jnp.stack(leaves), *sizes)
+    return jax.tree.map(lambda leaf: leaf[0, 0], turns), turns
 
 
 def _look(
@@ -149,10 +152,10 @@ def _look(
     right: Float[Array, ""],
 ) -> tuple[View, HandEstimate]:
     """Return a batch of one view, of the region or of the one around the keypoints in its best turn, and its hand."""
-    size, (region, turns) = module.image_size, where
+    size, network, (region, turns) = module.image_size, module.landmark_network, where
 
     def look(region: Region) -> tuple[View, HandEstimate]:
-        if isinstance(module, LandmarkHandModule):
+        if network is not None:
             affine = to_image(region, size)
             crop, to_crop = crop_turned(image, affine, size), inverse_affine(affine)
         else:
@@ -161,18 +164,19 @@ def _look(
         view = jax.tree.map(lambda leaf: leaf[None], View(crop, to_crop, region, camera, right))
         return view, estimate_views(module, view)
 
-    if turns is None:
+    if turns is None or network is None:
         return look(region)
 
-    def step(best: tuple[Array, Region], turn: tuple[Region, Array]) -> tuple[tuple[Array, Region], Any]:
-        region = choose(turn[1], best[1], turn[0])
-        view, estimate = look(region)
-        keypoints = transform_pixels(to_image(region, size), estimate.keypoints_2d[0])
-        assert estimate.presence is not None
-        seen = estimate.presence[0], from_landmarks(keypoints)
-        return choose(seen[0] > best[0], seen, best), (view, estimate)
+    # Gradients compute each glance anew, because the maps of eight would fill gigabytes.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def glance(best: tuple[Array, Region], turn: Region) -> tuple[tuple[Array, Region], None]:
+        affine = to_image(turn, size)
+        landmarks = network(crop_turned(image, affine, size)[None].astype(precision_of(module)) / 255.0)
+        seen = landmarks.presence[0], from_landmarks(transform_pixels(affine, landmarks.crop[0, :, :2]))
+        return choose(seen[0] > best[0], seen, best), None
 
-    # The last step looks at the best turn's keypoints. In one loop, the network is compiled once.
-    steps = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:1]]), turns), jnp.arange(5) == 4
+    def of_size(best: tuple[Array, Region], turns: Region) -> tuple[tuple[Array, Region], None]:
+        return jax.lax.cond(best[0] > SURE, lambda: best, lambda: jax.lax.scan(glance, best, turns)[0]), None
+
     start = jnp.asarray(-1.0, region.side.dtype), region
-    return jax.tree.map(lambda leaf: leaf[-1], jax.lax.scan(step, start, steps)[1])
+    return look(jax.lax.scan(of_size, start, turns)[0][1])

@@ -26,6 +26,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from handtailor_jax.detector.detector import unstack
+from handtailor_jax.detector.landmark_network import by_crop, right_probability
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import inverse_affine, project, transform_camera, transform_pixels
@@ -117,6 +118,7 @@ def estimate_views(module: HandModule | LandmarkHandModule, views: View) -> Hand
     """Run a hand module on a batch of views; keypoints are in pixels of the crops.
 
     The hourglass takes right hands only: crops of left hands are mirrored before it, and its output is mirrored back.
+    With a landmark network in its stem, that network tells the sides first.
     """
     dtype = precision_of(module)
     views = with_floats(dtype, views)
@@ -124,12 +126,17 @@ def estimate_views(module: HandModule | LandmarkHandModule, views: View) -> Hand
     cameras = transform_camera(views.camera, views.to_crop)
     if isinstance(module, LandmarkHandModule):
         return module(crops, cameras, views.right)
-    size, left = module.image_size, views.right < 0.5
+    size, left, presence, right = module.image_size, views.right < 0.5, None, None
+    if module.landmark_network is not None:
+        landmarks = by_crop(module.landmark_network, crops)
+        right, presence = right_probability(landmarks, views.right), landmarks.presence
+        left = right <= 0.5
     mirrored = (crops[:, :, ::-1], mirror_camera(cameras, float(size)))
     crops, cameras = jax.vmap(choose)(left, mirrored, (crops, cameras))
     estimate = module(crops, cameras)
     found = HandEstimate(**{field.name: getattr(estimate, field.name) for field in dataclasses.fields(HandEstimate)})
-    return jax.vmap(choose)(left, mirror_estimate(found, size), found)
+    found = jax.vmap(choose)(left, mirror_estimate(found, size), found)
+    return dataclasses.replace(found, presence=presence, right=right)
 
 
 def recover(

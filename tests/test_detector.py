@@ -244,7 +244,7 @@ def test_regions_from_landmarks(golden):
 
 
 def test_regions_from_a_box():
-    regions = jax.tree.map(lambda *leaves: np.stack(leaves), *from_box((10.0, 20.0, 30.0, 40.0)))
+    regions = jax.tree.map(lambda *leaves: np.stack(leaves), *from_box((10.0, 20.0, 30.0, 40.0))[0])
     close(regions.center, [[25.0, 40.0]] * 4, 0.0)
     close(regions.side, [64.0] * 4, 1e-5)
     close(regions.rotation, np.radians([0, 90, 180, 270]), 1e-6)
@@ -431,7 +431,7 @@ def test_wrong_weight_files_are_refused(tool, tmp_path):
     with pytest.raises(InputError, match="not a PalmDetector"):
         load_palm_detector(assets / LANDMARKS)
     with pytest.raises(InputError, match="no weights of a detector"):
-        load_palm_detector(assets / "small.safetensors")
+        load_palm_detector(assets / "hourglass.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((assets / PALM).read_bytes()[:1000])
     with pytest.raises(InputError, match="cut short"):
         load_palm_detector(tmp_path / "cut.safetensors")

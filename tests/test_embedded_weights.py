@@ -20,17 +20,17 @@ ASSETS = importlib.resources.files("handtailor_jax") / "assets"
 
 
 def test_they_are_small_and_say_where_they_come_from():
-    with importlib.resources.as_file(ASSETS / "small.safetensors") as path:
-        assert path.stat().st_size < 12e6
+    with importlib.resources.as_file(ASSETS / "hourglass.safetensors") as path:
+        assert path.stat().st_size < 8e6
         facts = provenance(path)
-    assert load_weights().config == HandModuleConfig.small()
+    assert load_weights().config == HandModuleConfig.landmarks()
     assert "Apache-2.0" in facts["licence"]
     assert int(facts["steps"]) > 0
     assert len(facts["commit"]) >= 40
     training = json.loads(facts["training"])
-    assert training["module"]["image_size"] == 128
+    assert training["module"]["image_size"] == 224
     assert not any("/" in value for value in facts.values()), "paths of the machine that trained them"
-    assert (ASSETS / "small.NOTICE.txt").is_file()
+    assert (ASSETS / "hourglass.NOTICE.txt").is_file()
 
 
 def test_they_pose_the_embedded_hand_alone(hand, mano):
@@ -48,11 +48,11 @@ def test_half_precision_keeps_three_digits(tmp_path):
     sizes = [(tmp_path / name).stat().st_size for name in ("half.safetensors", "full.safetensors")]
     assert 1.9 < sizes[1] / sizes[0] < 2.1
     again = load_weights(tmp_path / "half.safetensors")
-    kernel, other = (m.stem.embed.layer.kernel[...] for m in (module, again))
+    kernel, other = (m.stem.merge[0].kernel[...] for m in (module, again))
     assert other.dtype == np.float32
     np.testing.assert_allclose(other, kernel, rtol=1e-3)
-    module.stem.embed.layer.kernel[...] = kernel.at[0, 0, 0, 0].set(1e5)
-    with pytest.raises(InputError, match=r"stem.embed.layer.kernel holds numbers too large for float16"):
+    module.stem.merge[0].kernel[...] = kernel.at[0, 0].set(1e5)
+    with pytest.raises(InputError, match=r"stem.merge.0.kernel holds numbers too large for float16"):
         save_weights(tmp_path / "huge.safetensors", module, {}, dtype="float16")
     assert not (tmp_path / "huge.safetensors").exists()
 

@@ -334,7 +334,7 @@ def refused(tmp_path, capfd):
         (("--passes", "0"), "passes is 0: give at least 1"),
         (("--passes", "3"), "--passes does not apply without --box: leave it out"),
         (("--hands", "2", "--box", "0", "0", "9", "9"), "--hands and --thorough do not apply with --box"),
-        (("--thorough", "--network", "hourglass"), "--thorough does not apply with --network hourglass"),
+        (("--thorough", "--network", "hourglass"), "--thorough does not apply to these weights"),
         (("--no-tailor", "--preset", "default"), "--preset does not apply with --no-tailor"),
         (("--network", "hourglass", "--preset", "landmarks"), "the preset landmarks has the errors of the landmark"),
         (("--preset", "paper"), "the paper's energies are defined for the hand model's own keypoints"),

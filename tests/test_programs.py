@@ -137,7 +137,7 @@ def test_networks_of_others_are_not_kept():
 
     module = HandTailor.load().module
     assert programs.is_own(module)
-    assert not programs.is_own(Other(module.network, module.iknet))
+    assert not programs.is_own(Other(module.landmark_network, module.iknet))
 
 
 @pytest.mark.slow

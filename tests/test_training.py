@@ -121,7 +121,7 @@ def take(run, steps, start=0):
 
 def first_moments(state):
     """Adam's first moments as one vector: after one step a tenth of the clipped gradient."""
-    _, (adam, *_) = state.optimizer.inner_state
+    _, (adam, *_), *_ = state.optimizer.inner_state
     return np.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(adam.mu)])
 
 

@@ -41,8 +41,8 @@ no_data=(--data.dataset None --data.dataset-folder None --data.pool 64 --data.ca
 no_data+=(--weights None --iknet-weights None)
 step demo 120 handtailor demo --out "$out/demo"
 step smoke 180 python train.py --config configs/smoke.py --out "$out/smoke"
-step small_gpu 180 python benchmarks/train.py --config configs/small_gpu.py --iknet-weights None \
-    --json "$out/small_gpu.json" "${gpu[@]}"
+step hourglass_gpu 180 python benchmarks/train.py --config configs/hourglass_gpu.py --iknet-weights None \
+    --json "$out/hourglass_gpu.json" "${gpu[@]}"
 step official_size 240 python benchmarks/train.py --config configs/paper_end_to_end.py "${no_data[@]}" --batch 64 \
     --rounds 3 --json "$out/official_size.json" "${official[@]}"
 step tailor 180 python benchmarks/tailor.py --json "$out/tailor.json" "${tailor[@]}"
@@ -77,7 +77,7 @@ PYTHON
     echo "| step | seconds | state |"
     echo "|---|---|---|"
     printf '%s\n' "${rows[@]}"
-    for name in smoke small_gpu official_size tailor predict exported_file; do
+    for name in smoke hourglass_gpu official_size tailor predict exported_file; do
         echo
         echo "### $name"
         tail -n 40 "$out/$name.log"

@@ -95,7 +95,7 @@ def main(folder: tyro.conf.Positional[Path], split: str = "train", every: int = 
     """
     entries = [entry for entry in read_entries(folder, split, 1) if "2, 4, 6, ..." not in entry["rows"]][::every]
     tailor = HandTailor.load()
-    network = tailor.module.network
+    network = tailor.module.landmark_network
     uncertain = DetectorConfig(palm=0.15)
     searches: dict[str, tuple[HandDetector, bool]] = {
         "plain": (HandDetector(landmark_network=network), False),

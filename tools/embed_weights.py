@@ -1,6 +1,6 @@
 """Puts a run's weights into the package: float16, with the run's provenance less the paths of this machine.
 
-python tools/embed_weights.py runs/small/weights.safetensors     # writes handtailor_jax/assets/small.safetensors
+python tools/embed_weights.py runs/hourglass/weights.safetensors   # writes the package's assets/hourglass.safetensors
 """
 
 import json
@@ -12,7 +12,7 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.weights import EMBEDDED, load_weights, provenance, save_weights
 
 TARGET = Path(__file__).resolve().parents[1] / "handtailor_jax" / "assets" / EMBEDDED
-LICENCE = "Apache-2.0; trained in part on photographs under Apache-2.0, see small.NOTICE.txt"
+LICENCE = "Apache-2.0; trained in part on photographs under open licences, see hourglass.NOTICE.txt"
 
 
 def without_paths(value: Any) -> Any:

@@ -1,20 +1,21 @@
 """Measure the whole pipeline on a folder of labelled images and print a markdown table.
 
-python tools/measure_hands.py DIR [--split val] [--network hourglass] [--sheets FOLDER]
+python tools/measure_hands.py DIR [--split val] [--network hourglass] [--weights FILE] [--sheets FOLDER]
 
 DIR/labels.json is one of:
 
 - a list of `id`, `image` (path in DIR), `hands_total` (visible hands, unlabelled ones included) and `hands`, each with
   `side`, `box` [x, y, w, h] around the keypoints and `keypoints_2d` (21 x 2 pixels, or null);
-- an object from paths to labels of one hand each, in the format of photographs (docs/datasets.md). No box and no side
-  is given to the pipeline.
+- an object from paths to labels of one hand each, in the format of photographs (docs/datasets.md).
+
+No box and no side is given to the pipeline, except in the mode "boxes": there the true ones of each hand are.
 
 Columns:
 
 - found: labelled hands with a predicted box of intersection over union > 0.5; with the right side in parentheses.
 - invented: predictions that match no label, per 100 images, among images in which every hand is labelled.
-- keypoints: share within 10 % of the hand size, as detected and as reprojected from the tailored mesh; missed hands
-  count as wrong. In parentheses the shares among hands that are found.
+- keypoints: share within 10 % of the hand size, as detected and as reprojected from the tailored mesh (MediaPipe's
+  landmarks, which the labels mark); missed hands count as wrong. In parentheses the shares among hands that are found.
 - reprojection: distance of the tailored mesh's landmarks from the detected keypoints of all found hands, percent of the
   hand size: median and 90 %.
 
@@ -29,20 +30,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tyro
+from jaxtyping import Array
 from tqdm import tqdm
 
 from handtailor_jax import predict, results
 from handtailor_jax.cli import keep_compiled_programs
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size, overlap
+from handtailor_jax.geometry.cameras import project
 from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import read_image
-from handtailor_jax.types import Hand, NetworkName
+from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
+from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.tailor.placement import camera_keypoints
+from handtailor_jax.types import Camera, Hand, HandParameters, NetworkName
 
 MODES = {"plain": False, "thorough": True, "thorough where plain finds nothing": None}
 """Names and the `thorough` argument of `HandTailor`."""
+BOXES = "boxes"
+"""Mode in which the true boxes and sides are given."""
 
 SAME, CLOSE = 0.5, 0.1
 """Intersection over union of a match; distance of a right keypoint, in hand sizes."""
@@ -106,8 +116,14 @@ def match(labels: Sequence[dict[str, Any]], hands: Sequence[Hand]) -> dict[int, 
     return matched
 
 
+@jax.jit
+def _landmarks(hand: HandModel, convention: LandmarkConvention, parameters: HandParameters, camera: Camera) -> Array:
+    return project(camera, camera_keypoints(hand, parameters, convention))
+
+
 def count(counts: Counts, entry: dict[str, Any], hands: Sequence[Hand]) -> None:
     """Add one image."""
+    convention = load_convention("mediapipe")
     labels = entry["hands"]
     matched = match(labels, hands)
     counts.images += 1
@@ -125,7 +141,8 @@ def count(counts: Counts, entry: dict[str, Any], hands: Sequence[Hand]) -> None:
             hand, limit = hands[matched[i]], CLOSE * hand_size(keypoints)
             counts.keypoints_of_found += len(keypoints)
             counts.close += int((np.linalg.norm(hand.detected_keypoints_2d - keypoints, axis=1) < limit).sum())
-            counts.close_after += int((np.linalg.norm(hand.keypoints_2d - keypoints, axis=1) < limit).sum())
+            landmarks = np.asarray(_landmarks(embedded_hand(hand.side), convention, hand.parameters, hand.camera))
+            counts.close_after += int((np.linalg.norm(landmarks - keypoints, axis=1) < limit).sum())
     if entry["hands_total"] == len(labels):
         counts.complete += 1
         counts.invented += len(hands) - len(matched)
@@ -159,7 +176,8 @@ def main(
     folder: tyro.conf.Positional[Path],
     split: str = "val",
     network: NetworkName = "landmarks",
-    modes: tuple[str, ...] = tuple(MODES),
+    weights: Path | None = None,
+    modes: tuple[str, ...] = (*MODES, BOXES),
     every: int = 1,
     sheets: Path | None = None,
 ) -> None:
@@ -169,18 +187,23 @@ def main(
         folder: Folder with labels.json.
         split: Split of photographs in the second format.
         network: Network that recovers the hands.
-        modes: Rows of the table, by the names of MODES.
+        weights: Weights of the hand module; the embedded ones if not given.
+        modes: Rows of the table, by the names of MODES, and "boxes".
         every: Use every n-th image only.
         sheets: Folder for overlays of the last mode, eight images a sheet.
     """
     entries = read_entries(folder, split, every)
-    tailor = HandTailor.load(network=network)
+    tailor = HandTailor.load(weights, network=network)
     table: dict[tuple[str, str], Counts] = {}
     shown: list[np.ndarray] = []
     for entry in tqdm(entries, unit="image"):
         image = read_image(folder / entry["image"])
         for mode in modes:
-            hands = tailor(image, thorough=MODES[mode])
+            if mode == BOXES:
+                given = [tailor.one(image, None, label["box"], label["side"]) for label in entry["hands"]]
+                hands = [hand for hand in given if hand is not None]
+            else:
+                hands = tailor(image, thorough=MODES[mode])
             for row in entry["rows"]:
                 count(table.setdefault((mode, row), Counts()), entry, hands)
         if sheets is not None:

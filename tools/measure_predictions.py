@@ -33,6 +33,7 @@ from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import read_image
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
+from handtailor_jax.skeleton import NUM_KEYPOINTS
 from handtailor_jax.tailor.placement import camera_keypoints
 from handtailor_jax.types import Camera, Hand, HandParameters, Side
 
@@ -107,27 +108,32 @@ def measure_predictions(config: PredictionMeasurement) -> list[StageErrors]:
 
 def _predict(
     tailor: HandTailor, labels: Sequence[PhotoLabel], margin: float, config: PredictionMeasurement
-) -> list[Hand]:
-    hands: list[Hand] = []
+) -> list[Hand | None]:
+    hands: list[Hand | None] = []
     for label in tqdm(labels, desc=f"{config.split}, box {margin:g}x", unit="photograph"):
         box = square_around(label.keypoints_2d, margin)
         with warnings.catch_warnings():
             # The boxes are loose on purpose, and some photographs are hardly larger than the hand.
             warnings.simplefilter("ignore", InputWarning)
             hand = tailor.one(read_image(label.path), None, box, label.side, passes=config.passes)
-        assert hand is not None  # the hourglass always outputs one
         hands.append(hand)
     return hands
 
 
 def _stage_errors(
-    labels: Sequence[PhotoLabel], predicted: Sequence[Hand], margin: float, hand: HandModel
+    labels: Sequence[PhotoLabel], predicted: Sequence[Hand | None], margin: float, hand: HandModel
 ) -> list[StageErrors]:
     convention = load_convention("mediapipe")
     models: dict[Side, HandModel] = {"right": hand, "left": hand.mirrored()}
     errors: dict[Stage, list[FloatArray]] = {stage: [] for stage in get_args(Stage)}
     distances: dict[Stage, list[float]] = {stage: [] for stage in get_args(Stage)}
     for label, result in zip(labels, predicted, strict=True):
+        if result is None:
+            for stage in errors:
+                errors[stage].append(np.full(NUM_KEYPOINTS, np.inf))
+            for stage in ("hand module", "tailored"):
+                distances[stage].append(np.nan)
+            continue
         size = hand_size(label.keypoints_2d)
         errors["keypoints"].append(np.linalg.norm(result.detected_keypoints_2d - label.keypoints_2d, axis=-1) / size)
         assert result.proposed is not None
@@ -145,7 +151,7 @@ def _stage_errors(
         chosen = np.asarray([label.source == source for label in labels])
         for stage in errors:
             error = np.stack(errors[stage])[chosen]
-            distance = np.median(np.asarray(distances[stage])[chosen]) if distances[stage] else np.nan
+            distance = np.nanmedian(np.asarray(distances[stage])[chosen]) if distances[stage] else np.nan
             rows.append(
                 StageErrors(
                     source=source,
@@ -168,12 +174,14 @@ def _landmarks(
     return project(camera, points), points
 
 
-def _write_sheet(path: Path, labels: Sequence[PhotoLabel], hands: Sequence[Hand]) -> None:
+def _write_sheet(path: Path, labels: Sequence[PhotoLabel], hands: Sequence[Hand | None]) -> None:
     shown = np.linspace(0, len(labels) - 1, _ON_SHEET).round().astype(int).tolist()
-    overlays = [
-        predict.overlay(hands[i], read_image(labels[i].path)) for i in tqdm(shown, desc="sheet", unit="overlay")
+    drawn = [[] if (hand := hands[i]) is None else [hand] for i in shown]
+    overlays = [predict.overlay(drawn[k], read_image(labels[i].path)) for k, i in enumerate(tqdm(shown, desc="sheet"))]
+    captions = [
+        f"{labels[i].name}  {f'confidence {drawn[k][0].confidence.mean():.2f}' if drawn[k] else 'missed'}"
+        for k, i in enumerate(shown)
     ]
-    captions = [f"{labels[i].name}  confidence {hands[i].confidence.mean():.2f}" for i in shown]
     results.write_image(path, predict.sheet(overlays, captions))
 
 

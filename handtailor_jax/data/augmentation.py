@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 from handtailor_jax.data.draws import Draws
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError, check_range
-from handtailor_jax.geometry.boxes import hand_size
+from handtailor_jax.geometry.boxes import hand_size, turn_of_hand
 from handtailor_jax.geometry.cameras import (
     crop_affine,
     in_plane_rotation,
@@ -47,6 +47,8 @@ class AugmentationConfig:
     the room that the hand leaves."""
     beyond: float = 1.2
     """Largest side of a crop as a multiple of the image's side, so that few crops reach far beyond the image."""
+    upright: float = 0.0
+    """Probability that the hand is turned to point up before the rotation, as in the detector's regions."""
     rotation: float = math.pi
     """Largest in-plane rotation of images with intrinsics (rendered ones), radians."""
     rotation_photographs: float = math.pi / 3.0
@@ -78,7 +80,7 @@ class AugmentationConfig:
             check_range(f"AugmentationConfig: {name}", value, 0)
         if not 0.0 < self.fill[0] <= self.fill[1]:
             raise InputError(f"AugmentationConfig: fill is {self.fill}: give an increasing range of positive numbers")
-        for name in ("drop_intrinsics", "grey", "cut_out"):
+        for name in ("upright", "drop_intrinsics", "grey", "cut_out"):
             check_range(f"AugmentationConfig: {name}", getattr(self, name), 0, 1)
 
 
@@ -93,12 +95,11 @@ def augment(batch: Batch, keys: Key[Array, "batch"], config: AugmentationConfig,
     affine = crop_affine(center, side, size, angle)
     image = vary_light(resample(batch.image, affine, size, blur=blur, outside=outside), light_keys, config)
     moved = move_labels(batch, affine, angle)
-    dropped = drop * batch.has_intrinsics > 0.0
     choose = jax.vmap(lambda drop, *both: jax.tree.map(functools.partial(jnp.where, drop), *both))
-    moved = choose(dropped, without_intrinsics(moved), moved)
-    maps, map_size, mask = map_affine(affine), size // MAP_STRIDE, batch.mask
+    moved = choose(drop * batch.has_intrinsics > 0.0, without_intrinsics(moved), moved)
+    maps, map_size, mask, black = map_affine(affine), size // MAP_STRIDE, batch.mask, jnp.zeros_like(side)
     if mask is not None:
-        mask = resample(jnp.stack([mask] * 3, axis=-1), maps, map_size, outside=jnp.zeros_like(side))[..., 0]
+        mask = resample(jnp.stack([mask] * 3, axis=-1), maps, map_size, outside=black)[..., 0]
     return dataclasses.replace(
         moved,
         image=jnp.round(255.0 * image).astype(jnp.uint8),
@@ -108,8 +109,7 @@ def augment(batch: Batch, keys: Key[Array, "batch"], config: AugmentationConfig,
 
 
 def map_affine(affine: Float[Array, "*batch 2 3"]) -> Float[Array, "*batch 2 3"]:
-    """Turn an affine map to pixels of the crop into one to pixels of its mask or depth map."""
-    # The centre of a coarse pixel is in the middle of `MAP_STRIDE` fine pixels.
+    """Turn an affine map to pixels of the crop into one to the pixels, `MAP_STRIDE` as large, of its mask or depth."""
     offset = jnp.asarray([0.0, 0.0, 0.5 / MAP_STRIDE - 0.5], affine.dtype)
     return affine / MAP_STRIDE + jnp.broadcast_to(offset, affine.shape)
 
@@ -126,16 +126,15 @@ def _move_depth(
     return jnp.where(inside, found, 0.0).reshape(-1, size, size)
 
 
-def center_crop(batch: Batch, size: int, box_factor: float) -> Batch:
-    """Crop the square around each hand's keypoints, without any variation. Masks and depth maps are left out.
-
-    `size` is the side of the crops in pixels, `box_factor` the side of the square as a multiple of the hand size.
-    """
-    low, high = jnp.min(batch.keypoints_2d, axis=-2), jnp.max(batch.keypoints_2d, axis=-2)
-    side = box_factor * hand_size(jnp.asarray(batch.keypoints_2d))
-    affine = crop_affine(0.5 * (low + high), side, size)
+def center_crop(batch: Batch, size: int, box_factor: float, *, upright: bool = False) -> Batch:
+    """Crop the square around each hand, `box_factor` hand sizes wide, without masks; `upright` turns the hand up."""
+    keypoints = jnp.asarray(batch.keypoints_2d)
+    middle = 0.5 * (jnp.min(keypoints, axis=-2) + jnp.max(keypoints, axis=-2))
+    side = box_factor * hand_size(keypoints)
+    angle = -turn_of_hand(keypoints) if upright else jnp.zeros_like(side)
+    affine = crop_affine(middle, side, size, angle)
     image = jnp.round(255.0 * resample(batch.image, affine, size)).astype(jnp.uint8)
-    return dataclasses.replace(move_labels(batch, affine, jnp.zeros_like(side)), image=image, mask=None, depth=None)
+    return dataclasses.replace(move_labels(batch, affine, angle), image=image, mask=None, depth=None)
 
 
 def move_labels(batch: Batch, affine: Float[Array, "batch 2 3"], angle: Float[Array, "batch"]) -> Batch:
@@ -193,7 +192,8 @@ def _draw_move(
     kind = draws.uniform()
     color = jnp.where(draws.uniform() < 0.6, _GREY, draws.uniform() ** 2)
     outside = jnp.where(kind < 0.5, -1.0, color)
-    return center, side, angle, blur, outside, draws.chance(config.drop_intrinsics)
+    dropped, upright = draws.chance(config.drop_intrinsics), draws.chance(config.upright)
+    return center, side, angle - upright * turn_of_hand(keypoints), blur, outside, dropped
 
 
 def vary_light(

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from handtailor_jax.detector.landmark_network import DetectedHand, HandLandmarkNetwork, recognise
 from handtailor_jax.detector.palm_detector import PalmDetector, find_palms
-from handtailor_jax.detector.regions import cut, from_box, from_palm, square_region, to_image
+from handtailor_jax.detector.regions import SURE, cut, from_box, from_palm, square_region, to_image
 from handtailor_jax.detector.squares import tiles
 from handtailor_jax.detector.weights import load_landmark_network, load_palm_detector
 from handtailor_jax.geometry.boxes import hand_size
@@ -152,7 +152,7 @@ class HandDetector:
         return hands
 
     def in_box(self, image: Any, box: Any, *, passes: int = 2) -> DetectedHand | None:
-        """Find the hand in a box; None if the landmark network sees none in any of four turns of the box.
+        """Find the hand in a box; None if the landmark network sees none in any turn of the box.
 
         Args:
             image: (H, W, 3) RGB.
@@ -163,8 +163,11 @@ class HandDetector:
             InputError: If the image is not one or the box does not fit it.
         """
         image = as_rgb(image)
-        turns = self.recognise(image, from_box(check_box(box, image)))
-        hand = max(turns, key=lambda hand: hand.presence)
+        hands: list[DetectedHand] = []
+        for turns in from_box(check_box(box, image)):
+            if all(hand.presence <= SURE for hand in hands):
+                hands += self.recognise(image, turns)
+        hand = max(hands, key=lambda hand: hand.presence)
         for _ in range(passes):
             (hand,) = self.recognise(image, [hand.next_region])
         return hand if hand.presence > self.config.presence else None

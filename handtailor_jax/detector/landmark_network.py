@@ -5,6 +5,9 @@ blocks, the mean over the map, and four linear heads. `recognise` takes its outp
 """
 
 import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,8 @@ from handtailor_jax.detector.regions import from_landmarks, to_image
 from handtailor_jax.geometry.cameras import in_plane_rotation, transform_pixels
 from handtailor_jax.skeleton import NUM_KEYPOINTS
 from handtailor_jax.types import Numbers, Region, Side, pytree
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +107,20 @@ class HandLandmarkNetwork(nnx.Module):
 
     def __call__(self, crops: Float[Array, "batch size size 3"]) -> Landmarks:
         """Estimate the hand in each crop: RGB from 0 to 1, in which it points up and fills about half (`from_palm`)."""
+        return self.heads(self.maps(crops)[-1])
+
+    def maps(self, crops: Float[Array, "batch size size 3"]) -> list[Float[Array, "batch rows columns channels"]]:
+        """Return the last map of every stage, largest first; RGB is from 0 to 1."""
         x = self.stem_project(self.stem_mix(self.stem(crops)))
-        for block in self.blocks:
-            x = block(x)
+        maps, blocks = [], iter(self.blocks)
+        for _, _, count in self.config.stages:
+            for block in itertools.islice(blocks, count):
+                x = block(x)
+            maps.append(x)
+        return maps
+
+    def heads(self, x: Float[Array, "batch rows columns channels"]) -> Landmarks:
+        """Estimate the hands from the last of the maps."""
         features = jnp.mean(self.mix(self.expand(x)), axis=(1, 2))
         points = (features.shape[0], NUM_KEYPOINTS, 3)
         return Landmarks(
@@ -113,6 +129,25 @@ class HandLandmarkNetwork(nnx.Module):
             presence=jax.nn.sigmoid(self.presence(features)[:, 0]),
             right=jax.nn.sigmoid(self.right(features)[:, 0]),
         )
+
+
+def by_crop(network: Callable[[Float[Array, "batch size size 3"]], T], crops: Float[Array, "batch size size 3"]) -> T:
+    """Call a network on crops; on a CPU on one after the other, whose maps stay in its cache, which is faster."""
+
+    def one_by_one(crops: Array) -> T:
+        return jax.tree.map(lambda leaf: leaf[:, 0], jax.lax.map(lambda crop: network(crop[None]), crops))
+
+    return jax.lax.platform_dependent(crops, cpu=one_by_one, default=network)
+
+
+def right_probability(landmarks: Landmarks, prior: Float[Array, "batch"] | None) -> Float[Array, "batch"]:
+    """Return the probability of right hands by Bayes' rule; the network's is the likelihood. The prior is 0.5 if None.
+
+    A prior of 1 or 0, where the side is known, stays as it is.
+    """
+    before = jnp.full_like(landmarks.right, 0.5) if prior is None else prior.astype(landmarks.right.dtype)
+    likelihood = jnp.clip(landmarks.right, 1e-6, 1.0 - 1e-6)
+    return likelihood * before / (likelihood * before + (1.0 - likelihood) * (1.0 - before))
 
 
 @pytree

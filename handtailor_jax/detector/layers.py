@@ -24,8 +24,8 @@ class Convolution(nnx.Module):
     """A dense convolution of few channels with bias: the first layer of a network."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int):
-        self.kernel = nnx.Param(jnp.zeros((size, size, inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.kernel = nnx.Param(jnp.zeros((size, size, inputs, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32))
         self.stride = stride
 
     def __call__(self, x: Float[Array, "batch h w inputs"]) -> Float[Array, "batch h_out w_out outputs"]:
@@ -38,8 +38,8 @@ class Depthwise(nnx.Module):
     """A convolution of each channel with its own k x k kernel."""
 
     def __init__(self, channels: int, size: int, stride: int = 1, *, bias: bool = False):
-        self.kernel = nnx.Param(jnp.zeros((size, size, channels)))
-        self.bias = nnx.data(nnx.Param(jnp.zeros(channels)) if bias else None)
+        self.kernel = nnx.Param(jnp.zeros((size, size, channels), jnp.float32))
+        self.bias = nnx.data(nnx.Param(jnp.zeros(channels, jnp.float32)) if bias else None)
         self.stride = stride
 
     def __call__(self, x: Float[Array, "batch h w channels"]) -> Float[Array, "batch h_out w_out channels"]:

@@ -16,9 +16,10 @@ import numpy.typing as npt
 from jaxtyping import Array, Float
 
 from handtailor_jax.detector.palm_detector import Palms
+from handtailor_jax.geometry.boxes import turn_of_hand, turn_to_up
 from handtailor_jax.geometry.cameras import in_plane_rotation
 from handtailor_jax.images import Image, opencv
-from handtailor_jax.skeleton import KEYPOINTS, ROOT, WRIST
+from handtailor_jax.skeleton import KEYPOINTS
 from handtailor_jax.types import Box, Numbers, Region
 
 # The palm's keypoints from which its rotation is computed (`Palms.keypoints` lists all seven).
@@ -27,11 +28,13 @@ _PALM_WRIST, _PALM_MIDDLE_MCP = 0, 2
 _PALM_SIDE, _PALM_SHIFT = 2.6, 0.5
 # The same for a region from landmarks.
 _LANDMARKS_SIDE, _LANDMARKS_SHIFT = 2.0, 0.1
-# Side of the region of a box around the whole hand, in longer sides of the box.
-_BOX_SIDE = 1.6
+# Sides of the regions of a box, in its longer sides: for boxes close around the whole hand, and for loose ones.
+_BOX_SIDES = (1.6, 0.8)
+SURE = 0.95
+"""Presence in a box's first size from which the second is not looked at: the best of five on photographs of the split
+`train`, in boxes of 1 to 2.6 hand sizes."""
 # Keypoints whose box makes the next region: without the finger ends, which move most.
 _STABLE = np.asarray([i for i, name in enumerate(KEYPOINTS) if not name.endswith(("_dip", "_tip"))], np.int32)
-_INDEX_MCP, _RING_MCP = KEYPOINTS.index("index_mcp"), KEYPOINTS.index("ring_mcp")
 # OpenCV warps images whose sides fit into 16 bits; larger ones are thinned out first.
 _OPENCV_LIMIT = 16_000
 
@@ -52,21 +55,20 @@ def square_region(box: Box | Float[Numbers, "4"], zoom: float = 1.0, rotation: f
     return Region(center, side, np.asarray(rotation, place.dtype))
 
 
-def from_box(box: Box | Float[Numbers, "4"]) -> list[Region]:
-    """Return the regions of a box around a hand in four turns, because the hand's rotation is unknown."""
-    return [square_region(box, _BOX_SIDE, turn * math.pi / 2.0) for turn in range(4)]
+def from_box(box: Box | Float[Numbers, "4"]) -> list[list[Region]]:
+    """Return regions of a box around a hand, four turns of each of two sizes: it may be loose, and the hand turned."""
+    return [[square_region(box, side, turn * math.pi / 2.0) for turn in range(4)] for side in _BOX_SIDES]
 
 
 def from_palm(palms: Palms) -> Region:
     """Return the region that shows the whole hand of each palm; boxes and keypoints are in pixels of the image."""
     wrist, middle = palms.keypoints[..., _PALM_WRIST, :], palms.keypoints[..., _PALM_MIDDLE_MCP, :]
-    return _around(palms.box[..., :2], palms.box[..., 2:], _up(middle - wrist), _PALM_SHIFT, _PALM_SIDE)
+    return _around(palms.box[..., :2], palms.box[..., 2:], turn_to_up(middle - wrist), _PALM_SHIFT, _PALM_SIDE)
 
 
 def from_landmarks(keypoints: Float[Array, "*batch 21 2"]) -> Region:
     """Return the region around keypoints (u, v; pixels), for a further pass or for the next frame of a video."""
-    mcp = (keypoints[..., _INDEX_MCP, :] + keypoints[..., _RING_MCP, :]) / 2.0
-    rotation = _up((mcp + keypoints[..., ROOT, :]) / 2.0 - keypoints[..., WRIST, :])
+    rotation = turn_of_hand(keypoints)
     turn = in_plane_rotation(rotation)
     turned = jnp.einsum("...ji,...nj->...ni", turn, keypoints[..., _STABLE, :])
     lower, upper = jnp.min(turned, axis=-2), jnp.max(turned, axis=-2)
@@ -81,12 +83,6 @@ def _around(
     up = jnp.stack([jnp.zeros_like(rotation), -shift * extent[..., 1]], axis=-1)
     moved = center + jnp.einsum("...ij,...j->...i", in_plane_rotation(rotation), up)
     return Region(moved, side * jnp.max(extent, axis=-1), rotation)
-
-
-def _up(direction: Float[Array, "*batch 2"]) -> Float[Array, "*batch"]:
-    """Return the rotation of a region in which the direction (u, v) points up, within [-pi, pi)."""
-    angle = math.pi / 2.0 - jnp.arctan2(-direction[..., 1], direction[..., 0])
-    return angle - 2.0 * math.pi * jnp.floor((angle + math.pi) / (2.0 * math.pi))
 
 
 def cut(image: Image, to_image: npt.NDArray[np.float32], size: int, *, extend: bool) -> Image:

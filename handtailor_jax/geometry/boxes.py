@@ -1,10 +1,16 @@
-"""Boxes around hands: the hand size, to which thresholds and errors in percent refer, and squares."""
+"""Boxes around hands: the hand size, to which thresholds and errors in percent refer, squares, and turns of hands."""
 
+import math
+
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
+from handtailor_jax.skeleton import KEYPOINTS, ROOT, WRIST
 from handtailor_jax.types import Box, Numbers
+
+_INDEX_MCP, _RING_MCP = KEYPOINTS.index("index_mcp"), KEYPOINTS.index("ring_mcp")
 
 
 def hand_size(keypoints_2d: Float[Numbers, "*batch n 2"]) -> Float[Numbers, "*batch"]:
@@ -29,3 +35,15 @@ def overlap(first: Float[np.ndarray, "4"], second: Float[np.ndarray, "4"]) -> fl
     lower, upper = np.maximum(first[:2], second[:2]), np.minimum(first[:2] + first[2:], second[:2] + second[2:])
     shared = float(np.maximum(upper - lower, 0.0).prod())
     return shared / (float(first[2:].prod()) + float(second[2:].prod()) - shared)
+
+
+def turn_of_hand(keypoints_2d: Float[Array, "*batch 21 2"]) -> Float[Array, "*batch"]:
+    """Return the rotation, radians, of a square in which the hand points up: from the wrist to the fingers' MCPs."""
+    mcp = (keypoints_2d[..., _INDEX_MCP, :] + keypoints_2d[..., _RING_MCP, :]) / 2.0
+    return turn_to_up((mcp + keypoints_2d[..., ROOT, :]) / 2.0 - keypoints_2d[..., WRIST, :])
+
+
+def turn_to_up(direction: Float[Array, "*batch 2"]) -> Float[Array, "*batch"]:
+    """Return the rotation of a square in which the direction (u, v) points up, within [-pi, pi)."""
+    angle = math.pi / 2.0 - jnp.arctan2(-direction[..., 1], direction[..., 0])
+    return angle - 2.0 * math.pi * jnp.floor((angle + math.pi) / (2.0 * math.pi))

@@ -8,13 +8,14 @@ from handtailor_jax.errors import InputError, check_range
 
 @dataclasses.dataclass(frozen=True)
 class HandModuleConfig:
-    """Sizes and conventions of a `HandModule`; weights exist for `official()`, the defaults, and `small()`."""
+    """Sizes and conventions of a `HandModule`; weights exist for `official()`, the defaults, and `landmarks()`."""
 
     image_size: int = 256
     """Side of the square input crop, pixels."""
-    stem: Literal["strided", "patches"] = "strided"
+    stem: Literal["strided", "patches", "landmarks"] = "strided"
     """First layers, from the image to maps of a quarter of its size: "strided" is a strided 7 x 7 convolution, a
-    bottleneck and a pool; "patches" is one convolution over patches of 4 x 4 pixels."""
+    bottleneck and a pool; "patches" is one convolution over patches of 4 x 4 pixels; "landmarks" is the hand
+    landmark network, with whose weights training starts, and maps of an eighth of the image's size."""
     stem_channels: int = 64
     """Channels of the strided stem's first convolution; the patch stem ignores it."""
     channels: int = 256
@@ -56,16 +57,21 @@ class HandModuleConfig:
         check_range("confidence_radius", self.confidence_radius, 1e-3)
         check_range("image_size", self.image_size, 1, 4096)
         cells = 2 ** max(self.depth, self.shape_levels)
-        if self.map_size * 4 != self.image_size or self.map_size % cells:
+        if self.map_size * self.stride != self.image_size or self.map_size % cells:
             raise InputError(
                 f"image_size {self.image_size} does not fit a hand module with {self.depth} hourglass levels and "
-                f"{self.shape_levels} shape levels: choose a multiple of {4 * cells}"
+                f"{self.shape_levels} shape levels: choose a multiple of {self.stride * cells}"
             )
 
     @property
     def map_size(self) -> int:
         """Side of the heatmaps and depth maps, cells."""
-        return self.image_size // 4
+        return self.image_size // self.stride
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the crop per cell of the maps."""
+        return 8 if self.stem == "landmarks" else 4
 
     @classmethod
     def official(cls) -> "HandModuleConfig":
@@ -74,7 +80,7 @@ class HandModuleConfig:
 
     @classmethod
     def small(cls) -> "HandModuleConfig":
-        """Return the configuration of the embedded weights: 128 x 128 pixels, under 3 million parameters, for CPUs."""
+        """Return a configuration for CPUs, without pretrained layers: 128 x 128 pixels, under 2 million parameters."""
         return cls(
             image_size=128,
             stem="patches",
@@ -91,4 +97,17 @@ class HandModuleConfig:
             rotation="matrix",
             decoding="corrected",
             confidence_radius=3.0,
+        )
+
+    @classmethod
+    def landmarks(cls) -> "HandModuleConfig":
+        """Return the configuration of the embedded weights: hourglasses on the maps of the hand landmark network."""
+        return dataclasses.replace(
+            cls.small(),
+            image_size=224,
+            stem="landmarks",
+            channels=64,
+            depth=2,
+            shape_channels=128,
+            shape_levels=2,
         )

@@ -12,14 +12,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from handtailor_jax.detector.landmark_network import HandLandmarkNetwork, Landmarks
+from handtailor_jax.detector.landmark_network import HandLandmarkNetwork, Landmarks, by_crop, right_probability
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import inverse_linear
 from handtailor_jax.geometry.heatmaps import expected_index, expected_value, mass_near, normalised, pixels_from_indices
 from handtailor_jax.geometry.lifting import lift, lift_scale, root_depth_in_bones, turn_to_axis
 from handtailor_jax.geometry.mirror import mirror_points, mirror_pose
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hourglass import PatchStem, ShapeBranch, Stack, StackOutput, StridedStem
+from handtailor_jax.hand_module.hourglass import STEMS, LandmarkStem, ShapeBranch, Stack, StackOutput
 from handtailor_jax.hand_module.iknet import IKNet, normalise_joints
 from handtailor_jax.skeleton import NUM_BETAS, ROOT
 from handtailor_jax.types import Camera, HandEstimate, pytree
@@ -67,7 +67,7 @@ class HandModule(nnx.Module):
 
     def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.stem = (StridedStem if config.stem == "strided" else PatchStem)(config, rngs=rngs)
+        self.stem = STEMS[config.stem](config, rngs=rngs)
         self.stacks_2d = nnx.List([Stack(config, depth_maps=False, rngs=rngs) for _ in range(config.stacks_2d)])
         self.stacks_3d = nnx.List([Stack(config, depth_maps=True, rngs=rngs) for _ in range(config.stacks_3d)])
         self.shape_branch = ShapeBranch(config, rngs=rngs)
@@ -77,6 +77,12 @@ class HandModule(nnx.Module):
     def image_size(self) -> int:
         """Side of the crops, pixels."""
         return self.config.image_size
+
+    @property
+    def landmark_network(self) -> HandLandmarkNetwork | None:
+        """The landmark network in the stem; None in other stems."""
+        stem = getattr(self, "stem", None)  # a subclass may do without
+        return stem.network if isinstance(stem, LandmarkStem) else None
 
     def __call__(self, image: Num[Array, "..."], camera: Camera | None = None) -> HourglassEstimate:
         """Estimate the hand in each crop, in its pixels and camera frame.
@@ -120,7 +126,7 @@ class HandModule(nnx.Module):
         heatmaps = normalised(last.heatmap_logits, decoding)
         index = expected_index(heatmaps)
         depth = expected_value(heatmaps, last.depth_maps)
-        stride = self.config.image_size // self.config.map_size
+        stride = self.config.stride
         keypoints_2d = stride * index if decoding == "released" else pixels_from_indices(index, stride)
         if decoding == "released":
             # Without intrinsics the released program leaves out the minimum, which only moves the hand along z.
@@ -225,12 +231,12 @@ class LandmarkHandModule(nnx.Module):
     """
 
     def __init__(self, network: HandLandmarkNetwork, iknet: IKNet):
-        self.network, self.iknet = network, iknet
+        self.landmark_network, self.iknet = network, iknet
 
     @property
     def image_size(self) -> int:
         """Side of the crops, pixels."""
-        return self.network.config.image_size
+        return self.landmark_network.config.image_size
 
     def __call__(
         self, image: Num[Array, "..."], camera: Camera, right: Float[Array, "batch"] | None = None
@@ -249,16 +255,8 @@ class LandmarkHandModule(nnx.Module):
             InputError: If the crops have another shape or type.
         """
         _check_crops(image, self.image_size, camera)
-
-        # A CPU is faster with one crop after the other, whose maps stay in its cache.
-        def one_by_one(crops: Array) -> Landmarks:
-            return jax.tree.map(lambda leaf: leaf[:, 0], jax.lax.map(lambda crop: self.network(crop[None]), crops))
-
-        landmarks = jax.lax.platform_dependent(image, cpu=one_by_one, default=self.network)
-        prior = jnp.full_like(landmarks.right, 0.5) if right is None else right.astype(landmarks.right.dtype)
-        # Bayes' rule, with the network's probability of a right hand as the likelihood.
-        likelihood = jnp.clip(landmarks.right, 1e-6, 1.0 - 1e-6)
-        probability = likelihood * prior / (likelihood * prior + (1.0 - likelihood) * (1.0 - prior))
+        landmarks = by_crop(self.landmark_network, image)
+        probability = right_probability(landmarks, right)
         left = probability <= 0.5
         keypoints, joints, mirrored = landmarks.crop[..., :2], camera_joints(landmarks, camera), left[:, None, None]
         pose = self.iknet(normalise_joints(jnp.where(mirrored, mirror_points(joints), joints))).pose

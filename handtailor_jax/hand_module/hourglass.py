@@ -1,4 +1,4 @@
-"""From the image to heatmaps, depth maps and shape: two stems, stacked hourglasses and the shape branch."""
+"""From the image to heatmaps, depth maps and shape: three stems, stacked hourglasses and the shape branch."""
 
 import itertools
 
@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from handtailor_jax.detector.landmark_network import HandLandmarkConfig, HandLandmarkNetwork, Landmarks, by_crop
+from handtailor_jax.geometry.heatmaps import gaussian_heatmaps
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.layers import (
     MLP,
@@ -50,6 +52,41 @@ class PatchStem(nnx.Module):
     def __call__(self, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch rows columns channels"]:
         """Return feature maps of a quarter of the image's size."""
         return self.bottleneck(self.embed(space_to_depth(x, 4)))
+
+
+class LandmarkStem(nnx.Module):
+    """The pretrained hand landmark network: its maps, merged from the smallest upwards, and the keypoints it finds."""
+
+    def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
+        self.network = HandLandmarkNetwork(HandLandmarkConfig(config.image_size), rngs=rngs)
+        self.map_size = config.map_size
+        channels, widths = config.channels, self.network.config.widths[1:]
+        self.merge = nnx.List([linear(width, channels, config, rngs=rngs) for width in widths])
+        self.drawn = linear(NUM_KEYPOINTS, channels, config, rngs=rngs)
+        self.numbers = linear(6 * NUM_KEYPOINTS, channels, config, rngs=rngs)
+        self.bottleneck = Bottleneck(channels, channels, config, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch rows columns channels"]:
+        """Return feature maps of an eighth of the image's size."""
+        maps, landmarks = by_crop(self._look, x + 0.5)
+        *larger, merged = (merge(a) for merge, a in zip(self.merge, maps, strict=True))
+        for each in reversed(larger):
+            merged = each + (merged if merged.shape == each.shape else upsample_2(merged))
+        half = 0.5 * x.shape[1]
+        index = jnp.clip(landmarks.crop[..., :2], -half, 3.0 * half) / (x.shape[1] / self.map_size)
+        drawn = gaussian_heatmaps(index, (self.map_size, self.map_size), 1.0)
+        # Both in about the unit of a hand's size.
+        numbers = jnp.concatenate([landmarks.crop / half - 1.0, 10.0 * landmarks.world], axis=-1)
+        numbers = self.numbers(jnp.clip(numbers, -3.0, 3.0).reshape(x.shape[0], -1))
+        return self.bottleneck(merged + self.drawn(drawn) + numbers[:, None, None])
+
+    def _look(self, crops: Float[Array, "batch size size 3"]) -> tuple[list[Array], Landmarks]:
+        maps = self.network.maps(crops)
+        return maps[1:], self.network.heads(maps[-1])
+
+
+STEMS = {"strided": StridedStem, "patches": PatchStem, "landmarks": LandmarkStem}
+"""Stems by their names in the configuration."""
 
 
 class Hourglass(nnx.Module):

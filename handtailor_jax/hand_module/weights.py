@@ -30,7 +30,7 @@ from handtailor_jax.results import write_atomically
 
 FORMAT = "handtailor hand module"
 VERSION = "1"
-EMBEDDED = "small.safetensors"
+EMBEDDED = "hourglass.safetensors"
 """Name of the embedded weights among the package's assets."""
 LANDMARK_IKNET = "landmark_iknet.safetensors"
 """Name of the embedded weights of the IKNet behind the hand landmark network (tools/train_landmark_iknet.py)."""

@@ -169,6 +169,9 @@ class OptimizerConfig:
     """Largest global norm of the gradients; longer gradients are scaled down to it."""
     average: float = 0.999
     """Decay of the exponential moving average of the weights, which is evaluated and exported."""
+    trunk: float = 0.0
+    """Learning rate of the pretrained convolutions of stem "landmarks", as a share of the others'; at 0 they are frozen
+    and a step takes half of the time."""
     accumulate: int = 1
     """Number of microbatches that a batch is split into to save memory; their gradients are averaged."""
 
@@ -176,7 +179,7 @@ class OptimizerConfig:
         """Raise an InputError if a number is out of range."""
         for name in ("learning_rate", "clip"):
             check_range(f"optimizer.{name}", getattr(self, name), 1e-12)
-        for name in ("weight_decay", "average", "final"):
+        for name in ("weight_decay", "average", "final", "trunk"):
             check_range(f"optimizer.{name}", getattr(self, name), 0, 1)
         check_range("optimizer.warm_up", self.warm_up, 0)
 

@@ -56,13 +56,14 @@ def test_sets(config: TrainingConfig, hand: HandModel, own: Reader | None) -> li
     """
     data, size = config.data, config.module.image_size
     sets, metric = [], {}
+    upright = config.augmentation.upright > 0.5
     if data.counts(config.batch).synthetic:
         pool = SamplePool(data.cache, SyntheticConfig(size=data.size), data.test, "test")
         metric["synthetic"] = pool.batch(np.arange(data.test))
     if own is not None or data.dataset not in (None, "custom"):
         metric["custom" if own is not None else str(data.dataset)] = evaluation_samples(config, hand, own)
     for name, batch in metric.items():
-        crops = _crops_of(batch, size)
+        crops = _crops_of(batch, size, upright)
         unknown = jax.tree.map(np.asarray, without_intrinsics(jax.tree.map(jnp.asarray, crops)))
         sets += [TestSet(name, crops, True), TestSet(f"{name}_without_intrinsics", unknown, True)]
     if data.photographs is not None:
@@ -72,13 +73,13 @@ def test_sets(config: TrainingConfig, hand: HandModel, own: Reader | None) -> li
         photographs = dataclasses.replace(found.samples, image=image, mask=None)
         for name in sorted(set(found.collection.tolist())):
             of_collection = jax.tree.map(lambda leaf, name=name: leaf[found.collection == name], photographs)
-            sets.append(TestSet(name, _crops_of(of_collection, size), False))
+            sets.append(TestSet(name, _crops_of(of_collection, size, upright), False))
     return sets
 
 
-def _crops_of(batch: Batch, size: int) -> Batch:
+def _crops_of(batch: Batch, size: int, upright: bool) -> Batch:
     """Crop samples to the square around their hands, in host memory."""
-    return _in_pieces(jax.jit(lambda batch: center_crop(batch, size, _LOOSE)), batch)
+    return _in_pieces(jax.jit(lambda batch: center_crop(batch, size, _LOOSE, upright=upright)), batch)
 
 
 @pytree

@@ -243,7 +243,7 @@ def best_placed(
 
 def _target_heatmaps(batch: Batch, config: TrainingConfig) -> Float[Array, "batch rows columns 21"]:
     size = config.module.map_size
-    index = indices_from_pixels(batch.keypoints_2d, config.module.image_size // size)
+    index = indices_from_pixels(batch.keypoints_2d, config.module.stride)
     return gaussian_heatmaps(index, (size, size), config.heatmap_sigma)
 
 

@@ -110,7 +110,7 @@ def _detached_estimate(
     stacks = module.stacks(module.stem(image - 0.5))
     features, shape_vector = module.shape_branch(stacks[-1].encoding)
     estimate = module.decode(camera, jax.lax.stop_gradient(stacks), features, shape_vector)
-    last, stride = stacks[-1], module.config.image_size // module.config.map_size
+    last, stride = stacks[-1], module.config.stride
     assert last.depth_maps is not None
     heatmaps = softmax_heatmaps(last.heatmap_logits.astype(image.dtype))
     depth = expected_value(heatmaps, last.depth_maps.astype(image.dtype))

@@ -17,6 +17,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from handtailor_jax.detector.weights import load_landmark_network
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.weights import load_weights, module_structure
@@ -24,6 +25,7 @@ from handtailor_jax.training.config import OptimizerConfig, TrainingConfig
 from handtailor_jax.types import pytree
 
 _CHECKSUM = "checksum"
+_TRUNK = ("stem", "network")  # where a module with the stem "landmarks" has the pretrained convolutions
 
 DEVICES = "devices"
 """Name of the mapped axis over devices."""
@@ -91,7 +93,10 @@ def create_network(config: TrainingConfig, kind: Callable[..., HandModule] = Han
     def of_stage(path: tuple[Any, ...], _: Any) -> bool:
         return config.stage == "end_to_end" or (config.stage == "ik") == (path[0] == "iknet")
 
-    trained = nnx.All(nnx.Param, of_stage)
+    def moving(path: tuple[Any, ...], _: Any) -> bool:
+        return config.optimizer.trunk > 0.0 or path[:2] != _TRUNK
+
+    trained = nnx.All(nnx.Param, of_stage, moving)
     return Network(kind, nnx.split(module, trained, nnx.Param, nnx.BatchStat)[0], trained)
 
 
@@ -110,7 +115,9 @@ def create_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTrans
         weight_decay=config.weight_decay,
         mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
     )
-    chain = optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+    of_trunk = lambda path, _: tuple(key.key for key in path[:2]) == _TRUNK  # noqa: E731
+    slower = optax.masked(optax.scale(config.trunk), lambda params: jax.tree.map_with_path(of_trunk, params))
+    chain = optax.chain(optax.clip_by_global_norm(config.clip), adamw, slower)
     return optax.apply_if_finite(chain, max_consecutive_errors=2**31 - 2)
 
 
@@ -126,6 +133,9 @@ def initial_state(config: TrainingConfig, network: Network) -> TrainState:
     """Return the state before the first step; the weights to start from must fit the network."""
     module = network.kind(config.module, rngs=nnx.Rngs(config.seed))
     variables = dict(nnx.to_flat_state(nnx.state(module)))
+    if config.module.stem == "landmarks":
+        pretrained = dict(nnx.to_flat_state(nnx.state(load_landmark_network())))
+        variables |= {path: pretrained[path[2:]] for path in variables if path[:2] == _TRUNK}
     for file, part in ((config.weights, None), (config.iknet_weights, "iknet")):
         given = {} if file is None else dict(nnx.to_flat_state(nnx.state(load_weights(file, network.kind))))
         for path, variable in variables.items():

@@ -10,25 +10,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from flax import nnx
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from handtailor_jax.data.sample import Reader, Sample
+from handtailor_jax.detector.detector import HandDetector
+from handtailor_jax.detector.regions import square_region
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.paper.subjects import MARGIN, GroundTruth, Predictions, weak_cameras
+from handtailor_jax.finders import LandmarkFinder
 from handtailor_jax.geometry.boxes import hand_size
-from handtailor_jax.geometry.cameras import inverse_affine, transform_camera, transform_pixels
+from handtailor_jax.geometry.cameras import as_camera, inverse_affine, transform_camera, transform_pixels
 from handtailor_jax.geometry.mirror import mirror_pixels, mirror_points, mirror_pose
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.layers import inference_form
-from handtailor_jax.images import crop_square
+from handtailor_jax.images import Image, crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.safe_arrays import read_npz
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_BETAS, NUM_KEYPOINTS, ROOT, WRIST, permutation
 from handtailor_jax.synthetic import dataset as synthetic
-from handtailor_jax.types import Camera
+from handtailor_jax.types import Box, Camera
 
 HAND_MODULE = "hand module"
 """Name of predictions by a hand module of this project."""
@@ -191,7 +195,7 @@ def _turned(pose: Float[Array, "n 16 3"], turns: Float[Array, "n 16 3"]) -> Floa
 def network_predictions(truth: GroundTruth, module: HandModule, hand: HandModel) -> tuple[Predictions, Predictions]:
     """Return predictions of a hand module with and without intrinsics; each image is decoded once.
 
-    The boxes around the true hands are given to the network. The hand model sets the dtype.
+    The boxes around the true hands are given; a landmark network in the stem turns the crops to the hands.
 
     Raises:
         InputError: If there are no images, or one cannot be decoded.
@@ -211,17 +215,34 @@ def network_predictions(truth: GroundTruth, module: HandModule, hand: HandModel)
 
     with_k: list[tuple[Array, ...]] = []
     without_k: list[tuple[Array, ...]] = []
-    boxes = truth.boxes
+    look = _looking(module)
     for start in tqdm(range(0, len(truth), _NETWORK_BATCH), desc="hand module", unit="batch"):
         # The last batch is filled up, so that one program serves all batches.
         batch = np.minimum(np.arange(start, start + _NETWORK_BATCH), len(truth) - 1)
         real = batch[: len(truth) - start].tolist()
-        cut = [crop_square(truth.image(i), boxes[i], module.config.image_size) for i in real]
+        cut = [look(truth.image(i), truth.boxes[i]) for i in real]
         cut += cut[-1:] * (_NETWORK_BATCH - len(real))
-        crops, to_crop = np.stack([crop for crop, _, _ in cut]), jnp.asarray(np.stack([affine for _, affine, _ in cut]))
+        crops, to_crop = np.stack([crop for crop, _ in cut]), jnp.asarray(np.stack([affine for _, affine in cut]))
         with_k.append(run(state, crops, Camera.from_matrix(truth.intrinsics[batch]), to_crop))
         without_k.append(run(state, crops, weak_cameras(_NETWORK_BATCH), to_crop))
     return joined(with_k), joined(without_k)
+
+
+def _looking(module: HandModule) -> Callable[[Image, Box], tuple[Image, npt.NDArray[np.float32]]]:
+    """Return the function that cuts the crop of a box out of an image; it returns the map to its pixels as well."""
+    size = module.config.image_size
+    if module.landmark_network is None:
+        return lambda image, box: crop_square(image, box, size)[:2]
+    detector, inset = HandDetector(landmark_network=module.landmark_network), 0.5 - 0.5 / MARGIN
+
+    def look(image: Image, box: Box) -> tuple[Image, npt.NDArray[np.float32]]:
+        x, y, w, h = box
+        hand = detector.in_box(image, (x + inset * w, y + inset * h, w / MARGIN, h / MARGIN), passes=1)
+        region = square_region(box) if hand is None else hand.next_region
+        view = LandmarkFinder(detector, size).view(image, as_camera(None), region, 1.0)
+        return view.crop, view.to_crop
+
+    return look
 
 
 def read_predictions(path: Path, count: int) -> Predictions:

@@ -1,0 +1,30 @@
+"""The embedded hourglass on one large GPU, which renders new samples for every step; the stem is trained, too.
+
+    python train.py --config configs/small_iknet.py --out runs/small_iknet
+    python train.py --config configs/hourglass_gpu.py --out runs/hourglass_gpu [--data.photographs DIR]
+
+Hardware: an accelerator with 24 GB or more, measured by `python benchmarks/train.py --config configs/hourglass_gpu.py`.
+Hours: not run yet. Expected score: not measured; it sees 40 times as many images as configs/hourglass.py.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from handtailor_jax.data.augmentation import AugmentationConfig
+from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.training.config import DataConfig, OptimizerConfig, TrainingConfig
+
+config = TrainingConfig(
+    module=dataclasses.replace(HandModuleConfig.landmarks(), dtype="bfloat16"),
+    steps=20_000,
+    batch=256,
+    data=DataConfig(synthetic="rendered", test=1024),
+    augmentation=AugmentationConfig(
+        upright=1.0, fill=(0.4, 0.85), rotation=math.pi / 5.0, rotation_photographs=math.pi / 5.0
+    ),
+    optimizer=OptimizerConfig(learning_rate=2e-3, warm_up=500, trunk=0.1),
+    iknet_weights=Path("runs/small_iknet/weights.safetensors"),
+    log_every=50,
+    checkpoint_every=1_000,
+)
