@@ -2,7 +2,8 @@
 
     python train.py --config configs/hourglass.py --out runs/hourglass [--data.photographs DIR]
 
-It starts with the IKNet of configs/small_iknet.py. The hand points up in all crops, as in the regions of the detector.
+It starts with the IKNet of configs/small_iknet.py; that of the embedded weights started with the IKNet of
+configs/small.py after both of its runs. The hand points up in all crops, as in the regions of the detector.
 DIR has images and labels.json (docs/training.md, Your own photographs).
 
 Hardware: 2 CPU cores, 6 GB of memory, 7 GB of disk; 20 minutes of rendering and an hour of training.
