@@ -71,7 +71,7 @@ def test_your_own_data_and_loss_on_all_devices(tmp_path):
     """With a small network, because the program of eight devices takes long to compile."""
     train = main(5)
     tiny = {"module": TINY, "weights": fixed_weights(tmp_path / "tiny.safetensors"), "data": DataConfig(size=48)}
-    train.__globals__["TrainingConfig"] = lambda **given: TrainingConfig(**given | tiny)
+    train.__globals__["TrainingConfig"] = lambda _, **given: TrainingConfig(**given | tiny)
     path = train(out=tmp_path / "run", steps=2)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert lines[0]["loss/palm_shape"] > 0.0
