@@ -1,20 +1,20 @@
 """One hand from an image and a box, as one function of arrays: crop, hand module and tailor in one graph."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from flax import nnx
+from jaxtyping import Array, Float, Int
 
+from handtailor_jax.detector.landmark_network import HandLandmarkNetwork
 from handtailor_jax.detector.regions import SURE, from_box, from_landmarks, square_region, to_image
 from handtailor_jax.errors import InputError, checked_array, numbers
 from handtailor_jax.geometry.cameras import as_camera, crop_affine, inverse_affine, transform_pixels
 from handtailor_jax.geometry.crops import crop_turned, crop_upright
-from handtailor_jax.geometry.mirror import choose
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
 from handtailor_jax.images import as_rgb, check_box, whole
 from handtailor_jax.mano.hand_model import HandModel
@@ -167,16 +167,29 @@ def _look(
     if turns is None or network is None:
         return look(region)
 
-    # Gradients compute each glance anew, because the maps of eight would fill gigabytes.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def glance(best: tuple[Array, Region], turn: Region) -> tuple[tuple[Array, Region], None]:
-        affine = to_image(turn, size)
+    def glance(network: HandLandmarkNetwork, image: Array, region: Region) -> tuple[Float[Array, ""], Region]:
+        affine = to_image(region, size)
         landmarks = network(crop_turned(image, affine, size)[None].astype(precision_of(module)) / 255.0)
-        seen = landmarks.presence[0], from_landmarks(transform_pixels(affine, landmarks.crop[0, :, :2]))
-        return choose(seen[0] > best[0], seen, best), None
+        return landmarks.presence[0], from_landmarks(transform_pixels(affine, landmarks.crop[0, :, :2]))
 
-    def of_size(best: tuple[Array, Region], turns: Region) -> tuple[tuple[Array, Region], None]:
-        return jax.lax.cond(best[0] > SURE, lambda: best, lambda: jax.lax.scan(glance, best, turns)[0]), None
+    # Which turn is best has no gradient, so none is computed of the other turns; the region in it has one.
+    graph, weights = nnx.split(network)
+    fixed, pixels, places = jax.lax.stop_gradient((weights, image, turns))
 
-    start = jnp.asarray(-1.0, region.side.dtype), region
-    return look(jax.lax.scan(of_size, start, turns)[0][1])
+    def goes_on(state: tuple[Array, Array, Array]) -> Array:
+        i, presence, _ = state
+        return (i < turns.side.size) & ((i % turns.side.shape[1] > 0) | (presence <= SURE))
+
+    def compare(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        i, presence, best = state
+        seen, _ = glance(nnx.merge(graph, fixed), pixels, _turn(places, i))
+        return i + 1, jnp.maximum(seen, presence), jnp.where(seen > presence, i, best)
+
+    first = jnp.asarray(0)
+    _, _, best = jax.lax.while_loop(goes_on, compare, (first, jnp.asarray(-1.0, image.dtype), first))
+    return look(glance(network, image, _turn(turns, best))[1])
+
+
+def _turn(turns: Region, number: Int[Array, ""]) -> Region:
+    """Return one of the turns of all sizes, which are numbered size by size."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[number], turns)

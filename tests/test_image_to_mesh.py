@@ -119,9 +119,7 @@ def test_gradients_reach_pixels_weights_camera_and_box(x64, network, config, ima
     @jax.value_and_grad
     def loss(given, right):
         weights, pixels, camera, box = given
-        # The landmark network turns to a box in the same way for both, and its gradient takes minutes to compile.
-        where = box if network == "landmarks" else square_region(box)
-        found = ht.recover_hand(nnx.merge(graph, weights), hand, pixels, camera, where, right=right, config=config)
+        found = ht.recover_hand(nnx.merge(graph, weights), hand, pixels, camera, box, right=right, config=config)
         return jnp.mean(found.keypoints_2d[:, 0]) + jnp.sum(of_vertices * found.vertices)
 
     box = jnp.asarray(BOX + np.asarray([0.137, 0.271, 0.193, 0.419]), jnp.float64)

@@ -52,6 +52,6 @@ def test_its_cells_run(cells, capsys):
     # The gradients are those of the hand and its pixels, not nothing.
     assert np.isfinite(namespace["arrows"]).all()
     assert np.abs(namespace["arrows"]).max() > 1e-6
-    x, y, w, h = (int(value) for value in namespace["box"])
-    strength = namespace["strength"]
-    assert strength[y : y + h, x : x + w].sum() > 0.5 * strength.sum() > 0.0
+    region, strength = namespace["hand"].region, namespace["strength"]
+    (left, top), (right, bottom) = (np.rint(region.center + sign * region.side / 2.0).astype(int) for sign in (-1, 1))
+    assert strength[max(top, 0) : bottom, max(left, 0) : right].sum() > 0.9 * strength.sum() > 0.0

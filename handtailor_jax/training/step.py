@@ -150,7 +150,8 @@ def _gradients(
     if not isinstance(batch, Batch):
         crops = sampled_poses(hand, keys, config.betas_std, batch)
     else:
-        crops = augment(batch, keys, config.augmentation, config.module.image_size)
+        # XLA of jax 0.12 compiled minutes where it fused the resampling of images of 256 pixels into the network.
+        crops = jax.lax.optimization_barrier(augment(batch, keys, config.augmentation, config.module.image_size))
 
     def loss(params: Arrays) -> tuple[Array, tuple[Arrays, Losses]]:
         module = network.module(params, state.frozen, statistics)
