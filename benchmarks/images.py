@@ -1,13 +1,14 @@
 """From an image or a video to the meshes of all hands: time of a warm call, frames per second, and time of the start.
 
 The images are packaged examples with one and with two hands, the videos the same images moving to and fro, with
-decoding. The hourglass gets a box and looks twice. Folders of images, with overlays and JSON, go through `predict` and
+decoding. A box is given where a row says so. Folders of images, with overlays and JSON, go through `predict` and
 through the same steps one after the other. Starts are measured in processes of their own, from the import to the first
 result, without and with the compiled programs of an earlier process.
 """
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import math
@@ -30,12 +31,13 @@ from handtailor_jax.images import Image, opencv, read_image
 from handtailor_jax.inputs import Source
 from handtailor_jax.predict import HandFiles, overlay, predict
 from handtailor_jax.results import to_json, write_image, write_json
+from handtailor_jax.types import Hand
 from handtailor_jax.video.files import Video, video_writer
 from handtailor_jax.video.track import HandVideo, VideoConfig
 
 EXAMPLES = Path(handtailor_jax.__file__).parent / "assets" / "examples"
 ONE, TWO = "open.jpg", "greeting.jpg"
-REFERENCE = "hourglass, one hand"
+REFERENCE = "hourglass, one hand in a box"
 
 _START = """
 import pathlib, sys, time
@@ -118,15 +120,23 @@ def measure(config: ImagesBenchmark) -> dict[str, Any]:
 
 
 def image_calls(landmarks: HandTailor) -> dict[str, Callable[[int], Any]]:
-    """Return the calls to time, which recover the hands of an image; their argument is not used."""
+    """Return the calls to time, which recover or draw the hands of an image; their argument is not used."""
     one, two = read_image(EXAMPLES / ONE), read_image(EXAMPLES / TWO)
     hourglass = HandTailor.load(network="hourglass")
     box = (40.0, 10.0, 250.0, 265.0)
+
+    @functools.cache
+    def found(several: bool = False) -> list[Hand]:
+        return landmarks(two if several else one)
+
     return {
         "landmarks, one hand": lambda _: landmarks(one),
         "landmarks, two hands": lambda _: landmarks(two),
         "landmarks, one hand in a box": lambda _: landmarks.one(one, box=box),
+        "hourglass, one hand": lambda _: hourglass(one),
         REFERENCE: lambda _: hourglass.one(one, box=box),
+        "overlay, one hand": lambda _: overlay(found(), one),
+        "overlay, two hands": lambda _: overlay(found(True), two),
     }
 
 
