@@ -28,7 +28,7 @@ from handtailor_jax.evaluation.paper.sources import (
     simulated_predictions,
     synthetic_truth,
 )
-from handtailor_jax.evaluation.paper.subjects import Predictions, Subject, placed, propose, rows, tailored
+from handtailor_jax.evaluation.paper.subjects import Predictions, Subject, meshes, placed, propose, rows, tailored
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.geometry.mirror import mirror_pixels, mirror_points
 from handtailor_jax.hand_module.config import HandModuleConfig
@@ -117,6 +117,16 @@ def test_freihands_joints(mano):
     assert np.linalg.norm(moved[others], axis=-1).max() > 1e-4
     with pytest.raises(ValueError, match="need MANO's 778"):
         freihand_joints(mano, np.zeros((1, 5, 3)))
+
+
+def test_stbs_palm_point_is_compared_with_the_palm_of_the_mesh(mano, truth, predictions):
+    hands = placed(mano, propose(truth, predictions))
+    protocol = Protocol(wrist="palm", joint_definition="palm")
+    scored = Subject(mano, truth, predictions, predictions, protocol, "default", 0).scored_joints(hands)
+    np.testing.assert_allclose(scored[:, 1:], hands.joints[:, 1:], atol=1e-6)
+    vertices = meshes(mano, hands.parameters)
+    np.testing.assert_allclose(scored[:, 0], (vertices[:, 95] + vertices[:, 22]) / 2.0, atol=1e-6)
+    assert (np.linalg.norm(scored[:, 0] - hands.joints[:, 0], axis=-1) > 0.01).all()
 
 
 def test_a_growing_2d_error_is_recognised():

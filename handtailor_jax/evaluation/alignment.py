@@ -65,9 +65,11 @@ HandChoice = Literal["mask", "visible", "both"]
 """Hand of an RHD image: the one with more pixels in the mask, the one with more visible keypoints, or both."""
 StbCamera = Literal["SK", "BB"]
 """Camera of STB: the colour camera, or the two of the stereo rig."""
-ScoredJoints = Literal["model", "freihand"]
-"""Joints of a predicted hand that are scored: those of the kinematic chain, or those that FreiHAND regresses from the
-posed mesh."""
+ScoredJoints = Literal["model", "freihand", "palm"]
+"""Joints of a predicted hand that are scored: "model" joints are on the kinematic chain, "freihand" joints are
+regressed from the posed mesh, "palm" joints are on the chain except the wrist, the mean of `PALM_VERTICES`."""
+PALM_VERTICES = (95, 22)
+"""Vertices of MANO whose mean is compared with STB's palm point (docs/datasets.md)."""
 GivenTruth = Literal["box", "root_depth", "bone_length", "intrinsics"]
 """A part of the ground truth that a method is given at test time."""
 

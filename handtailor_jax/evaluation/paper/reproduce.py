@@ -14,7 +14,7 @@ from handtailor_jax.commands import refuse_idle
 from handtailor_jax.data import open_dataset, readable
 from handtailor_jax.data.sample import Reader, Sample
 from handtailor_jax.errors import InputError, check_range
-from handtailor_jax.evaluation.alignment import GivenTruth, Protocol, WristRecipe
+from handtailor_jax.evaluation.alignment import GivenTruth, Protocol, ScoredJoints, WristRecipe
 from handtailor_jax.evaluation.freihand import freihand_joints, write_predictions
 from handtailor_jax.evaluation.paper import figures
 from handtailor_jax.evaluation.paper.ablations import table3, table4
@@ -221,9 +221,12 @@ def _subject(config: EvaluationConfig, truth: GroundTruth, hand: HandModel) -> S
             raise InputError(
                 f"{config.predictions}: has joints_3d without pose and betas: give it as --others, for Table 2"
             )
-    mano = hand.skin.template.shape[0] == MANO_VERTICES
+    scored: ScoredJoints = "model"
+    if hand.skin.template.shape[0] == MANO_VERTICES:  # whose vertices the other definitions name
+        by_wrist: ScoredJoints = "palm" if config.dataset == "stb" and config.wrist == "palm" else "model"
+        scored = "freihand" if truth.joint_definition == "freihand" else by_wrist
     protocol = Protocol(
-        joint_definition="freihand" if truth.joint_definition == "freihand" and mano else "model",
+        joint_definition=scored,
         wrist=config.wrist,
         stb_camera="SK" if config.stb_camera == "SK" else "BB",
         given_truth=given,

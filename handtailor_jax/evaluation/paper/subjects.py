@@ -13,13 +13,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from handtailor_jax.data.sample import JointDefinition, Sample
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.alignment import Alignment, Protocol, align
+from handtailor_jax.evaluation.alignment import PALM_VERTICES, Alignment, Protocol, align
 from handtailor_jax.evaluation.freihand import freihand_joints
 from handtailor_jax.geometry.boxes import centered_square, hand_size
 from handtailor_jax.geometry.cameras import crop_affine, transform_camera, transform_pixels
 from handtailor_jax.images import Image
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.skeleton import ROOT
+from handtailor_jax.skeleton import ROOT, WRIST
 from handtailor_jax.tailor.placement import StartScale, camera_keypoints, camera_mesh, initialize
 from handtailor_jax.tailor.tailor import PRESETS, PresetName, TailorConfig, tailor_batch
 from handtailor_jax.types import Box, Camera, HandParameters, Numbers, Observation, pytree, static
@@ -182,7 +182,12 @@ class Subject:
         """Return the joints that are compared with the truth, by the protocol's definition."""
         if self.protocol.joint_definition == "model" or hands.parameters is None:
             return hands.joints
-        return freihand_joints(self.hand, meshes(self.hand, hands.parameters))
+        vertices = meshes(self.hand, hands.parameters)
+        if self.protocol.joint_definition == "freihand":
+            return freihand_joints(self.hand, vertices)
+        joints = np.array(_keypoints(self.hand, hands.parameters))
+        joints[:, WRIST] = vertices[:, PALM_VERTICES].mean(axis=1)
+        return joints
 
     @property
     def true_vertices(self) -> Float[Numbers, "n vertices 3"] | None:
