@@ -22,7 +22,7 @@ from handtailor_jax.training.config import TrainingConfig
 
 @dataclasses.dataclass(frozen=True)
 class ConfigFile:
-    """The part of the command line that is read first, because the file has the defaults of the rest."""
+    """The part of the command line that is read first, because the file has the defaults of all other options."""
 
     config: Path | None = None
 
@@ -93,7 +93,7 @@ def connect(options: Command) -> None:
         raise InputError(f"--coordinator {address} has no port: give HOST:PORT with a port of 1 to 65535")
     if not 0 <= process < count:
         raise InputError(f"--process {process} is not one of 0 to {count - 1}: number the processes from 0")
-    initialize(address, "give all the same --coordinator HOST:PORT", num_processes=count, process_id=process)
+    initialize(address, "give all processes the same --coordinator HOST:PORT", num_processes=count, process_id=process)
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
@@ -129,7 +129,7 @@ def read_config(path: Path) -> TrainingConfig:
         config = runpy.run_path(str(path)).get("config")
     except InputError:
         raise
-    except (Exception, SystemExit) as error:  # of whatever kind is in the file
+    except (Exception, SystemExit) as error:  # the file may raise anything
         raise InputError(f"{path}: cannot be read ({type(error).__name__}: {error}): correct it") from None
     if not isinstance(config, TrainingConfig):
         raise InputError(f"{path}: does not define `config` of type TrainingConfig: define it")

@@ -1,10 +1,13 @@
-"""The embedded hourglass on one large GPU, which renders new samples for every step; the stem is trained, too.
+"""The network of the embedded hourglass, stem included, on one large GPU, which renders new samples in every step.
 
     python train.py --config configs/small_iknet.py --out runs/small_iknet
     python train.py --config configs/hourglass_gpu.py --out runs/hourglass_gpu [--data.photographs DIR]
 
-Hardware: an accelerator with 24 GB or more, measured by `python benchmarks/train.py --config configs/hourglass_gpu.py`.
-Hours: not run yet. Expected score: not measured; it sees 40 times as many images as configs/hourglass.py.
+DIR has images and labels.json (docs/training.md, Your own photographs).
+
+Hardware: estimated at an accelerator with 24 GB; `python benchmarks/train.py --config configs/hourglass_gpu.py`
+measures the speed. Hours: not run.
+Expected score: not measured; the run takes 40 times as many images as the run of configs/hourglass.py.
 """
 
 import dataclasses

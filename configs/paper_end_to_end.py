@@ -4,8 +4,8 @@
         [--hand MANO_RIGHT.pkl]
 
 It starts from runs/keypoints and runs/iknet, the runs of paper_keypoints.py and paper_iknet.py (--weights and
---iknet-weights change that). The hand must be the one of paper_iknet.py. The other
-datasets take the flags that are listed in paper_keypoints.py.
+--iknet-weights change that). The hand must be the one of paper_iknet.py. paper_keypoints.py lists the flags of the
+other datasets.
 
 Table 4, left: this run on RHD is the row L_beta; `--loss.paper-depth 1` and `--loss.paper-silhouette 1` are the rows
 with a depth and a silhouette loss on the rendered hand. The paper does not state their weights; 1 is L_beta's.

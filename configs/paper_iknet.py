@@ -27,7 +27,7 @@ config = dataclasses.replace(
     batch=BATCH,
     data=DataConfig(size=320),
     loss=LossWeights.paper("ik"),
-    betas_std=3.0,  # as Zhou et al., whose L_ik this is
+    betas_std=3.0,  # as in Zhou et al. (CVPR 2020), the source of L_ik
     log_every=100,
     checkpoint_every=2_000,
 )

@@ -30,10 +30,10 @@ config = TrainingConfig(
     stage="keypoints",
     steps=math.ceil(100 * 41_258 / BATCH),
     batch=BATCH,
-    # As many pixels across as the smallest crop of 256 has.
+    # Twice the hand size is 320 pixels, so the smallest crop, 1.6 hand sizes, has the network's 256.
     data=DataConfig(size=320, dataset="rhd", dataset_folder=Path("RHD_published_v2")),
     augmentation=AugmentationConfig(
-        # Squares of twice the hand size, larger or smaller by up to 20 %, whose centre moves by up to a tenth.
+        # Squares of twice the hand size, larger or smaller by up to 20 %, moved by up to about an eighth per axis.
         fill=(1.0 / 2.4, 1.0 / 1.6),
         shift=0.0,
         rotation=math.pi / 2.0,
@@ -45,7 +45,7 @@ config = TrainingConfig(
         noise=0.0,
         cut_out=0.0,
     ),
-    # Eq. 6 is in reference bones, so the bone's own length needs a loss of its own.
+    # Eq. 6 is in reference bones, so the length of the reference bone needs a separate loss.
     loss=dataclasses.replace(LossWeights.paper("keypoints"), bone=0.1),
     detached=False,
     heatmap_sigma=2.0,

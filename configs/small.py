@@ -1,4 +1,4 @@
-"""The small network on rendered samples and photographs: the second and third run for the embedded weights.
+"""A small network without pretrained layers, on rendered samples and photographs, in two runs.
 
     python train.py --config configs/small.py --out runs/small [--data.photographs DIR]
     python train.py --config configs/small.py --out runs/small_photographs --data.photographs DIR \

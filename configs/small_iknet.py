@@ -1,8 +1,8 @@
-"""IKNet of the small network on sampled poses alone: the first of three runs for the embedded weights.
+"""IKNet alone, on sampled poses: small.py, hourglass.py and hourglass_gpu.py start from its weights.
 
     python train.py --config configs/small_iknet.py --out runs/small_iknet
 
-Its weights start configs/small.py. Hardware: 2 CPU cores, 2 GB of memory; 4 minutes.
+Hardware: 2 CPU cores, 2 GB of memory; 4 minutes.
 Expected score: 7.1 degrees and 3.9 mm on held-out poses.
 """
 

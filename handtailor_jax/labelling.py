@@ -1,6 +1,6 @@
 """Pseudo-labels for photographs: the keypoints of hands on which four copies of an image agree.
 
-The detector looks at the image, at its mirror image and at the image turned by 20 degrees both ways. The medians of the
+The detector runs on the image, on its mirror image and on the image turned by 20 degrees both ways. The medians of the
 four estimates are the label. `training/sources.py` reads the file (docs/training.md, Your own photographs).
 """
 
@@ -33,7 +33,7 @@ UNREADABLE = "images that cannot be read"
 """Reason for which an image is left out."""
 
 _TURN = math.radians(20.0)
-# Hands of two copies are the same if their mean keypoint distance is smaller, in hand sizes.
+# Hands of two copies are the same if the mean distance of their keypoints is below this, in hand sizes.
 _SAME = 0.3
 # Largest spread of a single keypoint as a multiple of the largest mean spread.
 _SINGLE = 10.0 / 3.0
@@ -69,11 +69,11 @@ def label_folder(folder: Path, out: Path, config: LabelConfig = LabelConfig()) -
 
     Args:
         folder: Folder of the photographs.
-        out: File to write, in this folder or one above it: its names are relative to where it is.
-        config: Which hands are labelled.
+        out: File to write, in this folder or one above it, because image names are relative to the file's folder.
+        config: Which hands are labelled, and how they are split.
 
     Returns:
-        Numbers of hands that were labelled ("labelled") and left out, by reason, and of images that cannot be read.
+        Number of labelled hands ("labelled"), and numbers of hands and images without a label, by reason.
 
     Raises:
         InputError: If there are no images, no hand is found, or the file cannot be written.
@@ -81,7 +81,7 @@ def label_folder(folder: Path, out: Path, config: LabelConfig = LabelConfig()) -
     out = out.absolute()
     images = _images(folder, out)
     partial = out.with_name(f".{out.name}.partial")
-    prepare_folder(out.absolute().parent, [out.name, partial.name], images.values())
+    prepare_folder(out.parent, [out.name, partial.name], images.values())
     done, detector = _begin(partial, {"version": 1, "spread": config.spread}), HandDetector()
     with partial.open("a", encoding="utf-8") as lines:
         for name, path in tqdm(images.items(), desc="label", unit="image"):
@@ -136,7 +136,7 @@ def label_image(
 
 
 def _copies(image: Image) -> Iterator[tuple[Image, Points]]:
-    """Yield the copies with the maps (2, 3) from pixels of the image to theirs: rotations and a reflection."""
+    """Yield four copies, each with the affine map (2, 3) from pixels of the image: rotations and a reflection."""
     cv2 = opencv()
     height, width = image.shape[:2]
     yield image, np.eye(2, 3)
@@ -151,7 +151,7 @@ def _copies(image: Image) -> Iterator[tuple[Image, Points]]:
 
 
 def _in_image(hand: DetectedHand, affine: Points) -> _Estimate:
-    """Return a hand of a copy in the image; the inverse of the map's linear part is its transpose."""
+    """Map a hand of a copy back to the image; the inverse of the affine map's linear part is its transpose."""
     linear, offset = affine[:, :2], affine[:, 2]
     keypoints = (np.asarray(hand.keypoints_2d, np.float64) - offset) @ linear
     joints = np.asarray(hand.joints_3d, np.float64)
@@ -168,13 +168,13 @@ def _closest(hand: _Estimate, others: Sequence[_Estimate]) -> _Estimate | None:
 
 
 def _images(folder: Path, out: Path) -> dict[str, Path]:
-    """Return the images below a folder by their names relative to the folder of the file, in the order of names."""
+    """Return the images below a folder, sorted, by their paths relative to the folder of `out`."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder: give the folder of the photographs")
-    above = out.absolute().parent.resolve()
+    above = out.parent.resolve()
     found = [p for p in sorted(folder.resolve().rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
     if not found:
-        raise InputError(f"{folder}: holds no files with a suffix of images: name a folder that does")
+        raise InputError(f"{folder}: holds no image files: give a folder that does")
     if not found[0].is_relative_to(above):
         raise InputError(f"{out}: the names of images are relative to it: write it to {folder}, or a folder above")
     return {path.relative_to(above).as_posix(): path for path in found}

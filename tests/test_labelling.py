@@ -131,7 +131,7 @@ def test_refused_inputs(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     for photographs, out, message in (
         (tmp_path / "none", tmp_path / "labels.json", "no such folder"),
-        (tmp_path / "empty", tmp_path / "labels.json", "no files with a suffix of images"),
+        (tmp_path / "empty", tmp_path / "labels.json", "holds no image files"),
         (path / "a", path / "b" / "labels.json", "or a folder above"),
         (path, path, "is a folder where a file is to be written"),
     ):

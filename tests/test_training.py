@@ -259,7 +259,7 @@ def test_iknet_learns_from_poses_alone(cache, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 0}, "batch must be at least 1"),
+        ({"batch": 0}, "batch is 0: give 1 to 8192"),
         ({"batch": 9, "optimizer": OptimizerConfig(accumulate=2)}, "cannot be split into optimizer.accumulate = 2"),
         ({"module": dataclasses.replace(TINY, batch_axis="x")}, "batch_axis is set by the training itself"),
     ],
@@ -272,7 +272,7 @@ def test_settings_that_cannot_be_run(tmp_path, changes, message):
 def test_devices_and_batches_that_do_not_fit(cache, tmp_path):
     with pytest.raises(InputError, match="batch 2 is smaller than the 4 devices"):
         Run(tiny(cache, batch=2), tmp_path / "a", devices=4)
-    with pytest.raises(InputError, match="6 samples from the host per step cannot be dealt to 4 devices"):
+    with pytest.raises(InputError, match="6 samples from the host per step cannot be split among 4 devices"):
         Run(tiny(cache, batch=6), tmp_path / "b", devices=4)
     with pytest.raises(InputError, match="9 devices were asked for, there are 8"):
         Run(tiny(cache), tmp_path / "c", devices=9)
@@ -405,7 +405,7 @@ def test_two_processes_equal_one(start, cache, tmp_path, monkeypatch):
         ([], "--config is missing"),
         (["--config", "nowhere.py", "--out", "x"], "nowhere.py: no such file"),
         (["--config", "configs/smoke.py"], "--out is missing"),
-        (["--config", "configs/smoke.py", "--out", "x", "--batch", "0"], "batch must be at least 1"),
+        (["--config", "configs/smoke.py", "--out", "x", "--batch", "0"], "batch is 0: give 1 to 8192"),
     ],
 )
 def test_command_line_says_what_is_wrong(arguments, message, monkeypatch, capsys):

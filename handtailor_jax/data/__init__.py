@@ -16,7 +16,7 @@ def open_dataset(name: str, root: Path, split: str, **options: Any) -> Reader:
 
     Args:
         name: rhd, stb, freihand, synthetic or photos.
-        root: folder into which the archive was unpacked, or folder of the prepared dataset.
+        root: folder of the unpacked archive or of the prepared dataset.
         split: rhd, freihand: training or evaluation. stb: train, val or test. synthetic: train or test. photos: a split
             of labels.json.
         **options: keyword arguments of the reader: `Rhd`, `Stb`, `open_freihand`, `open_synthetic`, `Photos`.

@@ -1,7 +1,7 @@
 """Random crops and random light: labels and cameras move exactly with the pixels.
 
 One program serves a whole batch. An affine map per image is applied to pixels, keypoints, camera and camera frame;
-changes of light leave the labels alone.
+changes of light do not change the labels.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_fro
 from handtailor_jax.skeleton import ROOT
 
 MAP_STRIDE = 4
-"""Pixels of a crop per pixel of its mask and depth map. Losses render each map, so maps are as coarse as heatmaps."""
+"""Pixels of a crop per pixel of its mask and depth map. Maps are coarse because losses render one for each hand."""
 
 _GREY = 0.5  # level outside an image if no other is given
 _LUMINANCE = np.asarray([0.299, 0.587, 0.114], np.float32)
@@ -43,18 +43,18 @@ class AugmentationConfig:
     fill: tuple[float, float] = (1.0 / 2.4, 1.0)
     """Range of the hand size as a share of the crop's side, uniform in the logarithm."""
     shift: float = 0.12
-    """Largest distance between the centres of keypoints and crop as a share of the crop's side, in addition to half of
-    the room that the hand leaves."""
+    """Largest offset of the crop from the middle of the keypoints along each axis, as a share of the crop's side; half
+    of the margin beside the hand is added."""
     beyond: float = 1.2
     """Largest side of a crop as a multiple of the image's side, so that few crops reach far beyond the image."""
     upright: float = 0.0
     """Probability that the hand is turned to point up before the rotation, as in the detector's regions."""
     rotation: float = math.pi
-    """Largest in-plane rotation of images with intrinsics (rendered ones), radians."""
+    """Largest in-plane rotation of images with intrinsics, such as renderings, radians."""
     rotation_photographs: float = math.pi / 3.0
     """Largest in-plane rotation of images without intrinsics, radians."""
     drop_intrinsics: float = 0.5
-    """Probability that known intrinsics are withheld, so that one set of weights serves both modes."""
+    """Probability that known intrinsics are withheld, so that the weights work with and without intrinsics."""
     exposure: float = 0.25
     """Standard deviation of the logarithm of the brightness."""
     tint: float = 0.08
@@ -109,7 +109,7 @@ def augment(batch: Batch, keys: Key[Array, "batch"], config: AugmentationConfig,
 
 
 def map_affine(affine: Float[Array, "*batch 2 3"]) -> Float[Array, "*batch 2 3"]:
-    """Turn an affine map to pixels of the crop into one to the pixels, `MAP_STRIDE` as large, of its mask or depth."""
+    """Convert a map to pixels of the crop into one to pixels of its mask and depth, `MAP_STRIDE` times as large."""
     offset = jnp.asarray([0.0, 0.0, 0.5 / MAP_STRIDE - 0.5], affine.dtype)
     return affine / MAP_STRIDE + jnp.broadcast_to(offset, affine.shape)
 
@@ -178,7 +178,7 @@ def _draw_move(
     source_size: int,
     config: AugmentationConfig,
 ) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """Draw a crop's centre, side, angle, blur in crop pixels and grey outside, and whether to drop intrinsics."""
+    """Draw centre, side, angle and blur (pixels) of a crop, the grey level outside, and whether to drop intrinsics."""
     draws = Draws(key, keypoints.dtype, uniforms=16, normals=1)
     low, high = jnp.min(keypoints, axis=0), jnp.max(keypoints, axis=0)
     box = jnp.maximum(hand_size(keypoints), 1.0)

@@ -91,7 +91,7 @@ def _builder(tfds: Any, dataset: str, readers: Mapping[str, Reader], stored: dic
 
         def _info(self) -> Any:
             metadata = tfds.core.MetadataDict(stored)
-            # Loaders shuffle.
+            # Examples keep their order, because loaders shuffle.
             return tfds.core.DatasetInfo(
                 builder=self, features=features(tfds), disable_shuffling=True, metadata=metadata
             )
@@ -130,7 +130,7 @@ def open_prepared(folder: Path, name: str, split: str, options: Mapping[str, Any
 
 
 class PreparedReader:
-    """Samples of one split of a prepared dataset, in the order of the plain reader."""
+    """Samples of one split of a prepared dataset, in the order of the reader that it was prepared from."""
 
     def __init__(self, source: Any, name: str, left_out: Sequence[str] = ()) -> None:
         """Read decoded examples, as `builder.as_data_source(split)` returns them.
@@ -155,7 +155,7 @@ class PreparedReader:
 
 
 def features(tfds: Any) -> Any:
-    """Return the features of an example: the fields of `Sample`, of which an empty array stands for None."""
+    """Return the features of an example: the fields of `Sample`, with an empty array for None."""
     feature, floats = tfds.features, functools.partial(tfds.features.Tensor, dtype=np.float32)
     # Two unknown dimensions need an encoding; zlib is lossless.
     pixels = functools.partial(feature.Tensor, shape=(None, None), encoding="zlib")

@@ -1,4 +1,4 @@
-"""Sample, which every reader returns; Batch, which a training step takes; and the crop in between."""
+"""`Sample`, which readers return; `Batch`, which a training step takes; and the crop that makes a batch of a sample."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ _PLACEHOLDER_SIZE = 0.2
 
 JointDefinition = Literal["model", "freihand", "annotated"]
 """Definition of 3D joints: "model" joints are on the hand model's kinematic chain; "freihand" joints are regressed from
-the posed mesh and differ because of pose blend shapes; "annotated" joints were marked or measured by somebody.
+the posed mesh and differ because of pose blend shapes; "annotated" joints were marked in images or measured.
 One metric never mixes definitions."""
 
 
@@ -145,8 +145,8 @@ class Batch:
     has_intrinsics: Float[Numbers, "*batch"]
     """1 if the camera is known, 0 otherwise."""
     mask: UInt8[Numbers, "*batch side side"] | None = None
-    """Share of each pixel that the hand covers, 0 to 255. None unless a loss needs it. After augmentation it is as
-    coarse as the network's heatmaps."""
+    """Share of each pixel that the hand covers, 0 to 255. None unless a loss needs it. After augmentation a pixel of
+    mask and depth is `augmentation.MAP_STRIDE` pixels of the image wide."""
     depth: Float[Numbers, "*batch side side"] | None = None
     """Camera z of the hand, metres, 0 where there is no hand or its depth is unknown. None unless a loss needs it."""
 
@@ -163,7 +163,7 @@ class Batch:
 def labelled_batch(
     *, keypoints: float = 1.0, weight_3d: float = 1.0, intrinsics_known: float = 1.0, **labels: Any
 ) -> Batch:
-    """Return samples that all have the same weights: of keypoints; of joints, pose and betas; of the cameras."""
+    """Return samples with equal weights: of keypoints, of joints, pose and betas (`weight_3d`), and of the cameras."""
     axes, dtype = labels["joints"].shape[:-2], labels["joints"].dtype
     numpy = np if isinstance(labels["joints"], np.ndarray) else jnp
     return Batch(
@@ -258,9 +258,9 @@ def _usable_keypoints(sample: Sample) -> tuple[DoubleArray, npt.NDArray[np.bool_
 
 
 def nearest_pixels(values: FloatArray, affine: DoubleArray, size: int) -> FloatArray:
-    """Resample a map (height, width) to (size, size) by nearest pixels: depths across an outline have no mean.
+    """Resample a map (height, width) to (size, size) by nearest pixels: a mean across an outline is no depth.
 
-    `affine` (2, 3) maps its pixels to the result's without rotation; outside of the map the result is 0.
+    `affine` (2, 3) maps its pixels to those of the result without rotation; outside of the map the result is 0.
     """
     column, row = (np.round((np.arange(size) - affine[i, 2]) / affine[i, i]).astype(int) for i in (0, 1))
     height, width = values.shape

@@ -8,16 +8,15 @@ from handtailor_jax.errors import InputError, check_range
 
 @dataclasses.dataclass(frozen=True)
 class HandModuleConfig:
-    """Sizes and conventions of a `HandModule`; weights exist for `official()`, the defaults, and `landmarks()`."""
+    """Sizes and conventions of a `HandModule`. The defaults are the released network's."""
 
     image_size: int = 256
     """Side of the square input crop, pixels."""
     stem: Literal["strided", "patches", "landmarks"] = "strided"
-    """First layers, from the image to maps of a quarter of its size: "strided" is a strided 7 x 7 convolution, a
-    bottleneck and a pool; "patches" is one convolution over patches of 4 x 4 pixels; "landmarks" is the hand
-    landmark network, with whose weights training starts, and maps of an eighth of the image's size."""
+    """First layers: "strided" (7 x 7 convolution, bottlenecks, pool), "patches" (convolution over 4 x 4 pixels), or
+    "landmarks" (the pretrained hand landmark network, whose maps have an eighth of the image's size, not a quarter)."""
     stem_channels: int = 64
-    """Channels of the strided stem's first convolution; the patch stem ignores it."""
+    """Channels of the first convolution of stem "strided"; the other stems ignore it."""
     channels: int = 256
     """Channels of the features at map resolution."""
     depth: int = 4
@@ -39,10 +38,11 @@ class HandModuleConfig:
     rotation: Literal["quaternion", "matrix"] = "quaternion"
     """Output of IKNet: quaternions, or the first two columns of each rotation matrix, which is continuous."""
     decoding: Literal["released", "paper", "corrected"] = "released"
-    """Decoding of maps and shape vector to keypoints and lengths: the released program's, for its weights; the paper's
-    without that program's biases, with the root depth in reference bones, for new networks; or ours."""
+    """Decoding of maps and shape vector to keypoints and lengths. "released" is the released program's, which its
+    weights need; "paper" lacks that program's biases and predicts the root depth in reference bones; "corrected" is
+    this project's: softmax heatmaps, and depths along the line of sight."""
     confidence_radius: float = 6.0
-    """Radius, in map cells, of the window around a keypoint in which the heatmap's mass is its confidence."""
+    """Radius, in map cells, of the window around a keypoint; its confidence is the heatmap's mass in this window."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type in which layers compute; None is the parameters' type. Decoding uses at least float32."""
     batch_axis: str | None = None

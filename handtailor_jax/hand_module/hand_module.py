@@ -1,7 +1,7 @@
 """The hand modules: keypoints, joints, pose and shape from a crop and its camera.
 
-`HandModule` is the paper's: stacked hourglasses, shape branch and IKNet. `LandmarkHandModule` is the one behind the
-detector: the hand landmark network and IKNet.
+`HandModule` is the paper's: stacked hourglasses, shape branch and IKNet. `LandmarkHandModule`, the default, is the hand
+landmark network and IKNet.
 """
 
 import dataclasses
@@ -48,8 +48,8 @@ class HourglassEstimate(HandEstimate):
     heatmaps: Float[Array, "*batch rows columns 21"]
     """H of Eq. 4: the decoded heatmaps, each with sum 1. `confidence` is the share that lies close to the keypoint."""
     relative_depth: Float[Array, "*batch 21"]
-    """Depth of each keypoint relative to the root, in reference bones (Eq. 4): camera z in the released network, along
-    the line of sight to the root in ours."""
+    """Depth of each keypoint relative to the root, in reference bones (Eq. 4): along the line of sight to the root with
+    decoding "corrected", otherwise along the camera's z axis."""
     scale: Float[Array, "*batch"]
     """Camera-frame units per reference bone: the bone's length in metres (perspective), Eq. 15 (weak perspective)."""
     raw_rotations: Float[Array, "*batch 16 parameters"]
@@ -171,7 +171,7 @@ class HandModule(nnx.Module):
         rays = jnp.einsum("bij,bkj->bki", inverse_linear(camera), keypoints_2d - camera.center[:, None])
         turn = None
         if decoding == "corrected":
-            # A crop does not show where in the image it was, so depths are predicted along the line of sight to the
+            # A crop does not show its place in the image, so depths are predicted along the line of sight to the
             # root. The hand is lifted in a frame with this line as its z axis, and the joints are rotated back.
             rays, turn = _along_line_of_sight(rays, camera.perspectivity)
         rays_per_bone = lift_scale(jnp.concatenate([rays, relative_depth[..., None]], axis=-1))
@@ -241,15 +241,12 @@ class LandmarkHandModule(nnx.Module):
     def __call__(
         self, image: Num[Array, "..."], camera: Camera, right: Float[Array, "batch"] | None = None
     ) -> HandEstimate:
-        """Estimate the hand in each crop.
+        """Estimate the hand in each crop, in its pixels.
 
         Args:
             image: (batch, size, size, 3) RGB crops, 0 to 1, in which the hand points up (`detector.regions`).
             camera: Cameras of the crops, with the batch axis. They are rotated as the crops are.
             right: Prior probability of a right hand: 1 or 0 where the side is known. 0.5 if None.
-
-        Returns:
-            The estimates, with the batch axis, in pixels of the crop.
 
         Raises:
             InputError: If the crops have another shape or type.
@@ -284,7 +281,7 @@ def camera_joints(landmarks: Landmarks, camera: Camera) -> Float[Array, "batch 2
     to_frame = inverse_linear(camera)
     rays = jnp.einsum("bij,bkj->bki", to_frame, landmarks.crop[..., :2] - camera.center[:, None])
     rays = rays - rays[:, ROOT, None]
-    # The rotation closest to the linear map (of a crop's map, the map without its scale).
+    # The rotation closest to the linear map.
     cosine = to_frame[:, 0, 0] + to_frame[:, 1, 1]
     sine = to_frame[:, 1, 0] - to_frame[:, 0, 1]
     length = jnp.sqrt(cosine**2 + sine**2)
@@ -292,7 +289,7 @@ def camera_joints(landmarks: Landmarks, camera: Camera) -> Float[Array, "batch 2
     world = landmarks.world - landmarks.world[:, ROOT, None]
     x = cosine * world[..., 0] - sine * world[..., 1]
     y = sine * world[..., 0] + cosine * world[..., 1]
-    # The size of a ray per metre that fits x and y best.
+    # Length of the rays per metre, by least squares over x and y.
     per_metre = jnp.sum(rays[..., 0] * x + rays[..., 1] * y, axis=-1) / (jnp.sum(x**2 + y**2, axis=-1) + 1e-12)
     depth = per_metre[:, None] * world[..., 2]
     return jnp.concatenate([rays, depth[..., None]], axis=-1)

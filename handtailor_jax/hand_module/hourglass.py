@@ -68,19 +68,19 @@ class LandmarkStem(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch height width 3"]) -> Float[Array, "batch rows columns channels"]:
         """Return feature maps of an eighth of the image's size."""
-        maps, landmarks = by_crop(self._look, x + 0.5)
+        maps, landmarks = by_crop(self._maps_and_landmarks, x + 0.5)
         *larger, merged = (merge(a) for merge, a in zip(self.merge, maps, strict=True))
         for each in reversed(larger):
             merged = each + (merged if merged.shape == each.shape else upsample_2(merged))
         half = 0.5 * x.shape[1]
         index = jnp.clip(landmarks.crop[..., :2], -half, 3.0 * half) / (x.shape[1] / self.map_size)
         drawn = gaussian_heatmaps(index, (self.map_size, self.map_size), 1.0)
-        # Both in about the unit of a hand's size.
+        # Both are scaled to the order of 1.
         numbers = jnp.concatenate([landmarks.crop / half - 1.0, 10.0 * landmarks.world], axis=-1)
         numbers = self.numbers(jnp.clip(numbers, -3.0, 3.0).reshape(x.shape[0], -1))
         return self.bottleneck(merged + self.drawn(drawn) + numbers[:, None, None])
 
-    def _look(self, crops: Float[Array, "batch size size 3"]) -> tuple[list[Array], Landmarks]:
+    def _maps_and_landmarks(self, crops: Float[Array, "batch size size 3"]) -> tuple[list[Array], Landmarks]:
         maps = self.network.maps(crops)
         return maps[1:], self.network.heads(maps[-1])
 
@@ -126,7 +126,7 @@ class StackOutput:
 
 
 class Stack(nnx.Module):
-    """An hourglass, the maps computed from its features, and features and maps merged for the next stack."""
+    """An hourglass, a head that computes maps from its features, and a layer that merges both for the next stack."""
 
     def __init__(self, config: HandModuleConfig, *, depth_maps: bool, rngs: nnx.Rngs):
         channels = config.channels
@@ -151,7 +151,7 @@ class Stack(nnx.Module):
 
 
 class ShapeBranch(nnx.Module):
-    """Levels of a pool and bottlenecks, whose last map is averaged to one feature vector, and a regressor."""
+    """Levels of one pool and some bottlenecks, the mean of the last map as a feature vector, and a regressor."""
 
     def __init__(self, config: HandModuleConfig, *, rngs: nnx.Rngs):
         channels = [config.channels] + [config.shape_channels] * (config.shape_levels * config.shape_blocks)

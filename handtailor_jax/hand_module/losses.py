@@ -1,4 +1,4 @@
-"""Every loss of the paper (Eq. 6, 7 and Table 4), one function a loss, as errors of single elements.
+"""Every loss of the paper (Eq. 6, 7 and Table 4): one function each, which returns the errors of single elements.
 
 `weighted_mean` turns the errors into a term; training/objective.py lists the terms with their weights, and
 `LossWeights.paper` has the weights of Eq. 6 (L_theta = 100 L_kpt2D + L_kpt3D + 0.1 L_d) and of Eq. 7
@@ -92,7 +92,7 @@ def ik_loss(rotations: Rotations, target: Float[Array, "*batch 16 3 3"]) -> Floa
 
 
 def normalisation_loss(raw: Float[Array, "*batch parameters"]) -> Float[Array, "*batch"]:
-    """L_norm: how far a quaternion is from length 1, or two columns of a matrix are from orthonormal."""
+    """L_norm: squared deviation of a quaternion from length 1, or of two columns of a matrix from orthonormality."""
     if raw.shape[-1] == 4:
         return jnp.square(1.0 - jnp.sum(jnp.square(raw), axis=-1))
     columns = raw.reshape(*raw.shape[:-1], 2, 3)

@@ -34,7 +34,7 @@ def load_official(state: Mapping[str, np.ndarray], config: HandModuleConfig | No
 
     Args:
         state: Arrays of the checkpoint by name. Those of its MANO layer and the counters of batches are ignored.
-        config: Configuration of a network of the released design; None for that of the released network.
+        config: Configuration of a network of the released design; the released network's if None.
 
     Raises:
         InputError: If a tensor is missing, unknown or of the wrong shape.
@@ -66,7 +66,7 @@ def load_official(state: Mapping[str, np.ndarray], config: HandModuleConfig | No
 
 
 def weight_table(config: HandModuleConfig) -> Iterator[WeightMapping]:
-    """Iterate over every tensor of a released checkpoint that a network needs; counters of batches are not needed."""
+    """Iterate over every tensor of a released checkpoint that a network needs, which excludes counters of batches."""
     yield from _block("hand3d.hand2d.conv1", "hand3d.hand2d.bn1", ("stem", "embed"), _kernel)
     yield from _bottleneck("hand3d.hand2d.layer1.0", ("stem", "fine"), config.stem_channels != config.channels // 2)
     yield from _bottleneck("hand3d.hand2d.layer2.0", ("stem", "coarse", 0), True)

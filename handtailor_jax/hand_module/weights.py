@@ -38,7 +38,7 @@ LANDMARK_IKNET = "landmark_iknet.safetensors"
 Module = TypeVar("Module", bound=HandModule | IKNet)
 FileType = Literal["float32", "float16"]
 
-_IKNET = "iknet."  # the part of a hand module's path
+_IKNET = "iknet."  # prefix of IKNet's tensors in a hand module
 _REMEDY = "give a file written by `handtailor convert-official` or by training"
 
 
@@ -133,11 +133,11 @@ def _asset(name: str) -> contextlib.AbstractContextManager[Path]:
 
 
 def load_module(weights: str | Path | None, hand: HandModel | None) -> HandModule:
-    """Load a hand module from a weight file; None means the embedded weights, or the embedded hand.
+    """Load a hand module from a weight file, or the embedded one if None, for a hand model (None: the embedded hand).
 
     Raises:
-        InputError: If the file cannot be read, or if the embedded weights are to pose another hand model, whose shape
-            coefficients differ.
+        InputError: If the file cannot be read, or if the embedded weights do not fit the hand model, because its shape
+            coefficients are others.
     """
     if weights is None and hand is not None and not _is_embedded(hand):
         raise InputError("the embedded weights fit the embedded hand only: give weights trained with this hand model")
@@ -201,7 +201,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
                     raise InputError(f"{problem}; convert or train them again, or install the version that wrote them")
                 return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (AttributeError, TypeError):
-            raise InputError(f"holds a type of numbers that NumPy has not, such as bfloat16; {_REMEDY}") from None
+            raise InputError(f"holds a type of numbers that NumPy lacks, such as bfloat16; {_REMEDY}") from None
         except FileNotFoundError:
             raise InputError(f"no such file; {_REMEDY}") from None
         except OSError as error:

@@ -70,7 +70,7 @@ class Materials:
     cloth: Float[Array, "2 3"]  # two colours of the sleeve
     pattern: Float[Array, "3"]  # frequency along, frequency around and contrast of the sleeve's pattern
     objects: Float[Array, "3 3"]  # colours of band, held object and foreground object
-    object_gloss: Float[Array, "3"]  # gloss of the same
+    object_gloss: Float[Array, "3"]  # gloss of band, held object and foreground object
 
 
 def sample_materials(draws: Draws) -> Materials:
@@ -83,7 +83,7 @@ def sample_materials(draws: Draws) -> Materials:
     marks = low + (high - low) * draws.uniform(10)
     color = draws.uniform(3) ** 1.5
     polish = jnp.concatenate([color, jnp.stack([draws.chance(0.12)])])
-    # Greys, blues and muted colours of cloth are more frequent than loud ones.
+    # Greys and muted colours of cloth are more frequent than saturated ones.
     value = draws.between(0.02, 0.8, 2) ** 1.3
     loud = draws.uniform() ** 1.5
     cloth = value[:, None] * (1.0 - loud * (1.0 - draws.uniform(2, 3)))
@@ -104,7 +104,7 @@ def shade(
 ) -> Planes3:
     """Compute linear RGB of every pixel of the supersampled image, 0 without a surface.
 
-    `visible` is the share of the key light that reaches each pixel, `openness` that of the ambient light.
+    `visible` and `openness` are the shares of the key light and of the ambient light that reach each pixel.
     """
     skin, cloth = surface.material == SKIN, surface.material == SLEEVE
     melanin, blood, dark, nail, palm, height = _pigments(surface, chart, materials)

@@ -122,7 +122,7 @@ def photo_background(
 
 
 def muted_colors(draws: Draws, count: int) -> Float[Array, "count 3"]:
-    """Draw colours of any brightness, seldom loud ones."""
+    """Draw colours of any brightness, most of them of low saturation."""
     loud = draws.uniform(count, 1) ** 2.2
     return draws.between(0.02, 0.85, count, 1) ** 1.4 * (1.0 - loud * draws.uniform(count, 3))
 
@@ -216,7 +216,7 @@ def _far_skin(draws: Draws) -> Float[Array, "3"]:
 
 
 def _limb_and_clutter(draws: Draws, room: Array) -> Shapes:
-    """Draw a limb of another person, which resembles one in colour only, then small objects anywhere."""
+    """Draw a rounded bar in the colour of skin, as a limb of another person, then small objects anywhere."""
     n = 1 + _CLUTTER
     dtype = room.dtype
     thick = draws.between(0.05, 0.16)
@@ -283,5 +283,5 @@ def _paint(shapes: Shapes, index: Int[Array, "height width"], x: Array, y: Array
 
 
 def bands(x: Array) -> Array:
-    """Return soft-edged bands of period 1, 0 or 1."""
+    """Return a wave of period 1 that is 0 or 1, with soft edges."""
     return jnp.clip(12.0 * jnp.abs(x - jnp.floor(x) - 0.5) - 2.5, 0.0, 1.0)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, UInt8
 
 from handtailor_jax.data.draws import Draws
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, check_range
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.mirror import mirror_camera, mirror_pixels, mirror_points, mirror_pose
 from handtailor_jax.mano.hand_model import HandModel
@@ -50,18 +50,17 @@ class SyntheticConfig:
     """Side of the images in pixels, a multiple of 16."""
     pose: PoseConfig = dataclasses.field(default_factory=PoseConfig)
     left: float = 0.0
-    """Share of left hands, which are mirrored right hands with mirrored labels. The default is 0 because the networks
-    of this project take right hands only."""
+    """Share of left hands, which are mirrored right hands with mirrored labels. The default is 0 because training uses
+    right hands only."""
     photographs: float = 0.5
     """Share of backgrounds from the photographs given to the dataset; without photographs all are procedural."""
     images_at_once: int = 8
-    """Number of images rendered together. The memory grows with it, and on an accelerator the speed."""
+    """Number of images rendered together. More images need more memory; on an accelerator they are faster."""
 
     def __post_init__(self) -> None:
         if not 32 <= self.size <= 4096 or self.size % 16:
             raise InputError(f"SyntheticConfig: size must be a multiple of 16 from 32 to 4096, got {self.size}")
-        if self.images_at_once < 1:
-            raise InputError(f"SyntheticConfig: images_at_once must be at least 1, got {self.images_at_once}")
+        check_range("SyntheticConfig: images_at_once", self.images_at_once, 1)
 
 
 @pytree
@@ -116,7 +115,7 @@ def load_assets(photographs: Any = None) -> SyntheticAssets:
 
 
 def sample_key(seed: int | Array, split: Split, index: Any) -> PRNGKeyArray:
-    """Return the random key of a sample. Keys of different splits differ for every seed."""
+    """Return the random key of a sample. The keys of the two splits differ for every seed."""
     root = jax.random.key(_TEST_SEED if split == "test" else seed)
     return jax.random.fold_in(jax.random.fold_in(root, _SPLIT_TAG[split]), index)
 
@@ -139,7 +138,7 @@ def render_sample(
 ) -> SyntheticSample:
     """Render one sample, without leading axis; works under jit, vmap and scan.
 
-    `drawn` is its hand, that of `sample_hand` if None: frames of a video have one key and different hands.
+    `drawn` is the sample's hand, by default the one of `sample_hand`; frames of a video have one key and many hands.
     """
     topology, size, dtype = assets.topology, config.size, assets.hand.dtype
     pose, betas, placed = sample_hand(assets, key, config) if drawn is None else drawn
@@ -237,10 +236,10 @@ class SyntheticDataset:
     def __init__(
         self, config: SyntheticConfig = SyntheticConfig(), split: str = "train", seed: int = 0, photographs: Any = None
     ) -> None:
-        """Prepare split "train" or "test"; the seed, from 0 to 2**31 - 1, is that of the training split.
+        """Prepare split "train" or "test"; the seed, from 0 to 2**31 - 1, changes the training split only.
 
         Raises:
-            InputError: If split or seed do not exist, or the photographs are not as `load_assets` takes them.
+            InputError: If the split does not exist, or the seed or the photographs are invalid (`load_assets`).
         """
         if split not in get_args(Split):
             raise InputError(f"split must be one of {', '.join(get_args(Split))}, got {split!r}")

@@ -88,7 +88,7 @@ def motion_blur(image: Image, vector: Float[Array, "2"], taps: int = 7) -> Image
 
 
 def _doubling(count: int) -> np.ndarray:
-    """Return the matrix with which decoders double a row of chroma: three quarters of one sample, one of the next."""
+    """Return the matrix with which decoders double a row of chroma: 3/4 of the nearest sample and 1/4 of the next."""
     eye, pixel = np.eye(count, dtype=np.float32), np.arange(2 * count)
     return 0.75 * eye[pixel // 2] + 0.25 * eye[np.clip(pixel // 2 - 1 + 2 * (pixel % 2), 0, count - 1)]
 
@@ -96,7 +96,7 @@ def _doubling(count: int) -> np.ndarray:
 def jpeg(image: Image, quality: Float[Array, ""]) -> Image:
     """Encode and decode an sRGB image (0 to 1) as JPEG: quantised 8 x 8 cosine blocks, chroma at half size.
 
-    Kept by hand because it runs inside the compiled program. The sides must be divisible by 16.
+    Implemented here because it runs inside the compiled program. The sides must be divisible by 16.
     """
     dtype = image.dtype
     height, width, _ = image.shape
@@ -138,8 +138,8 @@ def behind_hand(background: Image, coverage: Float[Array, "size size"], draws: D
 def develop(light: Image, box: Float[Array, "4"], key: PRNGKeyArray) -> Image:
     """Turn linear light into an image as a camera records it (sRGB, 0 to 1).
 
-    The light is exposed for a middling brightness of the hand; the exposure is varied here. Padding leaves the box
-    (left, top, right and bottom of the hand in pixels) free.
+    The input gives the hand a medium brightness, and the exposure varies here. Padding does not cover the box (left,
+    top, right and bottom of the hand in pixels).
     """
     own, noise_key = jax.random.split(key)
     draws = Draws(own, light.dtype)
@@ -195,7 +195,7 @@ def _process(srgb: Image, draws: Draws) -> Image:
 
 
 def _pad(srgb: Image, box: Float[Array, "4"], draws: Draws) -> Image:
-    """Blacken the part of the crop beyond the photograph, which ends between the hand and the border of the crop."""
+    """Blacken random margins between the hand and the border, as in a crop that reaches beyond its photograph."""
     size = srgb.shape[0]
     room = jnp.stack([box[0], box[1], size - 1.0 - box[2], size - 1.0 - box[3]])
     bars = jnp.where(draws.uniform(4) < 0.4, draws.uniform(4) * jnp.maximum(room, 0.0), 0.0)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from handtailor_jax.data.draws import Draws
 from handtailor_jax.data.readers.freihand import FreihandLayout
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, check_range
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle, matrix_from_quaternion
 from handtailor_jax.mano.hand_model import HandModel, PosedHand
 from handtailor_jax.mano.loading import recorded_poses
@@ -66,10 +66,8 @@ class PoseConfig:
         weights = (self.prior, self.gesture, self.blend, self.recombined)
         if min(weights) < 0.0 or sum(weights) <= 0.0:
             raise InputError(f"PoseConfig: weights must not be negative, and one must be positive, got {weights}")
-        if self.candidates < 1:
-            raise InputError(f"PoseConfig: candidates must be at least 1, got {self.candidates}")
-        if not 0.0 <= self.upright <= 1.0:
-            raise InputError(f"PoseConfig: upright must be between 0 and 1, got {self.upright}")
+        check_range("PoseConfig: candidates", self.candidates, 1)
+        check_range("PoseConfig: upright", self.upright, 0, 1)
 
 
 @functools.cache
@@ -128,7 +126,7 @@ def sample_orientation(key: PRNGKeyArray, config: PoseConfig, dtype: jnp.dtype) 
 
 @dataclasses.dataclass(frozen=True)
 class RecordedPoses:
-    """Finger poses made from recorded ones, for every sample of a step; a source of training samples."""
+    """Source of finger poses for stage "ik", recombined from recorded ones."""
 
     poses: npt.NDArray[np.floating]
     """(n, 15, 3) recorded rotations relative to the flat hand, radians."""
@@ -138,7 +136,7 @@ class RecordedPoses:
 
     @classmethod
     def read(cls, mano: Path | None, fits: Any, count: int, seed: int) -> "RecordedPoses":
-        """Read the poses that a MANO file carries, and those of a reader of FreiHAND (`fits`), where they are given.
+        """Read the poses in a MANO file and in a FreiHAND reader (`fits`), if they are given.
 
         Raises:
             InputError: If the reader has no poses.
@@ -152,9 +150,9 @@ class RecordedPoses:
         return cls(np.concatenate(poses), count, seed)
 
     def batch(self, step: int, positions: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Return poses (positions, 15, 3): each finger of another recorded pose, each joint turned by a random share.
+        """Return poses (positions, 15, 3): fingers of different recorded poses, each rotation times a random share.
 
-        BiHand and Zhou et al. make many poses of few in this way.
+        BiHand and Zhou et al. (CVPR 2020) augment recorded poses in this way.
         """
         rng = np.random.default_rng((self.seed, step))
         chosen = rng.integers(len(self.poses), size=(self.count, len(FINGERS)))[:, _FINGER_OF_JOINT]
@@ -200,7 +198,7 @@ _RADII = np.asarray([_radius_of(bone) for bone in BONES], np.float32)
 
 
 def _may_collide(first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Return whether contact of two bones of different fingers is a collision: next to a metacarpal it is not."""
+    """Return whether two bones of different fingers collide on contact; next to metacarpals contact is normal."""
     fingers = {KEYPOINTS[bone[1]].split("_")[0] for bone in (first, second)}
     palm = sum(bone[0] == WRIST for bone in (first, second))
     bases = sum(bone[0] in _METACARPAL_ENDS for bone in (first, second))

@@ -40,8 +40,8 @@ class Placement:
 def place_hand(hand: HandModel, pose: Float[Array, "16 3"], betas: Array, key: PRNGKeyArray, size: int) -> Placement:
     """Place a hand 0.28 to 1.4 m in front of a camera and crop the image around it, as a detector does.
 
-    The hand fills 40 to 95 % of the crop, a square of a larger image whose principal point is rarely its middle. Pixels
-    deviate up to 3 % from square.
+    The hand fills 40 to 95 % of the crop, a square of a larger image, so the principal point is rarely its middle. The
+    focal lengths fx and fy differ by up to 6 %.
     """
     dtype = hand.dtype
     draws = Draws(key, dtype)
@@ -92,7 +92,7 @@ def scene_vertices(
 
 
 def _arm(loop: Float[Array, "loop 3"], turn: Float[Array, "3 3"], draws: Draws) -> Float[Array, "arm 3"]:
-    """Return the rings of the arm, which continues the wrist's edge, then those of sleeve and band."""
+    """Return the rings of the arm, which continue the wrist's edge, then the rings of sleeve and band."""
     dtype = loop.dtype
     middle = jnp.mean(loop, axis=0)
     back, side, flat = (turn[:, 0], turn[:, 2], turn[:, 1])  # away from the fingers, to the thumb, to the back
@@ -147,7 +147,7 @@ def _sample_bends(back: Array, side: Array, flat: Array, draws: Draws) -> tuple[
 
 
 def _sample_rings(draws: Draws, dtype: jnp.dtype) -> tuple[Float[Array, "rings"], Float[Array, "rings"], Array]:
-    """Draw all rings' distances from the wrist, by how much they are wider than the arm, and the sleeve's looseness."""
+    """Draw each ring's distance from the wrist and its gap to the arm, and the looseness of the sleeve, metres."""
     arm, sleeve, band, sleeve_flare, band_flare = (
         jnp.asarray(np.asarray(x, np.float32), dtype)
         for x in (ARM_ARC, SLEEVE_STEPS, BAND_STEPS, _SLEEVE_FLARE, _BAND_FLARE)

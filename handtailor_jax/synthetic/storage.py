@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from handtailor_jax.data.readers.freihand import RENDERED_PARTS
-from handtailor_jax.data.sample import Batch
+from handtailor_jax.data.sample import Batch, labelled_batch
 from handtailor_jax.errors import InputError
 from handtailor_jax.images import SUFFIXES, crop_square, read_image
 from handtailor_jax.mano.hand_model import HandModel
@@ -95,14 +95,14 @@ def write_freihand(dataset: SyntheticDataset, count: int, out: Path, progress: b
 
 
 def _digest(config: SyntheticConfig, *more: Any) -> str:
-    """Return a name for samples, which do not depend on the number of images rendered at once."""
+    """Return a hash of the settings that samples depend on: all but the number of images rendered at once."""
     settings = dataclasses.asdict(dataclasses.replace(config, images_at_once=1))
     text = json.dumps([settings, *more] if more else settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _write_layout(dataset: SyntheticDataset, count: int, folder: Path, part: str, progress: bool) -> None:
-    """Write a dataset; labels of complete batches that exist already are kept."""
+    """Write a dataset, except the batches whose labels exist already."""
     labels, images = folder / "labels", folder / part / "rgb"
     labels.mkdir(parents=True, exist_ok=True)
     step = dataset.config.images_at_once
@@ -190,8 +190,7 @@ class SamplePool:
                     raise InputError(f"count is {count}: give 1 to {len(dataset)}, as many as the {split} split has")
                 _render(dataset, missing)
         except OSError as error:
-            message = f"{self.folder}: cannot be written ({error.strerror}): choose another cache folder"
-            raise InputError(message) from None
+            raise InputError(f"{self.folder}: cannot be written ({error.strerror}): choose another cache") from None
         self._arrays = [_open(shard, config.size) for shard in shards]
 
     def __len__(self) -> int:
@@ -203,10 +202,8 @@ class SamplePool:
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.count:
             raise IndexError(f"the pool has samples 0 to {self.count - 1}, got {wanted}")
         rows = [divmod(int(i), SHARD) for i in wanted]
-        columns = {name: np.stack([self._arrays[shard][name][row] for shard, row in rows]) for name in _FIELDS}
-        weights = np.ones((len(rows), NUM_KEYPOINTS), np.float32)
-        known = dict.fromkeys(("has_joints", "has_3d", "has_intrinsics"), np.ones(len(rows), np.float32))
-        return Batch(keypoint_weight=weights, **known, **columns)
+        columns: Any = {name: np.stack([self._arrays[shard][name][row] for shard, row in rows]) for name in _FIELDS}
+        return labelled_batch(**columns)
 
 
 def _open(shard: Path, size: int) -> dict[str, np.ndarray]:

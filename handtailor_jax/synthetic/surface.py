@@ -1,4 +1,4 @@
-"""The surface of a scene: its mesh, what the camera sees of it, and the shadows on it.
+"""The surface of a scene: its mesh, its visible part, and the shadows on it.
 
 Images are kept as separate planes (height, width), one per quantity: XLA then looks values up and shades in one pass.
 An array of records would be gathered first, which takes eight times as long on a CPU.

@@ -46,8 +46,8 @@ class DataConfig:
     photograph_3d: float = 0.2
     """Weight of the 3D terms of photographs, whose pose and shape are fits to their keypoints; 0 trains in 2D only."""
     dataset: Literal["rhd", "stb", "freihand", "custom"] | None = None
-    """Published dataset whose training split is used; none if not given. `train` sets "custom" where it is given
-    sources."""
+    """Published dataset whose training split is used; none if not given. "custom" is set by runs from Python that bring
+    their own datasets (docs/training.md)."""
     dataset_folder: Path | None = None
     """Folder of the dataset, as its archive unpacks."""
     dataset_share: float = 1.0
@@ -137,7 +137,7 @@ class LossWeights:
 
     @classmethod
     def ours(cls) -> "LossWeights":
-        """Return our weights for `HandModuleConfig.small`."""
+        """Return the default weights, which this project's own networks are trained with."""
         of_maps = cls(heatmap=0.3, keypoints_2d=10.0, relative_depth=1.0, joints=1.0, bone=1.0, root_depth=0.3)
         of_model = {"model_keypoints": 1.0, "model_keypoints_2d": 1.0, "betas": 0.02}
         return dataclasses.replace(of_maps, rotations=0.5, rotations_from_truth=0.25, **of_model)
@@ -162,7 +162,7 @@ class OptimizerConfig:
     warm_up: int = 200
     """Number of warm-up steps, during which the learning rate rises linearly from 0."""
     final: float = 0.02
-    """Learning rate at the last step as a share of the highest; 1 keeps the learning rate constant."""
+    """Learning rate at the last step as a share of the highest; 1 keeps it constant after the warm-up."""
     weight_decay: float = 1e-4
     """Weight decay of kernels; biases and normalisation parameters are not decayed."""
     clip: float = 5.0
@@ -170,8 +170,8 @@ class OptimizerConfig:
     average: float = 0.999
     """Decay of the exponential moving average of the weights, which is evaluated and exported."""
     trunk: float = 0.0
-    """Learning rate of the pretrained convolutions of stem "landmarks", as a share of the others'; at 0 they are frozen
-    and a step takes half of the time."""
+    """Learning rate of the pretrained convolutions of stem "landmarks", as a share of the learning rate; at 0 they are
+    frozen, which halves the time of a step."""
     accumulate: int = 1
     """Number of microbatches that a batch is split into to save memory; their gradients are averaged."""
 
@@ -192,9 +192,10 @@ class TrainingConfig:
     """Network architecture."""
     hand: Path | None = None
     """Hand model (MANO pickle or npz); the embedded hand if not given. FreiHAND's poses and shapes are MANO's, so only
-    runs with MANO use them; other hand models use FreiHAND's joints alone."""
+    runs with MANO use them; other hand models are trained on FreiHAND's joints alone."""
     stage: Stage = "end_to_end"
-    """Trained part: everything but IKNet ("keypoints"), IKNet alone on sampled poses ("ik"), or everything."""
+    """Trained part: everything but IKNet ("keypoints"), IKNet alone on sampled poses ("ik"), or everything
+    ("end_to_end")."""
     steps: int = 20_000
     """Total number of steps."""
     batch: int = 32
@@ -206,8 +207,8 @@ class TrainingConfig:
     loss: LossWeights = dataclasses.field(default_factory=LossWeights.ours)
     detached: bool = True
     """Stop the gradients of lifted joints, rotations and lengths at the heatmaps and depth maps. In an untrained
-    network all keypoints coincide, and these gradients, divided by the length of a bone in pixels, exceed the heatmaps'
-    own. Switch off to fine-tune."""
+    network all keypoints coincide, and these gradients, divided by the length of a bone in pixels, exceed the
+    gradients of the heatmap losses. Switch off to fine-tune."""
     heatmap_sigma: float = 1.0
     """Standard deviation of the target Gaussians, in heatmap cells."""
     joint_noise: float = 0.05
@@ -230,8 +231,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Raise an InputError if the settings contradict each other."""
-        for name in ("steps", "batch", "log_every", "evaluate_every", "checkpoint_every"):
-            _check(getattr(self, name) > 0, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("steps", "log_every", "evaluate_every", "checkpoint_every"):
+            check_range(name, getattr(self, name), 1)
         check_range("batch", self.batch, 1, 8192)
         check_range("seed", self.seed, 0, 2**31 - 1)
         check_range("joint_noise", self.joint_noise, 0)
@@ -243,9 +244,8 @@ class TrainingConfig:
             f"batch {self.batch} cannot be split into optimizer.accumulate = {parts} parts: choose a divisor of it",
         )
         _check(
-            not self.detached or not (self.module.decoding != "corrected" or self.through_tailor),
-            "detached needs our decoding and no losses through the tailor: set detached to False for the paper's "
-            "decodings or to train through the tailor",
+            not self.detached or (self.module.decoding == "corrected" and not self.through_tailor),
+            'detached needs module.decoding "corrected" and no losses through the tailor: set detached to False',
         )
         _check(self.module.batch_axis is None, "module.batch_axis is set by the training itself: leave it out")
         data, dataset = self.data, self.data.counts(self.batch).dataset
@@ -276,7 +276,7 @@ class TrainingConfig:
 
     @property
     def freihand_joints(self) -> bool:
-        """Whether the joints are those that FreiHAND regresses from the posed mesh, not the hand model's chain."""
+        """Whether all true joints are FreiHAND's, which are regressed from the posed mesh."""
         return self.data.dataset == "freihand" and self.data.counts(self.batch).dataset == self.batch
 
     @property

@@ -18,13 +18,13 @@ class Custom:
 
     sources: Sequence[tuple[Reader, float]] = ()
     """Datasets with their weights: readers of your own (`data.sample.Reader`) or from `data.open_dataset`. Together
-    they are the share `data.dataset_share` of every batch, in which each is as frequent as its weight says. They take
-    the place of `data.dataset`, and stage "ik" has none."""
+    they fill the share `data.dataset_share` of every batch, each in proportion to its weight. They replace
+    `data.dataset`; stage "ik" takes none."""
     evaluation: Reader | None = None
     """Dataset of which `data.test` samples are evaluated during the run; none if not given."""
     losses: Sequence[tuple[float, Callable[..., Term]]] = ()
-    """Losses (`objective.Loss`) with their weights, besides those of the configuration; metrics have the names of the
-    functions."""
+    """Losses (`objective.Loss`) with their weights, in addition to those of the configuration; each metric has the name
+    of its function."""
     network: Callable[..., HandModule] = HandModule
     """Class of the network: a subclass of `HandModule`, with the same arguments. `load_weights(path, network)` loads
     its weights."""
@@ -34,10 +34,10 @@ NOTHING = Custom()
 
 
 def with_custom(config: TrainingConfig, custom: Custom) -> TrainingConfig:
-    """Return the configuration of a run in which the sources of your own, if there are any, are the dataset.
+    """Return the configuration, with the dataset "custom" if there are sources of your own.
 
     Raises:
-        InputError: If the configuration and what is your own exclude each other.
+        InputError: If the configuration contradicts the sources or the evaluation.
     """
     data = config.data
     if config.stage == "ik" and (custom.sources or custom.evaluation is not None):

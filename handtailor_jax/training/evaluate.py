@@ -34,7 +34,7 @@ Figures = tuple[dict[str, float], Image | None]
 """Named figures, and a sheet of images with the predicted keypoints and rings at the true ones."""
 
 _PIECE = 32
-_LOOSE = 1.6  # side of evaluation crops as a multiple of the hand size, as a loose detector gives them
+_LOOSE = 1.6  # side of evaluation crops in hand sizes, as large as the boxes of a loose detector
 _SHOWN, _PIXELS = 8, 256
 _IK_POSES = 512
 
@@ -50,9 +50,9 @@ class TestSet:
 
 
 def test_sets(config: TrainingConfig, hand: HandModel, own: Reader | None) -> list[TestSet]:
-    """Return the samples that a run with images is evaluated on; `own` is the evaluation of your own data.
+    """Return the samples on which a run with images is evaluated; `own` is the reader of `Custom.evaluation`.
 
-    Rendered samples and datasets are evaluated with and without their intrinsics, photographs per collection.
+    Rendered samples and datasets are evaluated with and without their intrinsics, each collection of photographs alone.
     """
     data, size = config.data, config.module.image_size
     sets, metric = [], {}
@@ -183,7 +183,7 @@ def _mean_distance(points: Array, target: Array) -> Float[Array, "batch"]:
 
 
 def _in_pieces(function: Callable[[Batch], T], batch: Batch) -> T:
-    """Call a compiled function on pieces of one size, the last filled up with its last sample; results on the host."""
+    """Call a function on pieces of equal size, filling up the last with its last sample; return results on the host."""
     count, parts = len(batch.image), []
     for start in range(0, count, _PIECE):
         rows = np.minimum(np.arange(start, start + _PIECE), count - 1)

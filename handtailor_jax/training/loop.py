@@ -67,7 +67,7 @@ def train(
         custom: Your own data, losses and network.
 
     Raises:
-        InputError: With one line that names what is wrong.
+        InputError: If the input is wrong, in one line.
         NotFinite: If a loss or gradient is not finite. The samples of the step are in not_finite.npz, and the latest
             checkpoint is the state before the step.
     """
@@ -152,7 +152,7 @@ class Run:
         return first_copy(self.state)
 
     def advance(self, step: int, batch: Samples) -> StepMetrics:
-        """Take the step after `step` steps, on samples from `batches`; returns before the devices have finished."""
+        """Take step `step`, counted from 0, on samples from `batches`; return before the devices have finished."""
         samples, batch = self.inputs(step, batch)
         self.state, metrics = self.compiled_step(self.state, batch, samples, self.hands)
         return metrics
@@ -168,7 +168,7 @@ class Run:
         try:
             yield from samples.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
         except InputError as error:
-            raise InputError(str(error).partition("\n")[0]) from None  # Grain appends where it happened
+            raise InputError(str(error).partition("\n")[0]) from None  # Grain appends lines to the message
 
     def from_host(self, step: int) -> Samples:
         """Return a step's samples from host memory, (devices, n, ...); None if no samples come from there."""
@@ -188,7 +188,7 @@ class Run:
         rendered = render(assets, np.full(len(positions), step, np.int32), positions)
         if batch is None:
             return positions, rendered
-        # Every device has the same number of samples of either kind, whatever the number of devices.
+        # A sample's position does not depend on the number of devices: rendered samples come first.
         others = count + self._positions(self.source.count)
         return np.concatenate([positions, others], axis=1), join(rendered, batch)
 
@@ -197,7 +197,7 @@ class Run:
         if not first_copy(self.state.optimizer.total_notfinite):
             return
         step, path, where = self.step, self.folder / "not_finite.npz", ""
-        # Rendering the samples again would take all processes, which may have stopped already.
+        # Rendering the samples again needs all processes, of which some may have stopped already.
         alone = jax.process_count() == 1 or (not self.config.rendered and jax.process_index() == 0)
         if self.config.stage != "ik" and alone:
             arrays = vars(self._crops(step))
@@ -222,7 +222,7 @@ class Run:
 
     @functools.cached_property
     def _rendering(self) -> tuple[Any, Any, Any]:
-        """Functions that render samples, from assets on all devices, and that join them with others."""
+        """Function that renders samples, its assets on all devices, and function that joins samples with others."""
         join = on_devices(lambda *parts: jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *parts), self.devices)
         return compile_rendering(self.config, self.devices), self._on_all_devices(load_assets()), join
 
@@ -244,7 +244,7 @@ def check_devices(config: TrainingConfig, devices: int) -> None:
     kinds = {"rendered samples": config.rendered, "samples from the host": config.batch - config.rendered}
     for name, count in kinds.items():
         if count % devices:
-            raise InputError(f"{count} {name} per step cannot be dealt to {devices} devices: change --batch")
+            raise InputError(f"{count} {name} per step cannot be split among {devices} devices: change --batch")
     if (config.batch // devices) % config.optimizer.accumulate:
         raise InputError(
             f"batch {config.batch} on {devices} devices cannot be split into {config.optimizer.accumulate} parts: "

@@ -29,7 +29,7 @@ Loss = Callable[[Batch, Prediction], Term]
 
 
 def objective(config: TrainingConfig, others: Sequence[tuple[float, Loss]] = ()) -> tuple[tuple[float, Loss], ...]:
-    """Return the terms of a stage, and others, with their weights, without those of weight 0. A new loss goes here."""
+    """Return the terms of the configured stage and the other losses, each with its weight, if that is above 0."""
     w = config.loss
     of_poses: list[tuple[float, Loss]] = [
         (w.rotations_from_truth, rotations_from_truth),
@@ -59,8 +59,8 @@ def objective(config: TrainingConfig, others: Sequence[tuple[float, Loss]] = ())
     return tuple((weight, loss) for weight, loss in listed if weight > 0.0)
 
 
-# The terms. Those of joints and lengths count where the joints are known, those of rotations and shape where pose and
-# shape are known, and those of depths from the camera only where the intrinsics are known too.
+# The terms. Joints and lengths are weighted by `has_joints`, rotations and shape by `has_3d`, and distances from the
+# camera and rendered maps by `has_joints` times `has_intrinsics`.
 
 
 def heatmap(batch: Batch, prediction: Prediction) -> Term:
@@ -118,7 +118,7 @@ def model_keypoints(batch: Batch, prediction: Prediction) -> Term:
 def model_keypoints_2d(batch: Batch, prediction: Prediction) -> Term:
     """Huber error of the posed hand model's keypoints in the image, in hand sizes.
 
-    The model is put where the true hand is, then scaled and shifted in the image to fit best (Eq. 17).
+    The model is placed at the true root in the true size, then scaled and shifted in the image to fit best (Eq. 17).
     """
     model = _relative(prediction.model_keypoints)
     size = _bone(batch.joints) / jnp.maximum(_bone(model), 1e-6)
@@ -219,7 +219,7 @@ def tailored_mesh(batch: Batch, prediction: Prediction) -> Term:
 
 
 def true_relative_depth(batch: Batch, along_camera: bool) -> Float[Array, "batch 21"]:
-    """Return true depths relative to the root, in reference bones, along the line of sight or the camera's z axis."""
+    """Return true depths relative to the root, in reference bones, along the camera's z axis or the line of sight."""
     relative = _relative(batch.joints)
     axis = jnp.broadcast_to(jnp.asarray([0.0, 0.0, 1.0], relative.dtype), relative[:, 0].shape)
     if not along_camera:
@@ -248,7 +248,7 @@ def _target_heatmaps(batch: Batch, config: TrainingConfig) -> Float[Array, "batc
 
 
 def _huber(error: Float[Array, "*axes n"], width: float) -> Float[Array, "*axes"]:
-    """Return the sum over the last axis of |error|, rounded to a parabola below `width`."""
+    """Return the Huber error, summed over the last axis: a parabola below `width`, then a line of slope 1."""
     return jnp.sum(optax.huber_loss(error, delta=width), axis=-1) / width
 
 

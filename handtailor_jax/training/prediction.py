@@ -29,13 +29,12 @@ from handtailor_jax.types import Camera, HandMesh
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Everything that a term may compare with a batch; parts are computed when a term first reads them.
+    """Everything that a term may compare with a batch; a part is computed when a term first reads it.
 
-    Exists only while a step is traced.
+    A prediction exists only while a step is traced.
     """
 
     batch: Batch
-    """The batch that the prediction is for."""
     module: HandModule
     hand: HandModel
     config: TrainingConfig
@@ -84,10 +83,9 @@ def predict(
 ) -> Prediction:
     """Predict the hands of a batch: crops of the network's size, or poses without images in stage "ik".
 
-    The prediction has the completed batch that the terms compare it with: the estimated joints where the true ones are
-    unknown, and a hand at rest for unknown poses. Terms of unknown quantities have weight 0, but their values must be
-    finite, because 0 times a gradient that is not finite is not a number, and IKNet's batch statistics include every
-    sample.
+    The batch of the prediction has no gaps: unknown joints are the estimated ones, and unknown poses are the rest pose.
+    Terms of unknown quantities have weight 0, but their values must be finite, because 0 times a gradient that is not
+    finite is not a number, and IKNet's batch statistics include every sample.
     """
     if config.stage == "ik":
         return Prediction(batch, module, hand, config, noise_keys, None)
@@ -106,7 +104,7 @@ def predict(
 def _detached_estimate(
     module: HandModule, image: Float[Array, "batch size size 3"], camera: Camera
 ) -> HourglassEstimate:
-    """Return an estimate of which only keypoints and relative depths have gradients to the heatmaps and depth maps."""
+    """Return an estimate in which only keypoints and relative depths have gradients to the heatmaps and depth maps."""
     stacks = module.stacks(module.stem(image - 0.5))
     features, shape_vector = module.shape_branch(stacks[-1].encoding)
     estimate = module.decode(camera, jax.lax.stop_gradient(stacks), features, shape_vector)
@@ -130,7 +128,7 @@ def posed_keypoints(
 ) -> Float[Array, "batch 21 3"]:
     """Return the hand model's keypoints, metres, in its own frame turned by the global rotation.
 
-    With `freihand` MANO's are FreiHAND's: regressed from the posed mesh, with FreiHAND's fingertips.
+    With `freihand`, the keypoints of MANO are regressed from the posed mesh, with FreiHAND's fingertips.
     """
     if freihand and hand.skin.template.shape[0] == MANO_VERTICES:
         vertices = jax.vmap(lambda b, r: hand.shape(b).articulate(r).skin().vertices)(betas, rotations)
@@ -180,9 +178,6 @@ def sampled_poses(
 
     pose, betas, joints = jax.vmap(one)(keys, recorded)
     count = pose.shape[0]
-    unseen: dict[str, Any] = {
-        "image": jnp.zeros((count, 0, 0, 3), jnp.uint8),
-        "keypoints_2d": jnp.zeros((count, 21, 2)),
-    }
-    unseen["intrinsics"] = jnp.zeros((count, 3, 3))
-    return labelled_batch(joints=joints, pose=pose, betas=betas, **unseen, keypoints=0.0, intrinsics_known=0.0)
+    seen: dict[str, Any] = {"keypoints_2d": jnp.zeros((count, 21, 2)), "intrinsics": jnp.zeros((count, 3, 3))}
+    seen["image"] = jnp.zeros((count, 0, 0, 3), jnp.uint8)
+    return labelled_batch(joints=joints, pose=pose, betas=betas, **seen, keypoints=0.0, intrinsics_known=0.0)

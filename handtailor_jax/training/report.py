@@ -98,7 +98,7 @@ class Recorder:
         evaluate: Callable[[TrainState], tuple[dict[str, float], Image | None]],
         step: int,
     ) -> None:
-        """Continue the metrics of a run after a step; drops later lines, which a resumed run repeats."""
+        """Continue the metrics of a run after a step; drop later lines, which a resumed run repeats."""
         self._config, self._folder, self._evaluator = config, folder, evaluate
         self._path = folder / "metrics.jsonl"
         lines = [line for line in self._lines() if line["step"] <= step]
@@ -162,10 +162,10 @@ class Recorder:
 
 
 def score(figures: Mapping[str, float | int]) -> float | None:
-    """Return the figure that the best checkpoint has most of; None if the figures are of no evaluation.
+    """Return the figure that the best checkpoint maximises; None if the figures do not come from an evaluation.
 
-    That is the share of keypoints within 10 % of the hand size, averaged over the test sets; in stage "ik" the negative
-    angle.
+    It is the share of keypoints within 10 % of the hand size, averaged over the test sets; in stage "ik" it is the
+    negative angle.
     """
     if "poses/angle_degrees" in figures:
         return -figures["poses/angle_degrees"]

@@ -1,7 +1,7 @@
 """Training samples in host memory: rendered ones, photographs and datasets.
 
-A source is an endless `grain.MapDataset` of `Batch`es without leading axes. What a step sees follows from the seed and
-the step alone. To add a dataset, write a reader (`data.sample.Reader`) and open it in `open_split`.
+A source is an endless `grain.MapDataset` of `Batch`es without leading axes. The samples of a step depend only on the
+seed and the step. docs/training.md says how to add a dataset.
 """
 
 import dataclasses
@@ -74,13 +74,13 @@ class Mixture:
 
 
 def open_sources(config: TrainingConfig, hand: HandModel, custom: Custom = NOTHING) -> Mixture | RecordedPoses:
-    """Return the source of all samples that come from host memory; the first call renders and fits."""
+    """Return the source of a step's samples in host memory; the first call renders the pool and fits photographs."""
     data, counts, parts = config.data, config.data.counts(config.batch), []
     if config.stage == "ik":
         reader = open_split(config, hand, "training") if data.dataset == "freihand" else None
         recorded = RecordedPoses.read(config.hand, reader, config.batch, config.seed)
         return recorded if len(recorded.poses) else Mixture(())
-    # First whatever fails at once where a folder is missing, then whatever takes time.
+    # Missing folders are found before anything that takes time begins.
     if data.dataset == "custom" and not custom.sources:
         raise InputError("data.dataset is custom but no sources were given: train from Python (docs/training.md)")
     readers = checked_sources(custom.sources)
@@ -122,7 +122,7 @@ def open_split(config: TrainingConfig, hand: HandModel, split: Split) -> Reader:
 
 
 def evaluation_samples(config: TrainingConfig, hand: HandModel, reader: Reader | None = None) -> Batch:
-    """Return `data.test` samples, evenly spread over a dataset, by default the test split, and always the same."""
+    """Return `data.test` samples, evenly spread over `reader`, by default the configured dataset's evaluation split."""
     own, reader = reader is not None, open_split(config, hand, "evaluation") if reader is None else reader
     chosen = np.linspace(0, len(reader) - 1, min(config.data.test, len(reader))).round().astype(int).tolist()
     batch = gather(load(reader, size=config.data.size, shuffle=False), chosen)
@@ -177,9 +177,7 @@ def prepare_photographs(folder: Path, split: str, size: int, cache: Path, weight
     known = json.dumps([_VERSION, size, _FACTOR, [[x.name, x.keypoints_2d.tolist(), x.convention] for x in labels]])
     digest = hashlib.sha256(known.encode()).hexdigest()[:8]
     found = _cached(cache / f"photographs-{split}-{size}px-{digest}.npz", make)
-    fields: dict[str, Any] = {
-        name: found[name] for name in ("image", "mask", "keypoints_2d", "joints", "pose", "betas")
-    }
+    fields: Any = {name: found[name] for name in ("image", "mask", "keypoints_2d", "joints", "pose", "betas")}
     fields["intrinsics"] = np.tile(np.eye(3, dtype=np.float32), (len(found["name"]), 1, 1))
     return PhotoSet(found["name"], found["inside"], labelled_batch(**fields, weight_3d=weight_3d, intrinsics_known=0.0))
 
@@ -217,7 +215,7 @@ def _fitted(label: PhotoLabel, hand: HandModel, size: int) -> dict[str, np.ndarr
 
 
 def photograph_stream(config: TrainingConfig) -> Any:
-    """Return photographs before random backgrounds, every collection equally often, in another order every epoch."""
+    """Return photographs, some pasted onto backgrounds: each collection equally often, each epoch in another order."""
     data = config.data
     assert data.photographs is not None
     found = prepare_photographs(data.photographs, "train", data.size, data.cache, data.photograph_3d)
@@ -284,7 +282,7 @@ def _cached(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, 
             with np.load(path) as stored:
                 return dict(stored)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: is damaged ({error}): remove it, and it is made again") from None
+            raise InputError(f"{path}: is damaged ({error}): remove it to make it again") from None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

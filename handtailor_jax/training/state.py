@@ -25,7 +25,7 @@ from handtailor_jax.training.config import OptimizerConfig, TrainingConfig
 from handtailor_jax.types import pytree
 
 _CHECKSUM = "checksum"
-_TRUNK = ("stem", "network")  # where a module with the stem "landmarks" has the pretrained convolutions
+_TRUNK = ("stem", "network")  # path of the pretrained convolutions in a module with the stem "landmarks"
 
 DEVICES = "devices"
 """Name of the mapped axis over devices."""
@@ -57,7 +57,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The structure of the network, whose arrays are in a `TrainState`."""
+    """Structure of the network; its arrays are in a `TrainState`."""
 
     kind: Callable[..., HandModule]
     """Class of the network."""
@@ -122,8 +122,8 @@ def create_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTrans
 
 
 def moving_average(average: Arrays, new: Arrays, step: Int[Array, ""], config: OptimizerConfig) -> Arrays:
-    """Return the exponential moving average after a step, the first of which has number 1."""
-    # A shorter average at the beginning, where a long one would consist of the random initial weights.
+    """Return the exponential moving average after step number `step`, counted from 1."""
+    # The first steps average over fewer steps, because a long average would consist of the random initial weights.
     taken = step.astype(jnp.result_type(float))
     decay: Float[Array, ""] = jnp.minimum(config.average, (1.0 + taken) / (10.0 + taken))
     return optax.incremental_update(new, average, 1.0 - decay)
@@ -142,7 +142,7 @@ def initial_state(config: TrainingConfig, network: Network) -> TrainState:
             if file is not None and part in (None, path[0]):
                 if path not in given or given[path].shape != variable.shape:
                     name = ".".join(map(str, path))
-                    raise InputError(f"{file}: has no {name} of shape {variable.shape}: give fitting weights")
+                    raise InputError(f"{file}: has no {name} of shape {variable.shape}: give weights of this network")
                 variables[path] = given[path]
     nnx.update(module, nnx.from_flat_state(variables))
     params, frozen, statistics = network.split(module)
@@ -177,7 +177,7 @@ def _ignore_closed_loops() -> None:
 class Checkpoints:
     """Checkpoints of a run, written by Orbax: the latest two and the best one, each complete or absent.
 
-    If the disk refuses, an InputError says so, and earlier checkpoints are intact.
+    If a checkpoint cannot be written, an InputError is raised, and earlier checkpoints stay intact.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -212,7 +212,7 @@ class Checkpoints:
     def save(self, state: TrainState, best: bool = False) -> None:
         """Start writing a state in host memory, in the first process only; training may continue meanwhile.
 
-        The best state so far is kept in a folder of its own, too.
+        With `best`, the state is also written to the folder of the best one.
         """
         if jax.process_index() != 0:
             return
@@ -223,7 +223,7 @@ class Checkpoints:
             self._writing(lambda: self._best.save(step, args=arrays))
 
     def finish(self) -> None:
-        """Wait until everything is on disk."""
+        """Wait until all checkpoints are on disk."""
         self._writing(self._last.wait_until_finished)
         self._writing(self._best.wait_until_finished)
 

@@ -49,7 +49,7 @@ class Losses:
 
 @pytree
 class StepMetrics:
-    """What a step reports, equal on all devices."""
+    """Metrics of a step, equal on all devices."""
 
     losses: Losses
     gradient_norm: Float[Array, ""]
@@ -58,7 +58,7 @@ class StepMetrics:
 
 
 Samples = Batch | Array | None
-"""What a step gets from host memory or rendered: images, or finger poses in stage "ik"."""
+"""Input of a step: images, from host memory or rendered; in stage "ik", recorded finger poses or None."""
 
 
 def sample_keys(seed: int, step: Int[Array, ""], samples: Int[Array, "n"]) -> Key[Array, "n"]:
@@ -87,7 +87,7 @@ def train_step(
         hand: The right hand model.
         network: Structure of the network.
         config: Configuration of the run.
-        losses: Losses besides those of the configuration.
+        losses: Losses in addition to those of the configuration.
     """
     keys = sample_keys(config.seed, state.step, samples)
     of_part = functools.partial(_gradients, state, hand=hand, network=network, config=config, others=losses)
@@ -110,7 +110,7 @@ def train_step(
 def _update(
     state: TrainState, gradients: Arrays, statistics: Arrays, losses: Losses, config: TrainingConfig
 ) -> tuple[TrainState, StepMetrics]:
-    """Apply the optimiser; a loss or gradient that is not finite leaves everything as it is from then on."""
+    """Apply the optimiser. After a loss or gradient that is not finite, this step and all later ones change nothing."""
     norm = optax.tree.norm(gradients)
     # After the first failure every gradient is replaced by NaN, so that the optimiser ignores all later steps too.
     sound = jnp.isfinite(losses.total) & jnp.isfinite(norm) & (state.optimizer.total_notfinite == 0)
@@ -127,7 +127,7 @@ def _update(
         "average_params": moving_average(state.average_params, params, done, config.optimizer),
         "average_statistics": moving_average(state.average_statistics, statistics, done, config.optimizer),
     }
-    # The optimiser holds the parameters itself.
+    # `apply_if_finite` already keeps the parameters.
     held = {name: getattr(state, name) for name in new}
     new = jax.tree.map(functools.partial(jnp.where, sound), new, held)
     state = dataclasses.replace(state, params=params, optimizer=optimizer_state, **new)
@@ -150,7 +150,7 @@ def _gradients(
     if not isinstance(batch, Batch):
         crops = sampled_poses(hand, keys, config.betas_std, batch)
     else:
-        # XLA of jax 0.12 compiled minutes where it fused the resampling of images of 256 pixels into the network.
+        # Without the barrier, XLA of jax 0.12 fuses the resampling into the network and compiles for minutes.
         crops = jax.lax.optimization_barrier(augment(batch, keys, config.augmentation, config.module.image_size))
 
     def loss(params: Arrays) -> tuple[Array, tuple[Arrays, Losses]]:
@@ -160,14 +160,14 @@ def _gradients(
         terms = tuple(term(prediction.batch, prediction) for _, term in weighted)
         error = keypoint_error(crops, prediction.estimate)
         everywhere, error = jax.lax.psum(jax.lax.stop_gradient((terms, error)), DEVICES)
-        # This device's share of every mean: the gradients, and the totals, of all devices add up.
+        # The total is this device's share of every mean, so the totals and the gradients of all devices add up.
         total = jnp.zeros((), hand.dtype)
         for (weight, _), own, whole in zip(weighted, terms, everywhere, strict=True):
             total = total + weight * own.total / jnp.maximum(whole.weight, 1e-6)
         return total, (network.split(module)[2], Losses(total, everywhere, error))
 
     gradients, (new_statistics, losses) = jax.grad(loss, has_aux=True)(state.params)
-    # One vector: one message between the devices instead of one for every array.
+    # One vector takes one message between the devices instead of one for every array.
     vector, unravel = ravel_pytree((gradients, losses.total))
     gradients, total = unravel(jax.lax.psum(vector, DEVICES))
     return gradients, new_statistics, Losses(total, losses.terms, losses.keypoint_error)

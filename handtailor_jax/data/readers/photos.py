@@ -15,7 +15,7 @@ from handtailor_jax.skeleton import BONES, FINGERS, KEYPOINTS, NUM_KEYPOINTS, RO
 from handtailor_jax.types import Side
 
 _PALM = [WRIST, *(KEYPOINTS.index(f"{finger}_mcp") for finger in FINGERS[1:])]
-# Shares of the hand size: bones drawn this wide are certainly skin, and pixels farther away than this are not.
+# Shares of the hand size: bones drawn `_BONE_WIDTH` wide are certainly skin; pixels beyond `_REACH` of them are not.
 _BONE_WIDTH = 0.05
 _REACH = 0.22
 
@@ -36,7 +36,7 @@ class PhotoLabel:
     joints_3d: FloatArray | None
     """(21, 3) estimated joints, camera axes, any unit and origin; None if the label has none."""
     convention: str = "mediapipe"
-    """Points that the keypoints mark: a name of `detections.CONVENTIONS`."""
+    """Definition of the keypoints: a name of `detections.CONVENTIONS`."""
 
     @property
     def source(self) -> str:

@@ -59,7 +59,7 @@ class Rhd:
             split: training or evaluation.
             hand: rule that chooses the hand. "mask": the left hand if it covers strictly more pixels of the mask.
                 "visible": the left hand if it has strictly more visible keypoints. The right hand otherwise.
-            palm: "zb": joint 0 is the midpoint of wrist and middle MCP, in 2D and 3D, and visible if either is.
+            palm: "zb" replaces the wrist by the midpoint of wrist and middle MCP, in 2D and 3D, visible if either is.
             depth: whether samples have a depth map.
             mask: whether samples have a mask.
 
@@ -149,7 +149,7 @@ def _annotation(path: Path) -> tuple[list[int], DoubleArray, DoubleArray, Double
 
 
 def _content(path: Path) -> Any:
-    """Unpickle the annotation without running it."""
+    """Read the annotation's pickle without executing it."""
     try:
         size = check_file(path)
         if size > _MOST_BYTES:
