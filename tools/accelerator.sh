@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL=2
 # A step that ran out of time continues from its compiled programs when the script is run again.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$out/compiled}" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 
-# Sizes: small where the script is rehearsed. Every number of iterations and every batch is a program to compile.
+# A rehearsal uses small sizes. Every number of iterations and every batch size is another program to compile.
 gpu=() official=() predict=() patience=1
 tailor=(--rounds 20 --iterations 20 --damped-iterations 2 --batches 1 64 1024)
 if [ "${REHEARSE:-}" ]; then
@@ -36,7 +36,7 @@ step() { # name, seconds allowed, command
     rows+=("| $name | $((SECONDS - begin)) | $state |")
 }
 
-# A pool of the configuration's size would take longer to render than the ten minutes.
+# Rendering a pool of the configuration's size would take longer than ten minutes.
 no_data=(--data.dataset None --data.dataset-folder None --data.pool 64 --data.cache "$out/cache")
 no_data+=(--weights None --iknet-weights None)
 step demo 120 handtailor demo --out "$out/demo"

@@ -2,7 +2,7 @@
 
 python tools/compare_searches.py ../shared/data/wild [--split train] [--every 1]
 
-Of the first format, only the images 1, 3, 5, ... are used: a choice among searches must not see the others.
+Of a list of labels, only the images 1, 3, 5, ... are used: the others must not influence the choice of a search.
 """
 
 import math
@@ -32,7 +32,7 @@ def turned(region: Region, angle: float) -> Region:
 
 
 class TurnedImage(HandDetector):
-    """Looks for palms in the image turned by right angles as well."""
+    """Detector that also finds palms in the image turned by right angles."""
 
     def _find_palms(self, image: Any, squares: list[Any], threshold: float, presence: float) -> list[Any]:
         candidates = super()._find_palms(image, squares, threshold, presence)
@@ -42,7 +42,7 @@ class TurnedImage(HandDetector):
         for turns in (1, 2, 3):
             other = np.rot90(image, turns)
             for found in super()._find_palms(other, [whole(other)], threshold, presence):
-                # A turn by 90 degrees counterclockwise moves what is to the right to the top.
+                # A turn by 90 degrees counterclockwise moves the right side of the image to the top.
                 offset = np.asarray(found.region.center) - 0.5 * (np.asarray(other.shape[1::-1]) - 1.0)
                 for _ in range(turns):
                     offset = np.asarray([-offset[1], offset[0]])
@@ -52,10 +52,10 @@ class TurnedImage(HandDetector):
 
 
 class TurnedRegions(HandDetector):
-    """Looks again into regions that show no hand, turned by right angles."""
+    """Detector that turns regions without a hand by right angles and tries again."""
 
     def search(self, image: Any, look: Any, *, thorough: bool | None = None, known: Sequence[Region] = ()) -> list[Any]:
-        """Search with more looks."""
+        """Search with additional forward passes."""
 
         def again(regions: list[Region]) -> list[Any]:
             found = list(look(regions))
@@ -69,10 +69,10 @@ class TurnedRegions(HandDetector):
 
 
 class SecondLook(HandDetector):
-    """Looks again around the keypoints of hands of doubtful presence."""
+    """Detector that runs the network again around the keypoints of hands of doubtful presence."""
 
     def search(self, image: Any, look: Any, *, thorough: bool | None = None, known: Sequence[Region] = ()) -> list[Any]:
-        """Search with more looks."""
+        """Search with additional forward passes."""
 
         def again(regions: list[Region]) -> list[Any]:
             found = list(look(regions))
@@ -90,8 +90,8 @@ def main(folder: tyro.conf.Positional[Path], split: str = "train", every: int = 
 
     Args:
         folder: Folder with labels.json.
-        split: Split of photographs in the second format.
-        every: Use every n-th of these images only.
+        split: Split of photographs, if labels.json is an object.
+        every: Use only every n-th of these images.
     """
     entries = [entry for entry in read_entries(folder, split, 1) if "2, 4, 6, ..." not in entry["rows"]][::every]
     tailor = HandTailor.load()

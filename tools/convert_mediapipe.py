@@ -6,7 +6,7 @@ FILE is palm_detection_full, palm_detection_lite, hand_landmark_full or hand_lan
 mediapipe 0.10.14 wheel (unzip it: mediapipe/modules/palm_detection, mediapipe/modules/hand_landmark). Other versions
 are refused by their sha256. Needs the extra `convert`; neither TensorFlow nor MediaPipe.
 
-The layers of the file, in its order, fill the rows of the tables below. Every layer must be used, every tensor filled.
+The layers of the file, in order, fill the rows of the tables below. Every layer must be used and every tensor filled.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Layer:
     """A layer of the .tflite file with its tensors in this package's layout, float32."""
 
     kind: Kind
-    """Its kind; 1 x 1 convolutions and dense layers are both linear."""
+    """Kind of the layer; 1 x 1 convolutions and dense layers are both linear."""
     kernel: np.ndarray
     """(k, k, inputs, outputs), (k, k, channels), (inputs, outputs) or, for slopes, (channels,)."""
     bias: np.ndarray | None
@@ -60,7 +60,7 @@ class Row:
 
 
 def palm_table(config: PalmDetectorConfig) -> Iterator[Row]:
-    """Modules of a palm detector, in the order of the file."""
+    """Yield the modules of a palm detector, in the order of the file."""
 
     def block(module: str, index: int | None = None) -> Iterator[Row]:
         yield Row("depthwise", f"{module}.depthwise", index)
@@ -85,7 +85,7 @@ def palm_table(config: PalmDetectorConfig) -> Iterator[Row]:
 
 
 def landmark_table(config: HandLandmarkConfig) -> Iterator[Row]:
-    """Modules of a hand landmark network, in the order of the file."""
+    """Yield the modules of a hand landmark network, in the order of the file."""
     yield Row("convolution", "stem.layer")
     yield Row("depthwise", "stem_mix.layer")
     yield Row("linear", "stem_project")
@@ -106,7 +106,7 @@ TABLES = {
 
 
 def tensor_shapes(network: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of a network."""
+    """Return the names and shapes of all tensors of a network."""
     return {".".join(map(str, place)): variable.shape for place, variable in structure(network)[1]}
 
 
@@ -117,7 +117,7 @@ def save_weights(path: Path, network: str, tensors: Mapping[str, np.ndarray], pr
 
 
 def read_layers(data: bytes) -> Iterator[Layer]:
-    """Layers with weights of a .tflite file, in its order."""
+    """Yield the layers with weights of a .tflite file, in order."""
     import tflite
 
     graph = (model := tflite.Model.GetRootAsModel(data, 0)).Subgraphs(0)
@@ -150,7 +150,7 @@ def read_layers(data: bytes) -> Iterator[Layer]:
 
 
 def port(network: str, layers: Iterable[Layer]) -> dict[str, np.ndarray]:
-    """Tensors of a network, named by their dotted path, from the layers of its .tflite file.
+    """Return the tensors of a network, named by their dotted path, from the layers of its .tflite file.
 
     Raises:
         InputError: if a layer is left over or of another kind or shape, if a tensor stays empty, or if a bias that the
@@ -193,7 +193,7 @@ def convert(source: Path, target: Path) -> str:
     data = source.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest not in SHA256:
-        raise InputError(f"{source}: has sha256 {digest}, which is none of the known files; {sorted(SHA256.values())}")
+        raise InputError(f"{source}: has the unknown sha256 {digest}: give {', '.join(SHA256.values())}")
     network = SHA256[digest]
     provenance = {
         "source": f"{network}.tflite of the mediapipe 0.10.14 wheel",

@@ -1,4 +1,4 @@
-"""Puts a run's weights into the package: float16, with the run's provenance less the paths of this machine.
+"""Write a run's weights into the package as float16, with the run's provenance, whose paths are cut to file names.
 
 python tools/embed_weights.py runs/hourglass/weights.safetensors   # writes the package's assets/hourglass.safetensors
 """
@@ -16,14 +16,14 @@ LICENCE = "Apache-2.0; trained in part on photographs under open licences, see h
 
 
 def without_paths(value: Any) -> Any:
-    """The same JSON value, in which paths are only names."""
+    """Return a JSON value with every path cut to its last part."""
     if isinstance(value, dict):
         return {name: without_paths(each) for name, each in value.items()}
     return Path(value).name if isinstance(value, str) and "/" in value else value
 
 
 def main() -> None:
-    """Reads, cleans, writes."""
+    """Read, clean and write the weights."""
     source = Path(sys.argv[1])
     facts = provenance(source)
     facts["training"] = json.dumps(without_paths(json.loads(facts["training"])))

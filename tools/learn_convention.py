@@ -1,12 +1,12 @@
-"""Learns a landmark convention from labelled photographs: where a labeller sees each keypoint on the embedded hand.
+"""Learn a landmark convention from labelled photographs: the place of each labelled keypoint on the embedded hand.
 
     python tools/learn_convention.py --photos DIR --name mediapipe --out handtailor_jax/assets/mediapipe.json
 
 DIR holds a labels.json: path -> {split, side, size, keypoints_2d (21x2 pixels), joints_3d (21x3 metres, a hint)}.
 Only the `train` split is used. Fitting the hand (2D keypoints with the depth hint) alternates with a linear
-least-squares solve for the offsets: each label is the model's keypoint plus an offset rigid with the bone above and one
-rigid with the bone below. The mean shape of the photographed people is printed: bake_hand.py recentres its template
-on it.
+least-squares solve for the offsets: each label is the model's keypoint plus one offset that moves with the bone above
+and one that moves with the bone below. The median shape of the photographs is printed; FINGER_LENGTH_SHIFT in
+tools/bake_hand/shape_space.py comes from it.
 """
 
 import argparse
@@ -30,12 +30,15 @@ from handtailor_jax.types import Camera, Observation
 
 BELOW = np.asarray(KEYPOINT_JOINT)
 ABOVE = np.asarray([max(JOINT_PARENTS[j], 0) for j in KEYPOINT_JOINT])
-# No photograph is left out of the least-squares solves for reprojecting badly: those are the rare views (a palm seen
-# edge-on) that alone show the offsets across the palm.
+# The least-squares solves keep photographs with large errors, because these are the rare views (a palm seen edge-on)
+# that show the offsets across the palm.
 
 
 def read_photos(folder: Path, per_group: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Right-handed keypoints (n, 21, 2) and relative depths (n, 21), both in pixels, equally many from each source."""
+    """Return right-handed keypoints (n, 21, 2) and relative depths (n, 21), both in pixels.
+
+    At most `per_group` photographs of each collection are chosen at random.
+    """
     labels = json.loads((folder / "labels.json").read_text())
     generator = np.random.default_rng(seed)
     train = {path: label for path, label in labels.items() if label["split"] == "train"}
@@ -56,7 +59,7 @@ def read_photos(folder: Path, per_group: int, seed: int) -> tuple[np.ndarray, np
 
 
 def learn(keypoints: np.ndarray, depths: np.ndarray, rounds: int, ridge: float) -> np.ndarray:
-    """Offsets (21, 2, 3) in reference-bone units."""
+    """Return offsets (21, 2, 3) in reference bones."""
     hand = embedded_hand()
     config = TailorConfig.keypoints_only()
 
@@ -94,15 +97,15 @@ def learn(keypoints: np.ndarray, depths: np.ndarray, rounds: int, ridge: float) 
 
 
 def main() -> None:
-    """Reads the photographs, learns, writes."""
+    """Read the photographs, learn the offsets and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--source", default="", help="what labelled the photographs, kept in the file")
-    parser.add_argument("--per-group", type=int, default=300, help="photographs of each source")
+    parser.add_argument("--source", default="", help="origin of the labels, stored in the file")
+    parser.add_argument("--per-group", type=int, default=300, help="photographs of each collection")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--ridge", type=float, default=1.0, help="pull of the offsets toward zero")
+    parser.add_argument("--ridge", type=float, default=1.0, help="weight of the squared offsets")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     keypoints, depths = read_photos(options.photos, options.per_group, options.seed)

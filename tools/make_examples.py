@@ -3,8 +3,8 @@
     python tools/make_examples.py            # handtailor_jax/assets/examples: hands.json and ten images
 
 The images are renderings of the embedded hand, so their ground truth is exact and they have the licence of the package.
-`hands.json` is an input file of `handtailor fit`; together its entries have every optional field. The output is a
-function of the seed.
+`hands.json` is an input file of `handtailor fit`; its entries show the fields camera, confidence, joints_3d, pose,
+betas and convention. The output depends on the seed alone.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class Scene:
     principal: tuple[float, float] = (0.0, 0.0)
     """Principal point in pixels from the centre of the image."""
     convention: str = "mano"
-    knows: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
     """Optional fields of the detection: camera, confidence, joints_3d, pose."""
 
 
@@ -88,7 +88,7 @@ SCENES = (
         "open", "spread", (-14, 8, 6), "warm", (0.05, 0.10, 0.20),
         wall=((0.80, 0.84, 0.86), (0.55, 0.62, 0.68)), betas=(0.6, 0.3),
         # 2D keypoints alone do not tell whether a straight hand leans toward the camera or away from it.
-        distance=0.4, knows=frozenset({"camera", "joints_3d"}),
+        distance=0.4, optional=frozenset({"camera", "joints_3d"}),
     ),
     Scene(
         "point", "point", (-62, 8, -52), "fair", (0.35, 0.06, 0.06),
@@ -98,27 +98,27 @@ SCENES = (
     Scene(
         "peace", "peace", (22, -6, -9), "brown", (0.42, 0.40, 0.36),
         wall=((0.92, 0.86, 0.76), (0.74, 0.62, 0.50)), betas=(-0.8, 0.9, -0.6),
-        distance=0.42, stretch=1.03, principal=(9.0, -6.0), knows=frozenset({"camera"}),
+        distance=0.42, stretch=1.03, principal=(9.0, -6.0), optional=frozenset({"camera"}),
     ),
     Scene(
         "ok_left", "ok", (-30, 4, 8), "olive", (0.03, 0.15, 0.12),
         wall=((0.84, 0.80, 0.86), (0.58, 0.54, 0.66)), betas=(0.2, -0.5, 0.8),
-        side="left", distance=0.55, knows=frozenset({"camera"}),
+        side="left", distance=0.55, optional=frozenset({"camera"}),
     ),
     Scene(
         "thumbs_up", "thumbs_up", (-24, 4, -96), "dark", (0.50, 0.24, 0.03),
         wall=((0.78, 0.86, 0.92), (0.50, 0.60, 0.72)), betas=(1.0, 0.2),
-        fill=0.66, shift=(-10.0, 2.0), knows=frozenset({"camera", "confidence"}),
+        fill=0.66, shift=(-10.0, 2.0), optional=frozenset({"camera", "confidence"}),
     ),
     Scene(
         "fist", "fist", (-42, 10, 8), "fair", (0.08, 0.08, 0.09),
         wall=((0.86, 0.78, 0.74), (0.62, 0.50, 0.47)), betas=(0.9, -0.4, 0.7),
-        distance=0.38, fill=0.56, shift=(0.0, -16.0), knows=frozenset({"camera", "pose"}),
+        distance=0.38, fill=0.56, shift=(0.0, -16.0), optional=frozenset({"camera", "pose"}),
     ),
     Scene(
         "grasp", "grasp", (64, 12, 62), "warm", (0.16, 0.18, 0.05),
         wall=((0.70, 0.74, 0.78), (0.40, 0.44, 0.50)), betas=(-1.2, -0.3, -0.5),
-        fill=0.66, shift=(10.0, 0.0), knows=frozenset({"joints_3d"}),
+        fill=0.66, shift=(10.0, 0.0), optional=frozenset({"joints_3d"}),
     ),
     Scene(
         "pinch", "pinch", (48, -8, 14), "olive", (0.25, 0.05, 0.18),
@@ -214,25 +214,25 @@ def simulated_detection(
     pixels = np.asarray(project(camera, landmarks), np.float64)
     noise = KEYPOINT_NOISE * hand_size(pixels) * rng.normal(size=(21, 2))
     confidence = np.ones(21)
-    if "confidence" in scene.knows:  # low confidence and larger errors at the curled fingertips
+    if "confidence" in scene.optional:  # low confidence and larger errors at the curled fingertips
         for name in ("index_tip", "middle_tip", "ring_tip", "little_tip"):
             confidence[KEYPOINTS.index(name)] = 0.4
         noise *= 1.0 / np.sqrt(confidence)[:, None]
 
     entry: dict[str, Any] = {"id": scene.id, "image": f"{scene.id}.jpg", "side": scene.side}
     entry["convention"] = scene.convention
-    if "camera" in scene.knows:
+    if "camera" in scene.optional:
         k = np.asarray(camera.matrix, np.float64)
         entry["camera"] = dict(
             zip(("fx", "fy", "cx", "cy"), _round([k[0, 0], k[1, 1], k[0, 2], k[1, 2]], 2), strict=True)
         )
     entry["keypoints_2d"] = _round(pixels + noise, 2)
-    if "confidence" in scene.knows:
+    if "confidence" in scene.optional:
         entry["confidence"] = _round(confidence, 2)
-    if "joints_3d" in scene.knows:  # relative to the root, as from methods without a camera
+    if "joints_3d" in scene.optional:  # relative to the root, as from methods without a camera
         joints = np.asarray(camera_keypoints(hand, truth), np.float64)
         entry["joints_3d"] = _round(joints - joints[ROOT] + JOINT_NOISE * rng.normal(size=(21, 3)), 4)
-    if "pose" in scene.knows:
+    if "pose" in scene.optional:
         disturbance = matrix_from_axis_angle(jnp.asarray(POSE_NOISE * rng.normal(size=(16, 3)), jnp.float32))
         rotations = jnp.einsum("jab,jbc->jac", disturbance, matrix_from_axis_angle(truth.pose))
         entry["pose"] = _round(axis_angle_from_matrix(rotations), 4)

@@ -8,19 +8,19 @@ DIR/labels.json is one of:
   `side`, `box` [x, y, w, h] around the keypoints and `keypoints_2d` (21 x 2 pixels, or null);
 - an object from paths to labels of one hand each, in the format of photographs (docs/datasets.md).
 
-No box and no side is given to the pipeline, except in the mode "boxes": there the true ones of each hand are.
+The pipeline gets neither boxes nor sides, except in the mode "boxes", which gives it the true ones of each hand.
 
 Columns:
 
-- found: labelled hands with a predicted box of intersection over union > 0.5; with the right side in parentheses.
+- found: labelled hands with a predicted box of intersection over union > 0.5; those of the correct side in parentheses.
 - invented: predictions that match no label, per 100 images, among images in which every hand is labelled.
 - keypoints: share within 10 % of the hand size, as detected and as reprojected from the tailored mesh (MediaPipe's
-  landmarks, which the labels mark); missed hands count as wrong. In parentheses the shares among hands that are found.
+  landmarks, as in the labels); missed hands count as wrong. Shares among the hands that are found are in parentheses.
 - reprojection: distance of the tailored mesh's landmarks from the detected keypoints of all found hands, percent of the
-  hand size: median and 90 %.
+  hand size: median and 90th percentile.
 
-A list has a row for every second image, because the detector's thresholds were chosen on the first, third, fifth and so
-on of one such folder.
+A list has separate rows for odd and even images, because the detector's thresholds were chosen on the odd ones of one
+such folder.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ BOXES = "boxes"
 """Mode in which the true boxes and sides are given."""
 
 SAME, CLOSE = 0.5, 0.1
-"""Intersection over union of a match; distance of a right keypoint, in hand sizes."""
+"""Least intersection over union of a match; largest distance of a correct keypoint, in hand sizes."""
 
 
 @dataclasses.dataclass
@@ -73,9 +73,9 @@ class Counts:
     complete: int = 0
     """Images in which every hand is labelled."""
     invented: int = 0
-    """Predictions without a label in those."""
+    """Predictions that match no label, in complete images."""
     reprojection: list[float] = dataclasses.field(default_factory=list)
-    """Of each hand that is found, hand sizes."""
+    """Reprojection error of each hand that is found, in hand sizes."""
 
     def row(self, name: str) -> str:
         """Return a row of the table."""
@@ -97,7 +97,7 @@ def share(part: int, whole: int) -> str:
 
 
 def match(labels: Sequence[dict[str, Any]], hands: Sequence[Hand]) -> dict[int, int]:
-    """Return the index of the prediction of each label that has one, best overlaps first."""
+    """Return the index of the matching prediction of each label that has one; the best overlaps are matched first."""
     boxes = [
         np.concatenate([h.detected_keypoints_2d.min(axis=0), np.ptp(h.detected_keypoints_2d, axis=0)]) for h in hands
     ]
@@ -149,7 +149,7 @@ def count(counts: Counts, entry: dict[str, Any], hands: Sequence[Hand]) -> None:
 
 
 def print_header(first: str) -> None:
-    """Print the head of the table, whose first column has the given name."""
+    """Print the head of the table; `first` is the name of the first column."""
     columns = [first, "images", "hands found (side right)", "invented, per 100"]
     columns += ["keypoints within 10 % (of found)", "after the tailor", "reprojection %: median, 90 %"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
@@ -185,11 +185,11 @@ def main(
 
     Args:
         folder: Folder with labels.json.
-        split: Split of photographs in the second format.
+        split: Split of photographs, if labels.json is an object.
         network: Network that recovers the hands.
         weights: Weights of the hand module; the embedded ones if not given.
         modes: Rows of the table, by the names of MODES, and "boxes".
-        every: Use every n-th image only.
+        every: Use only every n-th image.
         sheets: Folder for overlays of the last mode, eight images a sheet.
     """
     entries = read_entries(folder, split, every)

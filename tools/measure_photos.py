@@ -2,7 +2,7 @@
 
 python tools/measure_photos.py --photos FOLDER [--hint] [--sheet sheet.png] [--json errors.json]
 
-The labels' 3D joints are another network's estimate, so distances to them tell how plausible a fit is, not how right.
+The labels' 3D joints are another network's estimate, so distances to them measure plausibility, not accuracy.
 """
 
 import dataclasses

@@ -4,9 +4,9 @@ python tools/train_landmark_iknet.py --cache runs/pool
 
 Three quarters of each batch are poses of the synthetic distribution: landmarks of the hand model in MediaPipe's
 convention, with errors of the landmark network added. The others are outputs of the landmark network for rendered hands
-of known pose. The errors are measured on the same renderings, less those that the network sees worst, because its
-errors on photographs are smaller. The last renderings are held out: on them the table compares the new IKNet with the
-one of the embedded hourglass.
+of known pose. The errors are measured on the same renderings, without those of the largest errors, because errors on
+photographs are smaller. The last renderings are held out: the table compares the new IKNet with the one of the embedded
+hourglass on them.
 
 Hardware: 2 CPU cores; about 25 minutes for the renderings, once, and 10 minutes for the rest.
 """
@@ -50,7 +50,7 @@ class Options:
     """Options of the training."""
 
     cache: Path
-    """Folder for the renderings; the ones that are there already are used."""
+    """Folder for the renderings; renderings that it holds already are used."""
     renderings: int = 3072
     """Number of rendered hands of the training split."""
     copies: int = 2
@@ -60,7 +60,7 @@ class Options:
     noise: float = 0.4
     """Largest share of a rendering's error that is added to a pose."""
     clear: float = 0.4
-    """Share of the renderings, those with the smallest errors, that are used; the others are far from photographs."""
+    """Share of the renderings that are used, those with the smallest errors, which are closer to photographs."""
     steps: int = 12_000
     """Number of training steps."""
     batch: int = 256
@@ -71,7 +71,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """What the landmark network outputs for renderings, and the true hands."""
+    """Outputs of the landmark network for renderings, and the true hands."""
 
     rendering: np.ndarray
     """(n,) number of the rendering."""
@@ -96,7 +96,7 @@ def landmarks(pose: Float[Array, "16 3"], betas: Float[Array, "10"]) -> Float[Ar
 
 
 def network_outputs(options: Options) -> Outputs:
-    """Run the landmark network on the renderings; hands that it does not see, or sees as left ones, are left out."""
+    """Run the landmark network on the renderings; hands that it misses or takes for left ones are left out."""
     pool = SamplePool(options.cache, SyntheticConfig(images_at_once=4), options.renderings, "train")
     network = load_landmark_network()
     graph, state = nnx.split(network)
@@ -123,7 +123,7 @@ def network_outputs(options: Options) -> Outputs:
 
 
 def near(keypoints_2d: np.ndarray, draws: np.random.Generator) -> Region:
-    """Return a region around keypoints as the detector or the last frame of a video would give it."""
+    """Return a region around keypoints with random errors, like those of the detector or of the last video frame."""
     size = hand_size(keypoints_2d)
     exact = from_landmarks(jnp.asarray(keypoints_2d + 0.02 * size * draws.normal(size=(21, 2)), jnp.float32))
     return Region(
@@ -158,7 +158,7 @@ def train(options: Options, outputs: Outputs) -> IKNet:
         row = jax.random.randint(keys[5], (seen,), 0, len(outputs.joints))
         joints = jnp.concatenate([noisy, outputs.joints[row]])
         matrices = matrix_from_axis_angle(jnp.concatenate([pose, outputs.pose[row]]))
-        # A camera that is turned about its axis turns the hand.
+        # Turn the hands about the optical axis.
         turn = about_axis(0.6 * jax.random.normal(keys[6], (options.batch,)))
         joints = normalise_joints(jnp.einsum("bij,bkj->bki", turn, joints))
         matrices = jnp.concatenate([turn[:, None] @ matrices[:, :1], matrices[:, 1:]], axis=1)

@@ -3,9 +3,9 @@
     python tools/write_rhd.py rehearsal/RHD_published_v2 --training 2560 --evaluation 200
 
 Differences from the published dataset: every image shows one hand (every second one a left hand; the labels of the
-other hand, which is not in the image, are a mirror image beside it), 3D labels have full precision, pixels deviate up
-to 3 % from square, and the principal point is not the middle of the image. Masks and depth maps are those of the hand
-model alone: objects in front of the hand are not cut out.
+other hand, which is not in the image, are a mirror image beside it), 3D labels have full precision, fx and fy differ by
+up to 6 %, and the principal point is not the middle of the image. Masks and depth maps show the hand model alone:
+objects in front of the hand are not cut out.
 """
 
 import dataclasses
@@ -38,9 +38,9 @@ SIDE = 320
 """Side of RHD's images, pixels."""
 
 _TO_RHD = list(permutation(KEYPOINTS, KEYPOINT_ORDERS["rhd"]))
-_FIRST_ID = {"left": 2, "right": 18}  # of the part numbers in a mask: finger by finger from tip to base, then the palm
+_FIRST_ID = {"left": 2, "right": 18}  # first part number in a mask: fingers from tip to base, then the palm
 _PALM = 15
-_FARTHEST, _BACKGROUND = 5.0, 3.0  # metres: the largest depth code, and whatever is not the hand
+_FARTHEST, _BACKGROUND = 5.0, 3.0  # depth of the largest code, and of the background, metres
 _BESIDE = 0.3  # metres between the hand and its mirror image
 
 

@@ -27,12 +27,12 @@ DIP_PER_PIP = 0.6
 
 
 def anatomy_axes(vertices: np.ndarray, joints: np.ndarray, weights: np.ndarray, directions: Directions) -> np.ndarray:
-    """Flexion, abduction and twist axes (15, 3, 3) of every joint in the rest frame.
+    """Return the flexion, abduction and twist axes (15, 3, 3) of every joint in the rest frame.
 
-    The thumb bends about the widest direction of its last segment's cross-section, which is that of its nail.
+    The thumb bends about the widest direction of its last segment's cross-section, along the width of the nail.
     A finger bends about the direction across the palm, turned by LEAN_DEGREES so that curled fingers converge
-    a little, as real ones do toward the scaphoid. (Their nails would be a bad guide here: the mesh's index
-    finger is rolled by 20 degrees and would curl into the middle finger.)
+    a little, as real ones do toward the scaphoid. The nails cannot give this direction: the mesh's index finger is
+    rolled by 20 degrees and would curl into the middle finger.
     """
     axes = np.zeros((15, 3, 3))
     for finger, first in CHAINS.items():
@@ -50,7 +50,7 @@ def anatomy_axes(vertices: np.ndarray, joints: np.ndarray, weights: np.ndarray, 
 
 
 def anatomy_ranges() -> np.ndarray:
-    """Mean, standard deviation, lower and upper limit (4, 15, 3) in radians."""
+    """Return mean, standard deviation, lower and upper limit (4, 15, 3) in radians."""
     table = np.zeros((15, 3, 4))
     for finger, first in CHAINS.items():
         table[first - 1 : first + 2] = THUMB_RANGES if finger == "thumb" else FINGER_RANGES
@@ -58,7 +58,7 @@ def anatomy_ranges() -> np.ndarray:
 
 
 def sample_anatomical_poses(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Plausible poses (count, 15, 3) in anatomical coordinates: a mixture of hand states with correlated fingers.
+    """Draw plausible poses (count, 15, 3) in anatomical coordinates: a mixture of hand states with correlated fingers.
 
     States: relaxed, open, fist, some fingers extended (pointing, counting), pinch. In each the fingers share
     one curl and deviate a little from it; the last joint follows the middle one.
@@ -96,7 +96,7 @@ def sample_anatomical_poses(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def pose_space(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean (45,), orthonormal rows (45, 45) by falling variance, standard deviations (45,) of poses (N, 15, 3)."""
+    """Return mean (45,), orthonormal rows (45, 45) by falling variance and deviations (45,) of poses (N, 15, 3)."""
     flat = vectors.reshape(len(vectors), 45)
     variance, columns = np.linalg.eigh(np.cov(flat.T))
     rows = columns.T[::-1]
@@ -107,7 +107,7 @@ def pose_space(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def label_faces(
     vertices: np.ndarray, joints: np.ndarray, weights: np.ndarray, faces: np.ndarray, axes: np.ndarray
 ) -> np.ndarray:
-    """Region of each face (F,): 0 palm side, 1 back, 2 nails."""
+    """Return the region of each face (F,): 0 palm side, 1 back, 2 nails."""
     dorsal = np.vstack([[0.0, 1.0, 0.0], axes[:, 1]])  # abduction axes point out of the back
     corners = vertices[faces]
     normal = unit(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]))
@@ -116,14 +116,14 @@ def label_faces(
     facing = np.einsum("fa,fa->f", normal, unit(face_weights @ dorsal))
     regions = (facing > 0).astype(np.uint8)
 
-    # Majority vote among neighbours irons out a jagged border.
+    # A majority vote among neighbours smooths the border.
     corner_of = np.repeat(np.arange(len(faces)), 3), faces.ravel()
     incidence = sparse.csr_matrix((np.ones(faces.size), corner_of), shape=(len(faces), len(vertices)))
     shared = (incidence @ incidence.T) >= 2
     for _ in range(3):
         regions = (shared @ regions.astype(float) / np.asarray(shared.sum(1)).ravel() > 0.5).astype(np.uint8)
 
-    for _finger, first in CHAINS.items():
+    for first in CHAINS.values():
         across, out, along = axes[first + 1]
         own = face_weights[:, first + 2] > 0.5
         local = centre - joints[first + 2]

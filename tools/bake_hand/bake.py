@@ -27,7 +27,7 @@ Contents (V vertices, F triangles)
         every further sign makes the hand thicker.
     pose_directions (V, 3, 135) float16
         Corrective per entry of (R_1 - I, ..., R_15 - I), each row-major, added to the shaped template before
-        skinning. Exactly zero wherever a joint has no say.
+        skinning. Exactly zero for joints that do not move the vertex.
     joint_regressor (16, V) float32
         joints = joint_regressor @ shaped vertices. Rows sum to one; a few weights are negative.
     skinning_weights (V, 16) float32
@@ -50,15 +50,15 @@ Contents (V vertices, F triangles)
     face_regions (F,) uint8
         0 palm side, 1 back, 2 nails.
     uv (F, 3, 2) float32
-        One chart in [0, 1] per face corner, v upward, not mirrored (MakeHuman's own).
+        Texture coordinates in [0, 1] per face corner, one chart, v upward, not mirrored (MakeHuman's own).
     wrist_loop (20,) int32
         The open boundary. Fanning it in this order, (centre, a, b) for consecutive a, b, closes the mesh with
         outward normals.
     attribution ()
         Text.
 
-Poses to look at are in `gestures.json` beside the npz: 15 rows of flexion, abduction, twist in degrees, in
-the same joint order.
+Example poses are in `gestures.json` beside the npz: 15 rows of flexion, abduction, twist in degrees, in the same
+joint order.
 
 Literature for the numbers set by hand
     Bone lengths: Buryanov & Kotiuk, "Proportions of hand segments", Int. J. Morphol. 28 (2010); Buchholz,
@@ -90,13 +90,13 @@ from skinning import Hand, fit_pose_directions, joint_transforms, rotations_from
 
 
 def edge_stretch(before: np.ndarray, after: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Ratio (E,) of edge lengths after and before."""
+    """Return the ratio (E,) of edge lengths after and before."""
     a, b = unique_edges(faces).T
     return np.linalg.norm(after[a] - after[b], axis=1) / np.linalg.norm(before[a] - before[b], axis=1)
 
 
 def inverted_share(hand: Hand, vectors: np.ndarray, shape: np.ndarray) -> float:
-    """Share of the faces that a pose turns against the rotation of their own bones."""
+    """Return the share of the faces that a pose turns against the rotation of their own bones."""
     world, _ = joint_transforms(rotations_from_vectors(vectors), hand.joints)
 
     def normals(vertices: np.ndarray) -> np.ndarray:
@@ -108,7 +108,7 @@ def inverted_share(hand: Hand, vectors: np.ndarray, shape: np.ndarray) -> float:
 
 
 def simple_bends() -> dict[str, np.ndarray]:
-    """Simple bends (15, 3) in degrees, anatomical coordinates, to measure volume with."""
+    """Return simple bends (15, 3) in degrees, anatomical coordinates, for measurements of volume."""
     curl, base = np.array([85, 100, 60]), THUMB - 1
 
     def bend(entries: tuple, degrees: np.ndarray | tuple | int) -> np.ndarray:
@@ -134,10 +134,10 @@ def report(
     explained: np.ndarray,
     errors: np.ndarray,
 ) -> None:
-    """Print what was baked and how well it bends, also into the poses of the JSON file `gestures` (if it is there).
+    """Print statistics of the arrays and of the bent hand, also in the poses of the JSON file `gestures`, if it exists.
 
-    joints (16, 3): of the template; explained (10,): shares of the shape variance; errors (N, 16): of the
-    regressor over the population. Metres.
+    `joints` (16, 3) are the template's, `explained` (10,) are shares of the shape variance, and `errors` (N, 16) are
+    the regressor's over the population. Lengths are in metres.
     """
     template, faces, weights = (arrays[k].astype(float) for k in ("template", "faces", "skinning_weights"))
     faces = faces.astype(int)
@@ -180,7 +180,7 @@ def report(
 
 
 def bake(population: Population, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """All arrays of the npz, and what `report` wants to know besides."""
+    """Return all arrays of the npz, and the other inputs of `report`."""
     rng = np.random.default_rng(seed)
     faces = population.faces
     vertices, joints, weights, fingers = flat_population(population)
@@ -200,7 +200,7 @@ def bake(population: Population, seed: int) -> tuple[dict[str, np.ndarray], dict
     poses = np.einsum("njk,jka->nja", sample_anatomical_poses(20000, rng), axes)
     pose_mean, components, pose_std = pose_space(poses)
 
-    # Pose directions see the whole range of motion evenly, not only the likely poses.
+    # Pose directions are fitted to poses from the whole range of motion, not only to likely ones.
     wide = rng.uniform(0.9 * lower, 0.9 * upper, (600, 15, 3))
     hand = Hand(mean, rest_joints, weights, faces)
     pose_directions = fit_pose_directions(hand, np.einsum("njk,jka->nja", wide, axes), ridge=1.0)
@@ -234,7 +234,7 @@ def bake(population: Population, seed: int) -> tuple[dict[str, np.ndarray], dict
 
 
 def save(arrays: dict[str, np.ndarray], path: Path) -> None:
-    """Write the npz under a temporary name first, so that nobody ever reads half a file."""
+    """Write the npz under a temporary name first, so that the file is complete or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.npz")
     np.savez_compressed(temporary, **arrays)

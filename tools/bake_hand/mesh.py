@@ -7,19 +7,19 @@ from scipy import sparse
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    """Vectors (..., 3) scaled to length one."""
+    """Scale vectors (..., 3) to length one."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def rotation_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The smallest rotation (3, 3) that takes unit vector a to unit vector b; they must not be opposite."""
+    """Return the smallest rotation (3, 3) that takes unit vector a to unit vector b; they must not be opposite."""
     cross, cosine = np.cross(a, b), a @ b
     k = np.array([[0, -cross[2], cross[1]], [cross[2], 0, -cross[0]], [-cross[1], cross[0], 0]])
     return np.eye(3) + k + k @ k / (1 + cosine)
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Area-weighted unit normals (V, 3)."""
+    """Return area-weighted unit normals (V, 3)."""
     corners = vertices[faces]
     cross = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals = np.zeros_like(vertices)
@@ -29,13 +29,13 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def unique_edges(faces: np.ndarray) -> np.ndarray:
-    """Undirected edges (E, 2)."""
+    """Return the undirected edges (E, 2)."""
     half = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     return np.unique(np.sort(half, axis=1), axis=0)
 
 
 def boundary_loops(faces: np.ndarray) -> list[np.ndarray]:
-    """Open boundaries as vertex loops, ordered so that (centre, a, b) for consecutive a, b has an outward normal."""
+    """Return open boundaries as vertex loops, ordered so that (centre, a, b) for consecutive a, b faces outward."""
     half = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     present = {tuple(edge) for edge in half.tolist()}
     # A cap triangle runs along the boundary opposite to the face on the other side of the edge.
@@ -51,7 +51,7 @@ def boundary_loops(faces: np.ndarray) -> list[np.ndarray]:
 
 
 def neighbour_average(faces: np.ndarray, count: int) -> sparse.csr_matrix:
-    """Matrix (V, V) that replaces each vertex by the mean of its neighbours."""
+    """Return the matrix (V, V) that replaces each vertex by the mean of its neighbours."""
     edges = unique_edges(faces)
     ends = np.concatenate([edges, edges[:, ::-1]])
     adjacency = sparse.csr_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(count, count))
@@ -59,7 +59,7 @@ def neighbour_average(faces: np.ndarray, count: int) -> sparse.csr_matrix:
 
 
 def volume(vertices: np.ndarray, faces: np.ndarray, loop: np.ndarray) -> float:
-    """Signed volume in m^3 of the mesh closed by a fan over its boundary loop."""
+    """Return the signed volume in m^3 of the mesh closed by a fan over its boundary loop."""
     centre = vertices[loop].mean(0)
     corners = vertices[faces] - centre  # the fan then contributes nothing
     return float(np.einsum("fa,fa->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])) / 6)

@@ -24,7 +24,7 @@ Directions = dict[str, np.ndarray]  # finger -> unit vector (3,) from its base t
 
 ANNY_FINGER = {"thumb": 1, "index": 2, "middle": 3, "ring": 4, "little": 5}
 
-# Direction of the straight fingers in the palm plane, and lean of the curled ones; + toward the thumb.
+# Direction of the straight fingers in the palm plane; + toward the thumb.
 FAN_DEGREES = {"index": 4.0, "middle": 0.0, "ring": -8.0, "little": -17.0}
 
 

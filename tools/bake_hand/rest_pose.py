@@ -11,9 +11,9 @@ from skinning import smooth_webs
 
 PALM_LENGTH = 0.095  # wrist -> middle MCP, metres
 
-# Distances in metres between joint centres, the last one to the fingertip vertex. A compromise between
-# anatomy (Buchholz 1992, hand length 186 mm) and where hand data sets put MCP joints (at the knuckle, some 8
-# mm distal of its true centre).
+# Distances in metres between joint centres, the last one to the fingertip vertex. A compromise between anatomy
+# (Buchholz 1992, hand length 186 mm) and hand datasets, whose MCP joints are at the knuckle, about 8 mm distal of the
+# true centre.
 BONE_LENGTHS = {
     "thumb": (0.0325, 0.0335, 0.0290),
     "index": (0.0360, 0.0235, 0.0225),
@@ -33,7 +33,7 @@ JOINT_DEPTH = 0.43  # finger joints lie at this share of the segment's depth, fr
 
 
 def to_hand_frame(vertices: np.ndarray, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Move one hand to the frame of the module docstring, which its own wrist and MCP joints define."""
+    """Move one hand to the frame described in bake.py, which its own wrist and MCP joints define."""
     x = unit(joints[WRIST] - joints[MIDDLE])
     across = joints[INDEX] - joints[LITTLE]
     z = unit(across - (across @ x) * x)
@@ -42,7 +42,7 @@ def to_hand_frame(vertices: np.ndarray, joints: np.ndarray) -> tuple[np.ndarray,
 
 
 def distal_ends(vertices: np.ndarray, joints: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """The middle of each fingertip (3,): mean of the 12 vertices furthest along the last bone."""
+    """Return the middle of each fingertip (3,): the mean of the 12 vertices furthest along the last bone."""
     ends = {}
     for finger, first in CHAINS.items():
         own = np.flatnonzero(weights[:, first + 2] > 0.5)
@@ -52,7 +52,7 @@ def distal_ends(vertices: np.ndarray, joints: np.ndarray, weights: np.ndarray) -
 
 
 def rest_directions(joints: np.ndarray) -> Directions:
-    """Unit direction (3,) that each finger gets in the rest pose, from joints (16, 3) in the hand frame."""
+    """Return the unit direction (3,) of each finger in the rest pose, from joints (16, 3) in the hand frame."""
     directions = {"thumb": unit(joints[THUMB + 1] - joints[THUMB])}
     for finger, degrees in FAN_DEGREES.items():
         directions[finger] = np.array([-np.cos(np.radians(degrees)), 0.0, np.sin(np.radians(degrees))])
@@ -64,8 +64,8 @@ def flatten(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Straighten the fingers of one hand along `directions` by linear blend skinning: vertices (V, 3), joints (16, 3).
 
-    The natural bends are mild (1 to 12 degrees in the fingers, some 25 at the thumb's MCP), so skinning does no
-    harm here.
+    The natural bends are small (1 to 12 degrees in the fingers, about 25 at the thumb's MCP), so linear blend skinning
+    is accurate enough.
     """
     ends = distal_ends(vertices, joints, weights)
     linear = np.tile(np.eye(3), (16, 1, 1))
@@ -90,7 +90,7 @@ def moved_by_bones(
 def anatomical_joints(
     vertices: np.ndarray, joints: np.ndarray, weights: np.ndarray, directions: Directions
 ) -> np.ndarray:
-    """Better joint centres (16, 3) for a flat hand than the rig's, which suit an animator rather than an anatomist.
+    """Move the joint centres (16, 3) of a flat hand from the rig's positions to anatomical ones.
 
     The rig has its finger joints 2 to 4 mm under the skin of the back and its knuckles at the webs. Real
     centres lie near the middle of the segment and the knuckles well proximal of the webs, where the mesh has
@@ -129,8 +129,8 @@ def shift_knuckle_weights(
 ) -> np.ndarray:
     """Move the border between palm and fingers proximally by `shift` metres, to follow the shifted knuckles.
 
-    A vertex takes the finger share of the place that lies `shift` further along the finger; the shares of the
-    middle and last bones stay.
+    A vertex gets the finger's weight at the point `shift` further along the finger; the weights of the middle and last
+    bones stay.
     """
     tree = cKDTree(vertices)
     weights = weights.copy()
@@ -141,7 +141,7 @@ def shift_knuckle_weights(
         blend = 1 / (distance + 1e-4) ** 2
         old = weights[:, first : first + 3].sum(1)
         shares[finger] = np.maximum((blend * old[near]).sum(1) / blend.sum(1), old)
-    # Where two fingers meet (the webs) the shares may add up to more than the thumb leaves over.
+    # In the webs between two fingers the weights may add up to more than the thumb leaves over.
     room = 1 - weights[:, THUMB:].sum(1)
     excess = np.maximum(sum(shares.values()) / np.maximum(room, 1e-9), 1)
     for finger, share in shares.items():
@@ -153,10 +153,10 @@ def shift_knuckle_weights(
 
 
 def flat_population(population: Population) -> tuple[np.ndarray, np.ndarray, np.ndarray, Directions]:
-    """All hands flat, in the hand frame, at adult size: vertices (N, V, 3), joints (N, 16, 3), weights, directions.
+    """Flatten all hands, in the hand frame, at adult size: vertices (N, V, 3), joints (N, 16, 3), weights, directions.
 
-    Scale, joint shifts (relative to the palm) and bone stretch are the same for every hand; they are set on
-    the mean hand, so that the differences between hands stay.
+    Scale, joint shifts (relative to the palm) and bone stretch are computed for the mean hand and applied to every
+    hand, so that the differences between hands stay.
     """
     hands = [to_hand_frame(*hand) for hand in zip(population.vertices, population.joints, strict=True)]
     directions = rest_directions(hands[0][1])
@@ -186,7 +186,7 @@ def flat_population(population: Population) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def tip_vertices(vertices: np.ndarray, weights: np.ndarray, directions: Directions) -> np.ndarray:
-    """Fingertips (5,): the vertex furthest along each straight finger, thumb to little."""
+    """Return the fingertips (5,): the vertex furthest along each straight finger, thumb to little."""
     tips = []
     for finger, first in CHAINS.items():
         own = np.flatnonzero(weights[:, first + 2] > 0.5)
@@ -195,7 +195,7 @@ def tip_vertices(vertices: np.ndarray, weights: np.ndarray, directions: Directio
 
 
 def bone_lengths(vertices: np.ndarray, joints: np.ndarray, tips: np.ndarray) -> dict[str, np.ndarray]:
-    """Distances (3,) between the joints of each finger, the last one from joint to tip vertex."""
+    """Return the distances (3,) between the joints of each finger, the last one from joint to tip vertex."""
     lengths = {}
     for (finger, first), tip in zip(CHAINS.items(), tips, strict=True):
         points = np.vstack([joints[first : first + 3], vertices[tip]])

@@ -13,7 +13,7 @@ THUMB_ROUNDS, WEB_ROUNDS = 20, 5  # of smoothing the skinning weights
 
 
 def rotations_from_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Rotation matrices (..., 3, 3) of axis-angle vectors (..., 3) in radians."""
+    """Return rotation matrices (..., 3, 3) of axis-angle vectors (..., 3) in radians."""
     angle = np.linalg.norm(vectors, axis=-1)[..., None, None]
     axis = vectors / np.maximum(angle[..., 0], 1e-12)
     k = np.zeros((*vectors.shape[:-1], 3, 3))
@@ -23,7 +23,7 @@ def rotations_from_vectors(vectors: np.ndarray) -> np.ndarray:
 
 
 def joint_transforms(rotations: np.ndarray, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """World rotations (16, 3, 3) and offsets (16, 3) that take rest to posed points; rotations (15, 3, 3) local."""
+    """Return rotations (16, 3, 3) and offsets (16, 3) from rest to posed points, for local rotations (15, 3, 3)."""
     world, posed = np.tile(np.eye(3), (16, 1, 1)), joints.copy()
     for j in range(1, 16):
         parent = PARENTS[j]
@@ -34,16 +34,16 @@ def joint_transforms(rotations: np.ndarray, joints: np.ndarray) -> tuple[np.ndar
 
 @dataclass(frozen=True)
 class Hand:
-    """What posing needs: a rest mesh, its joints, weights and (perhaps zero) pose directions."""
+    """A hand to pose: rest mesh, joints, skinning weights and pose directions."""
 
     vertices: np.ndarray  # (V, 3)
     joints: np.ndarray  # (16, 3)
     weights: np.ndarray  # (V, 16)
     faces: np.ndarray  # (F, 3)
-    pose_directions: np.ndarray | None = None  # (V, 3, 135)
+    pose_directions: np.ndarray | None = None  # (V, 3, 135); None for none
 
     def posed(self, vectors: np.ndarray) -> np.ndarray:
-        """Linear blend skinning of an axis-angle pose (15, 3)."""
+        """Pose the mesh by linear blend skinning; the pose (15, 3) is axis-angle."""
         rotations = rotations_from_vectors(vectors)
         rest = self.vertices
         if self.pose_directions is not None:
@@ -53,7 +53,7 @@ class Hand:
         return np.einsum("vab,vb->va", linear, rest) + self.weights @ offset
 
     def posed_dual_quaternion(self, vectors: np.ndarray) -> np.ndarray:
-        """Dual quaternion skinning of the same pose: keeps the volume of bent and twisted segments."""
+        """Pose the mesh by dual quaternion skinning, which keeps the volume of bent and twisted segments."""
         world, offset = joint_transforms(rotations_from_vectors(vectors), self.joints)
         real = quaternions_from_rotations(world)
         dual = 0.5 * quaternion_product(np.column_stack([np.zeros(16), offset]), real)
@@ -69,23 +69,22 @@ class Hand:
 
 
 def quaternions_from_rotations(rotations: np.ndarray) -> np.ndarray:
-    """Unit quaternions (N, 4), w first."""
+    """Return unit quaternions (N, 4), w first."""
     return Rotation.from_matrix(rotations).as_quat(scalar_first=True)
 
 
 def quaternion_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Hamilton product of (..., 4), w first."""
+    """Return the Hamilton product of quaternions (..., 4), w first."""
     scalar = a[..., :1] * b[..., :1] - (a[..., 1:] * b[..., 1:]).sum(-1, keepdims=True)
     vector = a[..., :1] * b[..., 1:] + b[..., :1] * a[..., 1:] + np.cross(a[..., 1:], b[..., 1:])
     return np.concatenate([scalar, vector], -1)
 
 
 def smooth_webs(weights: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """Widen the blends (V, 16) in the webs, where the rig jumps from one bone to another within a few millimetres.
+    """Smooth the weights (V, 16) in the webs, where the rig's change from one bone to another within a few millimetres.
 
-    At the thumb the rig goes from the palm straight to the thumb's second bone: the web then folds inside out
-    when the thumb opposes. Between fingers an edge is stretched to 3.5 times its length when one of them
-    bends alone.
+    At the thumb the rig's weights go from the palm straight to the thumb's second bone, so the web folds inside out
+    when the thumb opposes. Between fingers an edge is stretched to 3.5 times its length when one of them bends alone.
     """
     average = neighbour_average(faces, len(weights))
     thumb = weights[:, THUMB:].sum(1)
@@ -104,22 +103,23 @@ def smooth_webs(weights: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def fit_pose_directions(hand: Hand, poses: np.ndarray, ridge: float) -> np.ndarray:
-    """Pose directions (V, 3, 135) that turn linear blend skinning toward `skinning_target`, by ridge regression.
+    """Fit pose directions (V, 3, 135) that bring linear blend skinning close to dual quaternion skinning.
 
-    Each vertex only listens to joints that have a say in it, which keeps the result local and compressible.
+    This is a ridge regression. Each vertex depends only on the joints that move it, which keeps the result local and
+    compressible.
     """
     features = np.stack([(rotations_from_vectors(p) - np.eye(3)).ravel() for p in poses])  # (N, 135)
     targets = np.empty((len(poses), *hand.vertices.shape))
     for n, pose in enumerate(poses):
         world, offset = joint_transforms(rotations_from_vectors(pose), hand.joints)
         linear = np.einsum("vj,jab->vab", hand.weights, world)
-        wanted = skinning_target(hand, pose) - hand.weights @ offset
+        wanted = hand.posed_dual_quaternion(pose) - hand.weights @ offset
         targets[n] = np.linalg.solve(linear, wanted[..., None])[..., 0] - hand.vertices
 
     directions = np.zeros((*hand.vertices.shape, 135))
-    says = hand.weights[:, 1:] > 1e-3
-    for pattern in np.unique(says, axis=0):
-        rows = np.flatnonzero((says == pattern).all(1))
+    moves = hand.weights[:, 1:] > 1e-3
+    for pattern in np.unique(moves, axis=0):
+        rows = np.flatnonzero((moves == pattern).all(1))
         columns = np.flatnonzero(np.repeat(pattern, 9))
         if len(columns) == 0:
             continue
@@ -128,8 +128,3 @@ def fit_pose_directions(hand: Hand, poses: np.ndarray, ridge: float) -> np.ndarr
         solution = np.linalg.solve(gram, x.T @ targets[:, rows].reshape(len(poses), -1))
         directions[np.ix_(rows, range(3), columns)] = solution.reshape(len(columns), len(rows), 3).transpose(1, 2, 0)
     return directions
-
-
-def skinning_target(hand: Hand, pose: np.ndarray) -> np.ndarray:
-    """Where the skin (V, 3) should go in this pose."""
-    return hand.posed_dual_quaternion(pose)
