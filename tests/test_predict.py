@@ -295,7 +295,7 @@ def test_videos_that_are_cut_short_empty_or_broken(reader, tmp_path, capsys):
     reported = [line for line in printed.err.splitlines() if "skipped" in line]
     assert len(reported) == 2
     for name, line in zip(("header.mp4", "empty.mp4"), reported, strict=True):
-        assert f"handtailor: skipped: {tmp_path / name}: is no video" in line
+        assert f"handtailor: skipped: {tmp_path / name}: is not a video" in line
     assert "Traceback" not in printed.err
     assert names(tmp_path / "out") == {"short.jsonl"}
     frames = lines(tmp_path / "out" / "short.jsonl")

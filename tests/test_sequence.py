@@ -236,7 +236,7 @@ def test_fit_with_times(moving, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"time": 0.0}, "a and b are both at 0 s: give each frame its time, and each hand of a side its track"),
+        ({"time": 0.0}, "a and b are both at 0 s: give each frame its own time, and number the hands of one side"),
         ({"time": None}, "entry 1 has no time, but others have: give all or none"),
         ({"time": "soon"}, "entry 1: time must hold numbers only"),
         ({"time": [0.1]}, "entry 1: time must be one number, not 1 numbers"),

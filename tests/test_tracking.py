@@ -185,7 +185,7 @@ def test_time_has_to_rise():
     for time in (1.0, 0.5, np.nan):
         filters = Filters(np.ones(1), np.ones(1))
         filters.advance(1.0)
-        with pytest.raises(ValueError, match="time has to rise"):
+        with pytest.raises(ValueError, match="it must rise"):
             filters.advance(time)
 
 

@@ -182,7 +182,7 @@ def test_overlays_are_as_long_as_their_source(tmp_path):
 def test_files_that_are_no_video(tmp_path, video, content):
     path = tmp_path / "other.mp4"
     path.write_bytes(video.read_bytes()[:200] if content == "header" else content)
-    with pytest.raises(InputError, match=r"other.mp4: is no video: give") as caught:
+    with pytest.raises(InputError, match=r"other.mp4: is not a video: give") as caught:
         Video(path)
     assert "\n" not in str(caught.value)
 

@@ -296,10 +296,10 @@ def test_nothing_or_both_to_show(refused, folder):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("[1, 2]", "is no result: give a .json or .jsonl file that handtailor predict or fit wrote"),
+        ("[1, 2]", "is not a result: give a .json or .jsonl file that handtailor predict or fit wrote"),
         ('{"keypoints_2d": [[1, 2]]}', "has a hand without side or pose"),
         ('{"side": "right", "pose": [1, 2]}', "pose must be 16 x 3 numbers"),
-        ('{"hands": 3}', "is no result"),
+        ('{"hands": 3}', "is not a result"),
         ("{", "is not complete JSON"),
     ],
 )

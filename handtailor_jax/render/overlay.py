@@ -1,4 +1,4 @@
-"""Images for people: a mesh over its image, keypoints, a second view, contact sheets.
+"""Overlays and figures: a mesh over its image, keypoints, a second view, contact sheets.
 
 All functions take and return uint8 RGB NumPy images of any size.
 """
@@ -22,7 +22,7 @@ _Mesh = tuple[np.ndarray, np.ndarray]
 FINGER_COLORS = ((236, 84, 72), (245, 166, 35), (72, 180, 97), (56, 139, 235), (176, 94, 214))
 """RGB of thumb, index, middle, ring and little finger in every image."""
 
-_MOST_IN_SCENE = 8  # hands rendered together, with occlusion; further groups are drawn one over the other
+_MOST_IN_SCENE = 8  # hands rendered together, with occlusion; of more hands, groups are drawn one over the other
 _INK, _PAPER = (46, 48, 54), (255, 255, 255)
 _SHIFT = 4  # OpenCV reads coordinates in sixteenths of a pixel
 _FINGER_OF = {keypoint: finger for finger, keypoints in enumerate(FINGER_KEYPOINTS) for keypoint in keypoints}
@@ -42,7 +42,7 @@ def draw_skeleton(image: Any, keypoints_2d: Any, confidence: Any = None, hollow:
     points = np.asarray(keypoints_2d, np.float64)
     if points.shape != (21, 2):
         raise ValueError(f"keypoints_2d must have shape (21, 2), got {points.shape}")
-    # OpenCV takes 16-bit-shifted integers, so keypoints far outside the image are left out.
+    # OpenCV computes with integers that can overflow, so keypoints far outside the image are left out.
     shown = np.isfinite(points).all(axis=-1) & (np.abs(points).max(axis=-1, initial=0.0, where=~np.isnan(points)) < 1e5)
     if confidence is not None:
         shown &= np.asarray(confidence) > 0
@@ -73,8 +73,8 @@ def second_view(
 ) -> np.ndarray:
     """Render the mesh (V, 3), (F, 3) turned about the vertical axis through its centre, in weak perspective.
 
-    The mesh fills the image unless that takes more than `pixels_per_unit`. The angle is in degrees and shows the right
-    side of the mesh if positive.
+    The mesh fills the image, but at no more than `pixels_per_unit`. The angle is in degrees; a positive one shows the
+    right side of the mesh.
     """
     vertices = np.asarray(vertices, np.float32)
     finite = np.isfinite(vertices).all(axis=-1)
@@ -146,7 +146,7 @@ def overlay_figure(
 
 
 def scene(meshes: Sequence[_Mesh], camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Combine meshes to one, so that they occlude each other.
+    """Combine meshes into one, so that they occlude each other.
 
     Without intrinsics no hand's distance is known, so hands that are larger in the image are put in front. The number
     of meshes is padded to a power of two with empty ones, because each number of vertices compiles a program.

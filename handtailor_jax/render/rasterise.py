@@ -1,6 +1,6 @@
 """A z-buffered rasteriser, and the tile walk by which it and `soft` find the nearest face or edge of every pixel.
 
-Kept by hand because it needs no OpenGL or window system, and compiles, batches and differentiates wherever JAX runs.
+Written here because it needs no OpenGL or window system, and compiles, batches and differentiates wherever JAX runs.
 
 The tile walk: the bounding box of an item (a face, an edge) touches a few small square tiles of the image. The
 (item, tile) pairs form one list, which is walked in chunks of fixed size: every pair scores the pixels of its tile, and
@@ -87,7 +87,7 @@ def nearest_faces(
 def fragments_at(
     corners: Float[Array, "faces 3 4"], face_index: Int[Array, "*shape"], u: Int[Array, "..."], v: Int[Array, "..."]
 ) -> Fragments:
-    """Return the given faces' surface at the pixels (u, v), from the corners of all faces (`drawn_faces`)."""
+    """Return the surface of the given faces at the pixels (u, v), from the corners of all faces (`drawn_faces`)."""
     seen = face_index >= 0
     corners = corners.reshape(-1, 12)[jnp.maximum(face_index, 0)].reshape(*face_index.shape, 3, 4)
     u = corners[..., 0] - u.astype(corners.dtype)[..., None]
@@ -188,8 +188,8 @@ def tile_grid(height: int, width: int) -> tuple[int, int, int]:
 def join_images(walk: Callable[..., Array], height: int, width: int, *arguments: Array) -> Array:
     """Call a walk in such a way that `vmap` appends images to its leading axis.
 
-    The walk maps arrays (images, ...), of which the second axis of the first one counts items, and `height` and `width`
-    to indices (images, height, width).
+    The walk maps arrays (images, ...), `height` and `width` to indices (images, height, width). The second axis of the
+    first array counts the items of an image.
 
     Raises:
         ValueError: If the (item, tile) pairs of one image could exceed 32 bits.
@@ -224,9 +224,9 @@ def nearest_item(
     """Find the item with the lowest score at every pixel, -1 without one. Of tied items the first one is taken.
 
     Items have boxes with corners `low` and `high` (items, 2) in pixels (u, v), and take part where `listed`. All images
-    have as many, which follow each other; indices count from 0 in each. `score` maps item, image, tile row, tile column
-    and tile number of a chunk of pairs to scores (pairs, pixels of a tile; inf: no candidate) and to the tolerance
-    within which scores tie. The pixels of a chunk should fit into the processor's cache.
+    have the same number of items, stored image by image; indices count from 0 in each. `score` maps item, image, tile
+    row, tile column and tile number of a chunk of pairs to scores (pairs, pixels of a tile; inf: no candidate) and to
+    the tolerance within which scores tie. The pixels of a chunk should fit into the processor's cache.
     """
     side, rows, columns = tile_grid(height, width)
     shape = (images * rows * columns, side * side)

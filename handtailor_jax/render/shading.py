@@ -1,6 +1,6 @@
 """Smooth shading of a mesh for overlays and documentation: skin under three soft lights.
 
-A mesh is rendered in a few fixed sizes (`_SIZES`) and pasted, so a new image size does not compile a new program.
+A mesh is rendered in squares of a few sizes (`_SIZES`) and pasted, so a new image size compiles no new program.
 Colours are linear RGB from 0 to 1 until `to_srgb`.
 """
 
@@ -32,7 +32,7 @@ AMBIENT_REACH = 0.06
 BACKGROUND = (241, 242, 244)
 """sRGB, 0 to 255, behind a mesh without an image."""
 
-# Compiled, because each call of their operations costs a tenth of a millisecond.
+# Compiled, because otherwise each of their operations costs a tenth of a millisecond.
 _project, _moved = jax.jit(project), jax.jit(transform_camera)
 _SIZES = (128, 256, 384, 512, 1024)  # sides of the squares in which meshes are rendered
 _TILE, _CHUNK = 4, 64  # side of the tiles that are shaded, pixels, and their number at once: they fit into the cache
@@ -170,7 +170,7 @@ def _mean_pixels(
     light: Float[Array, "faces 3 3"],
     size: int,
 ) -> Float[Array, "size size 5"]:
-    """Return linear RGB, coverage and least depth of each pixel, from 2 x 2 samples; the camera is that of the samples.
+    """Return linear RGB, coverage and least depth of each pixel, from 2 x 2 samples, the pixels of `camera`.
 
     Only tiles of the image that the mesh touches are computed, because it leaves most of a square empty.
     """

@@ -1,6 +1,6 @@
 """A soft rasteriser: silhouette and depth of a mesh with gradients in vertices and camera, outlines included.
 
-Kept by hand because no JAX package has one whose memory is independent of the number of faces. The silhouette is a
+Written here because no JAX package has one whose memory is independent of the number of faces. The silhouette is a
 sigmoid of the signed distance to the outline, as in SoftRas (Liu et al., "Soft Rasterizer", ICCV 2019), with two
 differences. The distance is to the outline of the whole mesh, not of each face: SoftRas joins the faces by
 1 - prod(1 - p), which widens a mesh with faces as small as a pixel, so that a fit to an observed mask shrinks. The
@@ -66,7 +66,7 @@ def soft_rasterise(
     surface and the nearest piece of outline at fixed visibility: a depth step between two parts of the mesh (a finger
     in front of the palm) moves without a gradient.
 
-    Arguments are those of `rasterise`, and the softness `sigma` of the outline in pixels, with which the time grows.
+    Arguments are those of `rasterise`, and the softness `sigma` of the outline in pixels; a larger one takes longer.
 
     Raises:
         ValueError: If the maps are empty or too large (as in `rasterise`, at a third of the size).

@@ -1,1 +1,1 @@
-"""Videos: read and write them, follow a hand through their frames, and smooth it."""
+"""Read and write videos, follow hands through their frames, and smooth their movement."""

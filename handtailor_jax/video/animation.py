@@ -14,7 +14,7 @@ from handtailor_jax.skeleton import FINGER_JOINTS, JOINT_PARENTS, MANO_JOINTS, N
 from handtailor_jax.video.rig import FloatArray, Recording, Rig
 
 MORPH_TARGETS = 8
-"""Number of morph targets of a hand; glTF asks readers for at least eight."""
+"""Number of morph targets of a hand; glTF recommends that readers support at least eight."""
 
 _SKIN = {"baseColorFactor": [0.8, 0.62, 0.53, 1.0], "metallicFactor": 0.0, "roughnessFactor": 0.7}
 
@@ -22,8 +22,8 @@ _SKIN = {"baseColorFactor": [0.8, 0.62, 0.53, 1.0], "metallicFactor": 0.0, "roug
 def write_glb(path: Path, recording: Recording) -> None:
     """Write a GLB file (glTF 2.0) with a skinned mesh for each hand, moved by one animation with the video's times.
 
-    A hand has one shape. Its pose blend shapes are reduced to `MORPH_TARGETS` principal components of the video. Where
-    a frame does not show the hand, its scale is 0.
+    A hand has one shape. Its pose blend shapes are reduced to `MORPH_TARGETS` principal components over the frames. In
+    frames that do not show the hand, its scale is 0.
 
     Raises:
         InputError: If no frame has a hand, or the file cannot be written.
@@ -41,8 +41,8 @@ def write_glb(path: Path, recording: Recording) -> None:
 def write_bvh(stem: Path, recording: Recording) -> None:
     """Write the skeleton of each hand as <stem>_<hand>.bvh, in metres, degrees and the axes of glTF.
 
-    BVH has one interval between frames: the median of the video's, at whose multiples the latest frame is taken. It can
-    neither hide nor scale: a hand keeps its mean size, and its last pose where it is not seen.
+    BVH has one interval between frames, here the median of the video's; each interval shows the latest frame before its
+    middle. BVH can neither hide nor scale a hand: the hand has its mean size, and its last pose while it is not seen.
 
     Raises:
         InputError: If no frame has a hand, or a file cannot be written.
@@ -123,7 +123,7 @@ class _Document:
 
 
 def _add_hand(document: _Document, rig: Rig, times: FloatArray) -> None:
-    """Add the nodes, mesh, skin and keyframes of a hand: a node that hides it, the joints below, and the mesh."""
+    """Add the nodes, mesh, skin and keyframes of a hand: a node that hides it, the joints below it, and the mesh."""
     library, gltf = document.library, document.gltf
     top, wrist = len(gltf.nodes), len(gltf.nodes) + 1
     joints = range(wrist, wrist + NUM_JOINTS)
@@ -138,7 +138,7 @@ def _add_hand(document: _Document, rig: Rig, times: FloatArray) -> None:
     gltf.skins.append(library.Skin(inverseBindMatrices=matrices, skeleton=wrist, joints=list(joints), name=rig.name))
     targets, weights = _pose_shapes(rig)
     gltf.meshes.append(_mesh(document, rig, targets))
-    # glTF wants a skinned mesh outside of its skeleton, because only the joints move it.
+    # A skinned mesh is outside of its skeleton in glTF, because only the joints move it.
     mesh = library.Node(name=f"{rig.name}_mesh", mesh=len(gltf.meshes) - 1, skin=len(gltf.skins) - 1)
     gltf.nodes.append(mesh)
     gltf.scenes[0].nodes += [top, len(gltf.nodes) - 1]
@@ -150,7 +150,7 @@ def _add_hand(document: _Document, rig: Rig, times: FloatArray) -> None:
         document.channel(joints[joint], "rotation", moments, rig.rotations[:, joint], library.ANIM_LINEAR)
     document.channel(len(gltf.nodes) - 1, "weights", moments, weights, library.ANIM_LINEAR)
     shown = np.isin(np.arange(len(times)), rig.frames)
-    # The last frame is a key in any case, so that the animation is as long as the video.
+    # The last frame is always a key, so that the animation is as long as the video.
     keys = np.unique([0, *(np.flatnonzero(shown[1:] != shown[:-1]) + 1), len(times) - 1])
     changes = document.accessor(times[keys], library.SCALAR, extent=True)
     document.channel(top, "scale", changes, np.repeat(shown[keys, None], 3, axis=1).astype(float), library.ANIM_STEP)
@@ -164,7 +164,7 @@ def _pose_shapes(rig: Rig) -> tuple[FloatArray, FloatArray]:
     matrices = Rotation.from_quat(rig.rotations[:, 1:].reshape(-1, 4)).as_matrix()
     corrections = (matrices - np.eye(3)).reshape(len(rig.frames), 135)
     directions = np.asarray(rig.model.skin.pose_directions, np.float64)
-    # Displacements of all vertices have the singular values of these few coordinates in an orthonormal basis.
+    # These few coordinates in an orthonormal basis have the same singular values as the displacements of all vertices.
     basis, triangle = np.linalg.qr(directions.reshape(-1, 135))
     coordinates = corrections @ triangle.T
     components = np.linalg.svd(coordinates, full_matrices=False)[2][:MORPH_TARGETS]
@@ -186,7 +186,7 @@ def _mesh(document: _Document, rig: Rig, targets: FloatArray) -> Any:
         NORMAL=document.accessor(normals, library.VEC3, target=vertex),
     )
     blend = np.asarray(skin.weights, np.float64)
-    # Largest weights first: many readers take four a vertex.
+    # Largest weights first, because many readers use only four of a vertex.
     order = np.argsort(-blend, axis=1, kind="stable")
     blend = np.take_along_axis(blend, order, axis=1)
     order[blend == 0.0] = 0
@@ -207,7 +207,7 @@ def _mesh(document: _Document, rig: Rig, targets: FloatArray) -> Any:
 
 
 def _bvh(rig: Rig, frames: npt.NDArray[np.int_], interval: float) -> str:
-    """Return a BVH file of the given frames, seconds apart by `interval`."""
+    """Return the text of a BVH file of the given frames, `interval` seconds apart."""
     size = float(np.mean(rig.scale))
     tips = np.asarray(rig.model.tips.rest_vertices(rig.betas), np.float64)
     ends = {chain[-1]: tip for chain, tip in zip(FINGER_JOINTS, tips, strict=True)}
@@ -229,7 +229,7 @@ def _bvh(rig: Rig, frames: npt.NDArray[np.int_], interval: float) -> str:
         return [head, "{", *(f"\t{line}" for line in inside), "}"]
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # SciPy's, of gimbal lock, in which it chooses one of the equal answers
+        warnings.simplefilter("ignore")  # of gimbal lock: SciPy chooses one of the equal answers
         angles = Rotation.from_quat(rig.rotations.reshape(-1, 4)).as_euler("ZXY", degrees=True)
     angles = np.unwrap(angles.reshape(len(rig.frames), -1), period=360.0, axis=0)
     motion = np.concatenate([rig.wrist, angles], axis=1)

@@ -1,6 +1,6 @@
-"""Read the frames of a video file or webcam; write a video and JSON lines, complete or not at all.
+"""Read the frames of a video file or webcam; write a video and JSON lines, which appear once they are complete.
 
-PyAV reads and writes files: its times, rotations and frames are those of the file. OpenCV reads webcams.
+PyAV reads and writes files, and gives the times and rotations that a file stores. OpenCV reads webcams.
 """
 
 import contextlib
@@ -33,11 +33,11 @@ class Frame:
     """One frame of a video."""
 
     index: int
-    """Number of the frame from 0; frames that cannot be decoded count."""
+    """Number of the frame, from 0; frames that cannot be decoded are counted."""
     time: float
     """Time in seconds from the first frame; rises from frame to frame."""
     image: Image | None
-    """(H, W, 3) RGB image, as players show it; None if the frame cannot be decoded."""
+    """(H, W, 3) RGB image, upright as players show it; None if the frame cannot be decoded."""
 
 
 class Video:
@@ -50,12 +50,11 @@ class Video:
             InputError: If there is no such file or webcam, or the file is not a video that can be decoded.
         """
         self.name = f"webcam {source}" if isinstance(source, int) else str(source)
-        self.rate: float | None
-        """Frames per second, in the mean; None if unknown."""
-        self.count: int | None
-        """Number of frames that the file announces, which may be wrong; None if unknown."""
         self._source: _File | _Webcam = _Webcam(source) if isinstance(source, int) else _File(source)
-        self.rate, self.count = self._source.rate, self._source.count
+        self.rate: float | None = self._source.rate
+        """Mean number of frames per second; None if unknown."""
+        self.count: int | None = self._source.count
+        """Number of frames that the file announces, which may be wrong; None if unknown."""
 
     def __enter__(self) -> "Video":
         return self
@@ -68,12 +67,12 @@ class Video:
         self._source.close()
 
     def seek(self, time: float) -> None:
-        """Let the next iteration start at the last key frame before a time, in seconds; webcams have no other times."""
+        """Start the next iteration at the last key frame before a time in seconds; this has no effect on a webcam."""
         if isinstance(self._source, _File):
             self._source.seek(time)
 
     def __iter__(self) -> Iterator[Frame]:
-        """Yield the remaining frames. Those that cannot be decoded count if one follows that can.
+        """Yield the remaining frames. Frames that cannot be decoded are included if a later one can.
 
         Raises:
             InputError: At the end, if no frame could be decoded.
@@ -81,7 +80,7 @@ class Video:
         last, decoded = -math.inf, 0
         undecoded: list[Frame] = []
         for index, (now, image) in enumerate(self._source.frames()):
-            if now is None or not now > last:  # frames without time stamps
+            if now is None or not now > last:  # no time stamp, or one that does not rise
                 now = max(last, 0.0) + 1.0 / (self.rate or 30.0) if index else 0.0
             last = now
             undecoded.append(Frame(index, now, image))
@@ -94,32 +93,32 @@ class Video:
 
 
 class _File:
-    """Times and images of a file's first picture track."""
+    """Times and images of the first video track of a file."""
 
     def __init__(self, path: Path) -> None:
         av = _library()
         try:
             check_file(path)
-            # Open files have no names, which FFmpeg would search for protocols.
+            # FFmpeg is given an open file, because it could take a name for an address.
             self._bytes = path.open("rb")
         except OSError as error:
             raise InputError(f"{path}: the video cannot be read ({error.strerror}): correct its name") from None
         with contextlib.ExitStack() as stack:
             stack.callback(self._bytes.close)
             try:
-                # A playlist may name other files and addresses, which are not read.
+                # A playlist may name other files and addresses, which must not be read.
                 options = {"protocol_whitelist": "none"}
                 self._container = stack.enter_context(av.open(self._bytes, options=options))
             except (av.FFmpegError, OSError, ValueError):
-                raise InputError(f"{path}: is no video: give an MP4, AVI, MOV or WebM file") from None
+                raise InputError(f"{path}: is not a video: give an MP4, AVI, MOV or WebM file") from None
             pictures = [
                 s for s in self._container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
             ]
             if not pictures:
-                raise InputError(f"{path}: holds no moving pictures: give a video")
+                raise InputError(f"{path}: holds no video track: give a video")
             self._stream = pictures[0]
             if self._stream.codec_context is None:
-                raise InputError(f"{path}: PyAV has no decoder for its pictures: convert it to H.264")
+                raise InputError(f"{path}: PyAV has no decoder for its frames: convert it to H.264")
             rate = float(self._stream.average_rate or self._stream.guessed_rate or 0.0)
             self.rate = rate if 0.5 <= rate <= 1000.0 else None
             self.count = self._stream.frames or None
@@ -149,13 +148,13 @@ class _File:
 
     def seek(self, time: float) -> None:
         """Continue with the last key frame before a time, in seconds from the first frame."""
-        with contextlib.suppress(_library().FFmpegError):  # of a file that cannot be sought; it goes on from here
+        with contextlib.suppress(_library().FFmpegError):  # a file that cannot seek goes on from here
             self._container.seek(int((time + (self._start or 0.0)) / self._stream.time_base), stream=self._stream)
 
 
 def _upright(frame: Any) -> Image:
-    """Return the image of a frame, turned as its container says."""
-    # FFmpeg's angles are counter-clockwise, as NumPy's.
+    """Return the image of a frame, rotated as its file specifies."""
+    # FFmpeg's angles are counter-clockwise, as NumPy's are.
     image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90.0))
     return np.ascontiguousarray(image)
 
@@ -199,8 +198,8 @@ def _library() -> Any:
 def video_writer(path: Path, rate: float) -> Iterator[Callable[[Image, float], None]]:
     """Yield a function that appends uint8 RGB images of one size to an H.264 video, at rising times in seconds.
 
-    The rate, in frames per second, tells how long the last image is shown. An odd last row or column is left out,
-    because the format cannot hold it. Without images no file is written.
+    The rate, in frames per second, sets how long the last image is shown. An odd last row or column is left out,
+    because the format requires even sizes. Without images no file is written.
 
     Raises:
         InputError: If the file cannot be written.
@@ -242,13 +241,13 @@ def video_writer(path: Path, rate: float) -> Iterator[Callable[[Image, float], N
             raise InputError(f"{path}: cannot be written ({error.strerror}): choose another folder") from None
         finally:
             if container is not None:
-                with contextlib.suppress(av.FFmpegError, OSError):  # of a video that is given up
+                with contextlib.suppress(av.FFmpegError, OSError):  # the video is discarded
                     container.close()
 
 
 @contextlib.contextmanager
 def json_lines(path: Path) -> Iterator[Callable[[Any], None]]:
-    """Yield a function that appends a value as one line of JSON; lines appear in the temporary file at once.
+    """Yield a function that appends a value as one line of JSON; each line is in the temporary file at once.
 
     Raises:
         InputError: If the file cannot be written.

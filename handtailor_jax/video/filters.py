@@ -1,10 +1,10 @@
-"""Kalman filters whose noise follows from the movement itself, forward in time and in both directions.
+"""Kalman filters that estimate their noise from the movement, run forward in time or in both directions.
 
-A group of components moves with a velocity that decays within about a second (an Ornstein-Uhlenbeck process), so that
-what is still stays where it is, and a gap is bridged without overshooting. Each group has a filter for each of several
-speeds, in noises of its measurements per second. They are averaged by their likelihood in the last four seconds, with
-the noise itself, a Student-t distribution, estimated from the same seconds. So what is still is smoothed over all
-frames, and what is fast hardly. They are written here because no package estimates the noise.
+A group of components moves with a velocity that decays within about a second (an Ornstein-Uhlenbeck process), so a hand
+at rest stays in place, and a gap is bridged without overshooting. Each group has one filter for each of several speeds,
+in standard deviations of its measurements per second. The filters are averaged by their likelihood in the last four
+seconds, from which the noise, a Student-t distribution, is estimated as well. A hand at rest is therefore smoothed over
+all frames, and a fast one hardly at all. The filters are written here because no package estimates the noise.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 _SPEEDS = 0.02 * 5.0 ** np.arange(9)
 """Standard deviations of the velocity that are tried, in measurement noises per second: from still to no smoothing."""
 
-# Seconds do not tell these speeds apart, and a hand at rest is the likeliest.
+# A few seconds cannot distinguish the slowest speeds, and a hand at rest is the most likely.
 _LOG_PRIOR = -2.0 * np.minimum(np.arange(9.0), 2.0)
 
 _DECAY = 1.0
@@ -29,13 +29,13 @@ _WINDOW = 4.0
 """Time in seconds in which the weight of a frame in the likelihood decays by a factor of e."""
 
 _LOST = 40.0
-"""Difference of log likelihood below the best filter at which a filter is restarted from the best one."""
+"""Difference of log likelihood from the best filter at which a filter is restarted from the best one."""
 
 _FREEDOM = 8.0
-"""Degrees of freedom of the noise, a Student-t distribution: a frame that is far off for once counts little."""
+"""Degrees of freedom of the noise, a Student-t distribution: a single frame that is far off counts little."""
 
 _PRIOR_COUNT = 0.3
-"""Number of measurements for which the noise expected beforehand counts."""
+"""Weight of the noise that is expected beforehand, as a number of measurements."""
 
 _FARTHEST = 1.5
 """Largest distance of a smoothed value from its measurement, in standard deviations of the expected noise."""
@@ -54,7 +54,7 @@ class Filters:
         """Create filters of groups with `widths` (groups,) components, which are padded with zeros to four.
 
         `noise` (groups,) is the standard deviation of the measurements that is expected beforehand. It may be ten times
-        too large, but not too small: all measurements would then seem to be far off.
+        too large, but not too small, because all measurements would then be taken for outliers.
         """
         groups = len(widths)
         self._widths, self._expected = widths, noise[:, None, None] ** 2 * np.eye(4)
@@ -71,7 +71,7 @@ class Filters:
         if self._time is not None:
             step = time - self._time
             if not step > 0.0:
-                raise ValueError(f"time has to rise, not to go from {self._time} to {time}")
+                raise ValueError(f"time goes from {self._time} to {time}: it must rise")
             kept = np.exp(-step / _DECAY)
             moved = _DECAY * (1.0 - kept)
             change = np.asarray([[1.0, moved], [0.0, kept]])
@@ -104,7 +104,7 @@ class Filters:
         self._mean += missed[..., None] * gain[:, :, None]
         self._variance -= gain[..., :, None] * self._variance[..., None, 0, :]
 
-        # A filter for still hands has lost a hand that moved; it must not need seconds to come back once that is still.
+        # A filter for slow hands loses a fast one, and would need seconds to find it again: it is restarted.
         score = self.score()
         best, groups = score.argmax(axis=0), np.arange(len(self._widths))
         lost = score < score[best, groups] - _LOST
@@ -120,7 +120,7 @@ class Filters:
     def _covariance(self) -> FloatArray:
         """Return the covariance (filters, groups, 4, 4) of the measurements, no larger than expected beforehand.
 
-        Without this bound the noise would explain any movement, and a waving hand would be still.
+        Without this bound any movement could be explained as noise, and a waving hand would be smoothed to rest.
         """
         found = (self._scatter + _PRIOR_COUNT * self._expected) / (self._count + _PRIOR_COUNT)
         own = np.arange(4) < self._widths[:, None]  # without the padding
@@ -139,10 +139,9 @@ class Filters:
 
 
 def near(value: FloatArray, missed: Sequence[FloatArray], noise: FloatArray, variance: FloatArray) -> FloatArray:
-    """Return smoothed values (groups, 4), moved toward the measured ones where these stay too far from them.
+    """Return smoothed values (groups, 4), moved toward the measured ones where three frames are too far from these.
 
-    So a movement that begins suddenly, or is faster than the filters know yet, is followed, but not a single frame that
-    is far off.
+    This follows a movement that begins suddenly or is faster than the filters expect, but not a single outlying frame.
 
     Args:
         value: Smoothed values of the second of three frames, or of the third.
@@ -156,7 +155,7 @@ def near(value: FloatArray, missed: Sequence[FloatArray], noise: FloatArray, var
 
 
 def _run(track: Sequence[Measurement], filters: Filters, backward: bool) -> Iterator[int]:
-    """Run filters over a track, and yield each frame: forward after its measurement is taken, backward before."""
+    """Run filters over a track and yield the index of each frame: forward after its measurement, backward before it."""
     for i in range(len(track) - 1, -1, -1) if backward else range(len(track)):
         time, value, noise = track[i]
         filters.advance(-time if backward else time)

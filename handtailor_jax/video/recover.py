@@ -1,7 +1,7 @@
 """Recover the hands of one video or webcam and write them: JSON lines, an overlay, rigged animations.
 
-The hands of a file are smoothed by earlier and later frames once all are known; then it is read again for the overlay.
-A webcam cannot be read twice, so its frames are written at once, smoothed by earlier ones.
+The hands of a file are smoothed over earlier and later frames after the last frame; then the file is read a second time
+for the overlay. A webcam cannot be read twice, so each frame is smoothed over earlier frames and written at once.
 """
 
 import contextlib
@@ -27,26 +27,26 @@ from handtailor_jax.video.rig import Recording
 from handtailor_jax.video.smoothing import smooth_video
 
 Follow = Callable[[Image, float], list[Hand]]
-"""Hands of a frame, from its image and its time in seconds."""
+"""Function from the image of a frame and its time in seconds to the hands of the frame."""
 
 
 def recover_video(
     path: Path | int, stem: Path, follow: Follow, model: HandModel, *, overlay: bool, mesh: bool, skeleton: bool
 ) -> None:
-    """Write <stem>.jsonl with a line for each frame and, where they are wanted, <stem>_overlay.mp4 and animations.
+    """Write <stem>.jsonl with a line for each frame and, on request, <stem>_overlay.mp4 and animations.
 
     Args:
         path: File, or number of a webcam.
         stem: Folder and name of the results.
         follow: A `HandVideo`, without smoothing if `path` is a file.
-        model: Hand model of `follow`.
+        model: Hand model that `follow` uses.
         overlay: Whether to write the overlay.
         mesh: Whether to write <stem>.glb.
         skeleton: Whether to write a BVH file for each hand.
 
     Raises:
-        InputError: If the video cannot be read, or half of its frames or more cannot be decoded: the results are then
-            written, but lack them.
+        InputError: If the video cannot be read, or if half of its frames or more cannot be decoded. In the second case
+            the results of the other frames have been written.
     """
     recording, total, decoded, seen = Recording(model), 0, 0, 0
     with contextlib.ExitStack() as stack:
@@ -96,7 +96,7 @@ def _followed(video: Video, follow: Follow, name: str) -> Generator[Seen, None, 
 
 
 def _smoothed(frames: list[Seen], video: Video | None, model: HandModel, name: str) -> Generator[Seen, None, None]:
-    """Yield the frames of a file, with smoothed hands and, from its second reading, with images."""
+    """Yield the frames of a file with smoothed hands, and with images if `video` is given to read them again."""
     smoothed = smooth_video(model, [hands for *_, hands in frames], [frame.time for frame, *_ in frames])
     images = iter(video or ())
     both = zip(frames, smoothed, strict=True)
@@ -105,7 +105,7 @@ def _smoothed(frames: list[Seen], video: Video | None, model: HandModel, name: s
 
 
 def _light(seen: Seen) -> Seen:
-    """Return what was seen without image and meshes, so that long videos fit into memory."""
+    """Return a frame and its hands without image and meshes, so that long videos fit into memory."""
     frame, decoded, hands = seen
     return dataclasses.replace(frame, image=None), decoded, list(map(_without_mesh, hands))
 
@@ -116,24 +116,24 @@ def _without_mesh(hand: Hand) -> Hand:
 
 
 class _Overlay:
-    """Writes frames with the hands over them."""
+    """Writer of the frames with the hands drawn over them."""
 
     def __init__(self, write: Any) -> None:
         self._write = write
         self._last: Image | None = None
 
     def __call__(self, frame: Frame, hands: Sequence[Hand]) -> None:
-        # A frame that cannot be decoded repeats the one before, so that the overlay has the video's frames.
+        # In place of a frame that cannot be decoded, the last image is written again, so that no frame is missing.
         self._last = self._last if frame.image is None else _draw(frame.image, hands)
         if self._last is not None:
             self._write(self._last, frame.time)
 
 
 def _draw(image: Image, hands: Sequence[Hand]) -> Image:
-    """Return a frame with the meshes over it, distant ones first, and the detected keypoints."""
+    """Return a frame with the meshes drawn over it, distant ones first, and the detected keypoints."""
     height, width = image.shape[:2]
     drawn = image
-    # Minus the depth with intrinsics, the size in the image without.
+    # With intrinsics, hands are ordered by depth; without, by their size in the image.
     nearness = lambda hand: -hand.parameters.translation[2] if hand.perspective else hand.parameters.scale  # noqa: E731
     for hand in sorted(hands, key=nearness):
         camera = jax.tree.map(jnp.asarray, hand.camera)

@@ -1,8 +1,8 @@
-"""Rigs of the hands of a video: a skeleton of MANO's 16 joints for each, which turn by the pose, placed at the wrist.
+"""Rigs of the hands of a video: for each, a skeleton of MANO's 16 joints, rotated by the pose and placed at the wrist.
 
-In rest a joint's axes are those of MANO's rest frame. The world has glTF's axes (x right, y up, z toward the viewer).
-With intrinsics its origin is the camera. Without, no distance is known: hands have their own size and lie in the plane
-z = 0, as far apart as in the image at their mean scale; the origin is the mean of their positions.
+In the rest pose the axes of every joint are those of MANO's rest frame. The world has glTF's axes (x right, y up, z
+toward the viewer). With intrinsics its origin is the camera. Without, no distance is known: hands have the model's size
+and lie in the plane z = 0, as far apart as in the image at their mean scale; the origin is their mean position.
 """
 
 import dataclasses
@@ -26,23 +26,23 @@ _CAMERA_TO_GLTF = Rotation.from_quat([1.0, 0.0, 0.0, 0.0])  # half a turn about 
 
 @dataclasses.dataclass(frozen=True)
 class Rig:
-    """One hand through a video; n frames show it."""
+    """Skeleton of one hand and its movement in a video; n frames show the hand."""
 
     name: str
     """hand_<track>_<side>."""
     model: HandModel
     betas: Float[Array, "betas"]
-    """Shape coefficients, the mean of the frames', standard deviations."""
+    """Shape coefficients, the mean over the frames, standard deviations."""
     rest_joints: FloatArray
     """(16, 3) joints of this shape in the rest pose, metres, rest frame."""
     frames: npt.NDArray[np.int_]
     """(n,) numbers of the frames that show the hand."""
     scale: FloatArray
-    """(n,) size of the hand as a factor."""
+    """(n,) scale factor of the hand."""
     wrist: FloatArray
     """(n, 3) position of the wrist, metres, axes of glTF."""
     rotations: FloatArray
-    """(n, 16, 4) rotations relative to the parent joints, the wrist's to glTF's axes: quaternions (x, y, z, w)."""
+    """(n, 16, 4) rotations relative to the parent joint, or to glTF's axes for the wrist: quaternions (x, y, z, w)."""
 
 
 class Recording:
@@ -109,11 +109,11 @@ class Recording:
         places = (np.asarray([each.translation for each in parameters], np.float64) - origin) / per_metre
         pose = np.asarray([each.pose for each in parameters], np.float64)
         turn = _CAMERA_TO_GLTF * Rotation.from_rotvec(pose[:, 0])
-        # The placement is the root's, a child of the wrist, so of all rotations only the wrist's moves it.
+        # The translation places the root. The root is a child of the wrist, so only the wrist's rotation moves it.
         root = turn.apply(rest_joints[ROOT_JOINT] - rest_joints[0])
         rotations = Rotation.from_rotvec(pose.reshape(-1, 3)).as_quat().reshape(-1, NUM_JOINTS, 4)
         rotations[:, 0] = turn.as_quat()
-        # q and -q are the same rotation: readers that mix neighbouring frames component by component need near ones.
+        # q and -q are the same rotation; the nearer one is stored, because some readers interpolate the components.
         turned = np.sum(rotations[1:] * rotations[:-1], axis=-1, keepdims=True) < 0.0
         rotations[1:] *= np.cumprod(np.where(turned, -1.0, 1.0), axis=0)
         return Rig(

@@ -1,4 +1,4 @@
-"""Fit a hand to its keypoints through time: one shape for all frames, and a smooth movement."""
+"""Fit a hand to the keypoints of many frames: one shape for all frames, and a smooth movement."""
 
 import dataclasses
 import itertools
@@ -17,10 +17,10 @@ from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Hand, Side
 from handtailor_jax.video.smoothing import LONGEST_GAP, smooth_hands, smooth_parameters
 
-# Of the two hands that a frame's keypoints allow, those are chosen that differ least from frame to frame: energies in
-# half squared standard deviations, at most this for a frame that is worse, and for a jump between two frames.
+# The keypoints of a frame may allow two hands. In each frame one is chosen so that the sum of two costs is least: its
+# energy above the better hand's, and its jump from the last frame. Largest costs, in half squared standard deviations.
 _MOST_GAP, _MOST_JUMP = 10.0, 20.0
-_STEP = 0.008  # standard deviation of the keypoints' move between frames, metres
+_STEP = 0.008  # standard deviation of the keypoints' movement between frames, metres
 
 
 def fit_sequence(
@@ -34,25 +34,24 @@ def fit_sequence(
 ) -> list[Hand | None]:
     """Fit one hand to the keypoints of many frames: one shape, and a movement that is smooth in time.
 
-    The keypoints of each frame are searched as by `fit`; then all frames are solved again with the shape that they
-    have in common, and smoothed by earlier and later frames (`handtailor_jax.video.smoothing`). A frame in which fewer
-    than 6 keypoints have a confidence above 0 does not show the hand.
+    Each frame is fitted alone, as by `fit`; then all frames are fitted again with a common shape, and smoothed over all
+    frames (`video.smoothing`). A frame with fewer than 6 keypoints of confidence above 0 does not show the hand.
 
     Args:
         keypoints_2d: (frames, 21, 2) Keypoints (u, v), pixels.
-        times: (frames,) Times in seconds, each later than the one before; at any intervals.
+        times: (frames,) Times in seconds, each later than the one before; intervals may differ.
         confidence: (frames, 21) Confidences, 0 (missing) to 1; 1 if None.
         joints_3d: (frames, 21, 3) 3D keypoints in camera axes, any unit and origin: a hint for the depth.
         hand: Hand model; the embedded hand if None. A model of the other side is mirrored.
-        **known: What is known of all frames: `side`, `convention`, `order`, `camera`, `betas`, `fixed_betas`,
+        **known: Properties of the hand in all frames: `side`, `convention`, `order`, `camera`, `betas`, `fixed_betas`,
             `hand_length`: see `detection`.
 
     Returns:
         A hand for each frame. Frames that do not show it are predicted from their neighbours in gaps of at most
-        `LONGEST_GAP`, 0.5 seconds (the confidence is then 0), and None in longer gaps, at the beginning and at the end.
+        `LONGEST_GAP`, 0.5 seconds, with confidence 0; in longer gaps, at the beginning and at the end they are None.
 
     Raises:
-        InputError: One line that names what is wrong.
+        InputError: If an argument is invalid.
     """
     try:
         count = len(times)
@@ -91,7 +90,8 @@ def fit_frames(
     Detections of one side and track are one hand. `progress` wraps the detections of a hand, which are fitted twice.
 
     Raises:
-        InputError: If two frames of a hand are of one time or differ in what is known of it, or none shows it.
+        InputError: If a time is missing or given twice, frames of a hand differ in its camera, for example, or none
+            shows the hand.
     """
     model = embedded_hand() if hand is None else hand
     of_hands: dict[tuple[int, Side], list[int]] = {}
@@ -116,7 +116,7 @@ def _fit_hand(
     known = [each for each in chosen if each is not None]
     if not known:
         raise InputError("no frame shows a hand: give at least 6 keypoints a confidence above 0")
-    # All frames are solved once more, from where they agree, so that a finger that one frame bends otherwise returns.
+    # All frames are fitted again from the smoothed poses, which corrects a finger that is wrong in a single frame.
     starts = smooth_parameters(model, chosen, times)
     again: list[Hand | None] = []
     for each, start, found in zip(progress(ordered), starts, chosen, strict=True):
@@ -136,11 +136,11 @@ def _time(frame: Detection) -> float:
 
 
 def _check(frames: Sequence[Detection]) -> None:
-    """Check that frames in a row are of one hand and of different times."""
+    """Check the successive frames of a hand: their times differ, and the properties of the hand are the same."""
     for before, after in itertools.pairwise(frames):
         pair = f"{before.id} and {after.id}"
         if before.time == after.time:
-            remedy = "give each frame its time, and each hand of a side its track"
+            remedy = "give each frame its own time, and number the hands of one side by `track`"
             raise InputError(f"{pair} are both at {after.time:g} s: {remedy}")
         for name in ("convention", "camera", "hand_length", "fixed_betas", *(["betas"] if before.fixed_betas else [])):
             if not np.array_equal(getattr(before, name), getattr(after, name)):
@@ -159,7 +159,7 @@ def _attempt(frame: Detection, model: HandModel, config: TailorConfig | None = N
 
 
 def _alike(hands: Sequence[Hand | None], times: Sequence[float]) -> list[Hand | None]:
-    """Return for each frame the hand or its runner-up, so that energies and jumps between frames are least in sum."""
+    """Choose the hand or its runner-up in each frame, so that the sum of energies and jumps is least."""
     known = [i for i, each in enumerate(hands) if each is not None]
     results = list(hands)
     costs, back = np.zeros(1), []

@@ -1,7 +1,7 @@
-"""Smooth the movement of a hand: of live video by earlier frames, of a recorded track by all of its frames.
+"""Smooth the movement of a hand: in live video over earlier frames, in a recorded track over all of its frames.
 
-Each joint's rotation, the direction of the root and the logarithm of its distance are groups of components, which the
-filters of `handtailor_jax.video.filters` smooth: one rule for both kinds of smoothing.
+Both use the filters of `handtailor_jax.video.filters`. Their groups of components are the rotation of each joint, the
+direction of the root and the logarithm of its distance.
 """
 
 import dataclasses
@@ -21,16 +21,16 @@ from handtailor_jax.types import Hand, HandParameters, Side
 from handtailor_jax.video.filters import Filters, FloatArray, near, smoothed
 
 LONGEST_GAP = 0.5
-"""Time in seconds for which a hand that is not seen is predicted; after longer gaps smoothing begins anew."""
+"""Longest gap in seconds in which a hand that is not seen is predicted; smoothing starts anew after a longer gap."""
 
-# Groups of components: quaternions, direction and log distance.
+# Number of components of each group: quaternions, direction and log distance.
 _WIDTHS = np.asarray([4.0] * NUM_JOINTS + [2.0, 1.0])
-# Noise that is hardly exceeded: half radians, metres at the first distance, shares of the distance.
+# Noise that is rarely exceeded: half radians, metres at the distance of the first frame, share of the distance.
 _NOISE = np.asarray([0.08] * NUM_JOINTS + [0.003, 0.05])
 
 
 class _Form:
-    """Parameters of a track as groups of components, and back."""
+    """Conversion of the parameters of a track to groups of components, and back."""
 
     def __init__(self, first: HandParameters, perspective: bool) -> None:
         self._perspective = perspective
@@ -48,14 +48,14 @@ class _Form:
         quaternions *= np.where(np.sum(quaternions * self._before, axis=-1, keepdims=True) < 0.0, -1.0, 1.0)
         self._before = found[:NUM_JOINTS] = quaternions
         x, y, z = np.asarray(parameters.translation, np.float64)
-        # Noise along the viewing ray is by far the largest, so it must not count across the ray.
+        # The noise of the depth is by far the largest, and the division keeps it out of the direction.
         depth = z if self._perspective else 1.0
         found[NUM_JOINTS, :2] = self._unit * x / depth, self._unit * y / depth
         found[NUM_JOINTS + 1, 0] = np.log(depth / float(parameters.scale))
         return found
 
     def parameters(self, values: FloatArray, like: HandParameters) -> HandParameters:
-        """Return the hand of the groups, with shape (and scale, with intrinsics) of another one."""
+        """Return the hand of the groups; its shape (and its scale, with intrinsics) are copied from `like`."""
         pose = Rotation.from_quat(values[:NUM_JOINTS]).as_rotvec()
         x, y = values[NUM_JOINTS, :2] / self._unit
         distance, scale, z = float(np.exp(values[NUM_JOINTS + 1, 0])), float(like.scale), float(like.translation[2])
@@ -70,7 +70,7 @@ class _Form:
 
 
 def _usable(parameters: HandParameters, perspective: bool) -> bool:
-    """Return whether all numbers are finite and the hand is before the camera."""
+    """Return whether all numbers are finite and the hand is in front of the camera."""
     numbers = [parameters.scale, *parameters.translation, *np.ravel(parameters.pose)]
     depth = parameters.translation[2] if perspective else 1.0
     return bool(np.isfinite(numbers).all() and parameters.scale > 0.0 and depth > 0.0)
@@ -84,8 +84,8 @@ _USUAL_ERROR = 0.01  # share of the hand size
 def measurement_noise(hand: Hand) -> FloatArray:
     """Return the variances (16,) of the joint rotations of a fitted hand, relative to those of a good fit.
 
-    They grow with the distance of the mesh from the keypoints, and where the keypoints that a joint moves have low
-    confidences.
+    They grow with the distance of the mesh from the keypoints, and are larger where the keypoints that a joint moves
+    have low confidences.
     """
     error = float(hand.reprojection_after) / max(float(hand_size(np.asarray(hand.detected_keypoints_2d))), 1.0)
     seen = np.asarray(hand.confidence, np.float64) @ _MOVED
@@ -93,16 +93,16 @@ def measurement_noise(hand: Hand) -> FloatArray:
 
 
 def _noise(noise: FloatArray | None) -> FloatArray:
-    """Return the relative variance of each group from those of the joints; the wrist's are also those of the place."""
+    """Return the relative variances (18,) of all groups; direction and distance have the variance of the wrist."""
     noise = np.ones(NUM_JOINTS) if noise is None else noise
     return np.concatenate([noise, noise[:1], noise[:1]])
 
 
 class HandSmoother:
-    """Smoother of one hand from frame to frame, by earlier frames only; a new track needs a new smoother."""
+    """Smoother of one hand from frame to frame, over earlier frames only; a new track needs a new smoother."""
 
     def __init__(self, perspective: bool) -> None:
-        """Create a smoother of translations in metres before a perspective camera, or of translations in pixels."""
+        """Create a smoother for a perspective camera (translations in metres) or a weak-perspective one (pixels)."""
         self._perspective = perspective
         self._form: _Form | None = None
         self._filters = Filters(_WIDTHS, _NOISE)
@@ -111,15 +111,15 @@ class HandSmoother:
     def __call__(self, parameters: HandParameters, time: float, noise: FloatArray | None = None) -> HandParameters:
         """Return the smoothed parameters of one hand at a time in seconds; its shape is kept.
 
-        Parameters that are not finite or behind the camera are returned unchanged and do not change the smoother.
+        Parameters that are not finite, or behind the camera, are returned unchanged and not used in later frames.
 
         Args:
             parameters: The hand in this frame.
             time: Time of the frame, later than in the call before.
-            noise: (16,) variances of `measurement_noise`; all are the same if None.
+            noise: (16,) variances from `measurement_noise`; all are equal if None.
 
         Raises:
-            ValueError: If the time does not rise.
+            ValueError: If the time is not later than in the call before.
         """
         if not _usable(parameters, self._perspective):
             return parameters
@@ -140,9 +140,9 @@ def smooth_track(
     perspective: bool,
     noises: Sequence[FloatArray | None] | None = None,
 ) -> list[HandParameters | None]:
-    """Return a recorded hand, smoothed by earlier and later frames; `times` and `noises` are as in `HandSmoother`.
+    """Smooth a recorded hand over earlier and later frames; `times` and `noises` are as in `HandSmoother`.
 
-    None is a frame without the hand. Between others it is predicted, in gaps of at most `LONGEST_GAP`.
+    None stands for a frame without the hand. Such frames are predicted in gaps of at most `LONGEST_GAP`.
     """
     found = list(track)
     known = {i: each for i, each in enumerate(track) if each is not None and _usable(each, perspective)}
@@ -158,7 +158,7 @@ def smooth_track(
 
 
 def _parts(frames: Sequence[int], times: Sequence[float]) -> list[list[int]]:
-    """Divide frames where the gap between two is longer than `LONGEST_GAP`."""
+    """Split frames at gaps longer than `LONGEST_GAP`."""
     parts: list[list[int]] = []
     for frame in frames:
         if not parts or times[frame] - times[parts[-1][-1]] > LONGEST_GAP:
@@ -170,7 +170,7 @@ def _parts(frames: Sequence[int], times: Sequence[float]) -> list[list[int]]:
 def smooth_hands(
     model: HandModel, hands: Sequence[Hand | None], times: Sequence[float], fill: bool = False
 ) -> list[Hand | None]:
-    """Give the frames of one hand one shape, and smooth its movement by earlier and later frames.
+    """Give the frames of one hand one shape, and smooth its movement over earlier and later frames.
 
     Args:
         model: Hand model of either side.
@@ -192,7 +192,7 @@ def smooth_hands(
 def smooth_parameters(
     model: HandModel, hands: Sequence[Hand | None], times: Sequence[float]
 ) -> list[HandParameters | None]:
-    """Return the parameters of `smooth_hands`: one shape and scale, for which the best fits count most."""
+    """Return the parameters of `smooth_hands`: one shape (with intrinsics, one scale), mostly from the best fits."""
     known = [hand for hand in hands if hand is not None]
     if not known:
         return [None] * len(hands)
@@ -209,7 +209,7 @@ def smooth_parameters(
 
 
 def _predicted(hand: Hand) -> Hand:
-    """Return a hand without keypoints of its own: its detected keypoints are those of the mesh, of confidence 0."""
+    """Mark a hand as predicted: its detected keypoints are the keypoints of the mesh, with confidence 0."""
     zero = np.zeros_like(hand.reprojection_after)
     return dataclasses.replace(
         hand,
@@ -223,7 +223,7 @@ def _predicted(hand: Hand) -> Hand:
 def smooth_video(model: HandModel, frames: Sequence[Sequence[Hand]], times: Sequence[float]) -> list[list[Hand]]:
     """Smooth the hands of a recorded video, as `HandVideo` with `VideoConfig(smooth=False)` returns them.
 
-    Each track is smoothed by earlier and later frames, so it does not lag; a track that changes its side is two hands.
+    Each track is smoothed over earlier and later frames, so it does not lag. A track that changes sides is two hands.
 
     Args:
         model: Hand model of either side.

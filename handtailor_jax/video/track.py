@@ -1,4 +1,4 @@
-"""Follow the hands through the frames of a video: one track for each hand, which keeps its number and its side."""
+"""Follow hands through the frames of a video: each hand is a track, which keeps its number from frame to frame."""
 
 import dataclasses
 from typing import Any
@@ -17,23 +17,23 @@ from handtailor_jax.types import Hand, Memory, Region, Side
 from handtailor_jax.video.smoothing import HandSmoother, measurement_noise
 
 _MOST_EVIDENCE, _MOST_PER_FRAME, _MOST_PRIOR = 30.0, 3.0, 6.0
-"""Largest log odds of a side: summed over a track, added by one frame, and given to the network as a prior."""
+"""Largest log odds of a side: in the sum over a track, in one frame's contribution, and in the network's prior."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoConfig:
-    """How hands are followed through a video."""
+    """Options of following hands through a video."""
 
     hands: int = 2
-    """Number of hands to follow. The palm detector runs only while fewer are followed. The hourglass follows one."""
+    """Number of hands to follow; 1 without a landmark network. The palm detector runs only while fewer are followed."""
     search_every: int = 5
     """Number of frames between two searches for missing hands while others are followed."""
     remember: float = 3.0
-    """Time in seconds for which a lost hand keeps its number, for a hand of the same side that is found again."""
+    """Time in seconds during which a hand that is found continues a lost track of the same side, with its number."""
     smooth: bool = True
-    """Whether each frame is smoothed by the frames before it; see `handtailor_jax.video.smoothing`."""
+    """Whether each frame is smoothed over the frames before it; see `handtailor_jax.video.smoothing`."""
     pose_share: float = 0.3
-    """Position of the tailor's start between the proposed pose (0) and the pose of the last frame (1)."""
+    """Start pose of the tailor, between the proposed pose (0) and the pose of the last frame (1)."""
     shape_frames: int = 60
     """Number of frames over which the shape of a track is averaged; older frames fade."""
 
@@ -47,7 +47,7 @@ class VideoConfig:
 
 @dataclasses.dataclass
 class _Track:
-    """One hand from frame to frame."""
+    """State of one hand between two frames."""
 
     number: int
     region: Region
@@ -55,13 +55,13 @@ class _Track:
     evidence: float
     """Log odds of a right hand, summed over the frames."""
     left: bool
-    """Whether the hand was a left one in the last frame."""
+    """Whether the hand was a left hand in the last frame."""
     memory: Memory
     """Last pose and mean shape, without a batch axis."""
     length: int
     """Number of frames in the mean shape and scale."""
     scale: float
-    """Mean scale with intrinsics."""
+    """Mean scale; used with intrinsics only."""
     smoother: HandSmoother | None
     keypoints_2d: np.ndarray
     """Last detected keypoints, pixels."""
@@ -70,12 +70,12 @@ class _Track:
 
     @property
     def prior(self) -> float:
-        """Probability of a right hand before the next frame."""
+        """Prior probability of a right hand in the next frame."""
         return float(expit(np.clip(self.evidence, -_MOST_PRIOR, _MOST_PRIOR)))
 
 
 class HandVideo:
-    """Follow the hands through the frames of a video; call it with one frame after the other."""
+    """Tracker of the hands in a video, which is called with one frame after the other."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class HandVideo:
             camera: Camera of all frames, as `HandTailor` takes it.
             box: Box (x, y, w, h) of the only hand to follow in the first frame, pixels; all hands are searched if None.
             side: Side of all hands; estimated if None.
-            config: How hands are followed.
+            config: Options of following.
         """
         check_arguments(side, config.hands)
         self._tailor, self._camera, self._prior = tailor, as_camera(camera), side_prior(side)
@@ -119,7 +119,7 @@ class HandVideo:
             (height, width, _), (h, w, _) = self._shape, image.shape
             raise InputError(f"frames change from {width} x {height} to {w} x {h} pixels: give frames of one size")
         self._shape = image.shape
-        pairs = self._follow(image, time)
+        pairs = self._follow(image)
         if len(pairs) < self._config.hands and self.frames >= self._next_search:
             pairs += self._search(image, time, [found for _, found in pairs])
             self._next_search = self.frames + (self._config.search_every if pairs else 1)
@@ -128,8 +128,8 @@ class HandVideo:
         hands = [self._remember(track, found, time) for track, found in pairs]
         return sorted(hands, key=lambda hand: -1 if hand.track is None else hand.track)
 
-    def _follow(self, image: Image, time: float) -> list[tuple[_Track, Found]]:
-        """Look where the hands of the last frame are expected; tracks of one hand become one."""
+    def _follow(self, image: Image) -> list[tuple[_Track, Found]]:
+        """Recover the hands where their tracks expect them; of several tracks of one hand, one is kept."""
         tailor, tracks = self._tailor, self._tracks
         if not tracks:
             return []
@@ -138,7 +138,7 @@ class HandVideo:
         views = [tailor.finder.view(image, self._camera, region, prior) for region, prior in places]
         looks = tailor.recover(views, [track.memory for track in tracks])
         shown = [i for i, found in enumerate(looks) if tailor.finder.shows(found, image)]
-        # The oldest track of a hand stays.
+        # Of several tracks of one hand, the oldest is kept.
         chosen = merge_hands([looks[i].keypoints_2d for i in shown], [-float(tracks[i].number) for i in shown])
         kept = [shown[index] for index in chosen]
         if len(kept) < len(tracks):
@@ -147,7 +147,7 @@ class HandVideo:
         return [(tracks[i], looks[i]) for i in kept]
 
     def _search(self, image: Image, time: float, known: list[Found]) -> list[tuple[_Track, Found]]:
-        """Search hands that are not followed yet; a hand that was lost before gets its track back."""
+        """Search for hands that are not followed yet; a hand that was lost gets its track back."""
         tailor = self._tailor
         look = tailor.looking(image, self._camera, self._prior)
         if self._box is not None and self.frames == 0:
@@ -182,7 +182,7 @@ class HandVideo:
         return HandSmoother(bool(self._camera.perspectivity > 0.5)) if self._config.smooth else None
 
     def _remember(self, track: _Track, found: Found, time: float) -> Hand:
-        """Return the hand with the track's shape, smoothed; keep what the next frame starts from."""
+        """Update a track with its hand in this frame; return the hand with the track's shape, smoothed."""
         config, hand = self._config, found.hand
         if hand.side_probability is not None and self._prior == 0.5:
             right = float(1.0 - hand.side_probability if hand.left else hand.side_probability)
@@ -190,7 +190,7 @@ class HandVideo:
             step = np.clip(logit(np.clip(right, 1e-6, 1.0 - 1e-6)) - known, -_MOST_PER_FRAME, _MOST_PER_FRAME)
             track.evidence = float(np.clip(track.evidence + step, -_MOST_EVIDENCE, _MOST_EVIDENCE))
         if track.length and track.left != bool(hand.left):
-            # The hand was taken for one of the other side so far, whose pose would be mixed in.
+            # The track has changed its side: the old smoother would mix in poses of the other side.
             track.smoother = self._new_smoother()
         track.left = bool(hand.left)
         model, fitted = self._tailor.hand, hand.parameters

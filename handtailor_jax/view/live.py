@@ -1,4 +1,4 @@
-"""Hands before a webcam on a page, in real time: the latest frame is taken, and frames in between are dropped."""
+"""Show the hands in front of a webcam on a page in real time; frames that arrive during the work are dropped."""
 
 import collections
 import threading
@@ -19,11 +19,11 @@ from handtailor_jax.view.page import Page, Viewpoint, meshes_of, whole_image
 
 _EXAMPLE = Path(__file__).parents[1] / "assets" / "examples" / "greeting.jpg"
 _MEAN_OF = 30
-"""Frames over which rate and latency are averaged."""
+"""Number of frames over which rate and latency are averaged."""
 
 
 class LatestFrame:
-    """The latest frame of a webcam, which a thread reads. A video file stands in for one, at its speed, in a loop."""
+    """The latest frame of a webcam, read by a thread; or of a video file, which is played at its speed in a loop."""
 
     def __init__(self, source: Path | int) -> None:
         """Open the webcam or file; reading starts when the first frame is taken.
@@ -38,7 +38,7 @@ class LatestFrame:
         self._thread = threading.Thread(target=self._read, daemon=True)
 
     def take(self, timeout: float) -> tuple[Image, float] | None:
-        """Wait for a frame that was not taken yet; return it and the time of its arrival, `time.monotonic`, in seconds.
+        """Return a frame that was not taken yet, and its arrival by `time.monotonic`; None after `timeout` seconds.
 
         Raises:
             InputError: If there are no more frames.
@@ -87,7 +87,7 @@ class LatestFrame:
 
 
 class Live:
-    """Tracks the hands of frames that arrive, and shows them on a page with rate and latency."""
+    """Tracker of the hands in arriving frames, which shows them on a page with frame rate and latency."""
 
     def __init__(self, page: Page, tailor: HandTailor, camera: Any = None, hands: int = 2) -> None:
         """Compile everything first, so that no frame waits for it. See `HandVideo` for the arguments."""
@@ -136,7 +136,7 @@ class Live:
 
 
 def _compile(tailor: HandTailor, camera: Any) -> None:
-    """Run once what frames with up to four candidates of hands run."""
+    """Run every program once that a frame with up to four candidate hands needs."""
     image = read_image(_EXAMPLE)
     follow = HandVideo(tailor, camera=camera)
     for now in (0.0, 0.03):

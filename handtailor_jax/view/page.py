@@ -1,7 +1,7 @@
-"""The page: hands in 3D before their image, drawn by viser in the browser.
+"""The page: hands in 3D in front of their image, drawn by viser in the browser.
 
 The scene has the axes of the camera frame (x right, y down, z forward). Seen from its origin, the hands lie over the
-image, whose plane is just behind them. Without intrinsics the origin is so far away that perspective hardly shows.
+image, which is just behind them. Without intrinsics the origin is so far away that perspective hardly shows.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ Meshes = Mapping[str, tuple[npt.NDArray[np.floating], npt.NDArray[np.integer]]]
 """Vertices (V, 3) in the camera frame and faces (F, 3) of each hand by its name, hand_<number>_<side>."""
 
 _WEAK_FOV = math.radians(5.0)
-"""Angle over the image's height without intrinsics."""
+"""Vertical field of view without intrinsics, radians."""
 _COLOURS = {"right": (222, 170, 140), "left": (140, 178, 222)}
 _GAP = 0.03
-"""Distance of the image from the farthest point of the hands, in its heights."""
+"""Distance of the image from the farthest point of the hands, in image heights."""
 _LONGEST_SIDE = 1280
 """Longest side of images that are sent to the browser, pixels."""
 _PLACES = ("behind the hands", "beside the hands", "hidden")
@@ -42,7 +42,7 @@ class Viewpoint:
     center: tuple[float, float]
     """Principal point, pixels."""
     box: Box
-    """The image, or the part of it around the hands if its size is unknown, pixels."""
+    """Box of the image, or of the part around the hands if the size of the image is unknown, pixels."""
     factor: float
     """Scene units per unit of the camera frame."""
     shift: tuple[float, float, float]
@@ -89,8 +89,8 @@ def meshes_of(hands: list[Hand]) -> Meshes:
 class Page:
     """A page that shows one scene to every browser that opens its address.
 
-    Viser calls back in threads of its own. The callbacks only set `changed`: one thread, which calls `show`, does all
-    the rest, because compiled programs must not run side by side.
+    Viser runs callbacks in its own threads. They only set flags such as `changed`: the one thread that calls `show`
+    does all other work, because compiled programs must not run side by side.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = 8080) -> None:
@@ -102,9 +102,9 @@ class Page:
         self.server = _serve(host, port)
         self.address = f"http://{host}:{self.server.get_port()}"
         self.changed = threading.Event()
-        """Set when somebody has moved a control of the page."""
+        """Set when a control of the page has changed."""
         self.server.gui.set_panel_label("handtailor")
-        # The button would publish the page through a server of viser's makers.
+        # The share button would publish the page through a server of viser's authors.
         self.server.gui.configure_theme(show_share_button=False, show_logo=False)
         self.server.gui.main_panel.dock_right()
         self.server.scene.set_up_direction("-y")
@@ -137,14 +137,14 @@ class Page:
         self.changed.set()
 
     def look_through(self, viewpoint: Viewpoint) -> None:
-        """Empty the scene, and see the next one from another camera."""
+        """Clear the scene, and set the viewpoint of the next one."""
         self._viewpoint, self._depth, self._turn = viewpoint, 0.0, True
         for handle in (*self.meshes.values(), *([] if self._image is None else [self._image])):
             handle.remove()
         self.meshes, self._image, self._shown = {}, None, None
 
     def show(self, image: Image | None, meshes: Meshes) -> None:
-        """Show the meshes, and only these, before an image, if there is one."""
+        """Show these meshes and no others, in front of an image if there is one."""
         placed = {name: self._viewpoint.points(vertices) for name, (vertices, _) in meshes.items()}
         with self.server.atomic():
             for name, vertices in placed.items():
@@ -158,7 +158,7 @@ class Page:
             for name, handle in self.meshes.items():
                 handle.visible = name in placed
                 handle.opacity = None if self._opacity.value == 1.0 else self._opacity.value
-            if image is not self._shown and image is not None:  # the image that is there is not sent again
+            if image is not self._shown and image is not None:  # an unchanged image is not sent again
                 if self._image is None:
                     self._image = self.server.scene.add_image("/image", _reduced(image), 1.0, 1.0, receive_shadow=False)
                 else:
@@ -185,11 +185,11 @@ class Page:
 
     @property
     def _aside(self) -> float:
-        """Distance of the image from its place behind the hands, in its widths."""
+        """Shift of the image to the side of the hands, in image widths."""
         return 1.05 if self._place.value == _PLACES[1] else 0.0
 
     def _turn_cameras(self) -> None:
-        """Turn the cameras of all browsers, those that come included, to the hands and the image."""
+        """Turn the cameras of all browsers, including those that connect later, to the hands and the image."""
         target, width, height = self._viewpoint.plane(self._near)
         middle = target[0] - 0.5 * self._aside * width
         for camera in (self.server.initial_camera, *(each.camera for each in self.server.get_clients().values())):
@@ -199,7 +199,7 @@ class Page:
 
 
 def _reduced(image: Image) -> Image:
-    """Return an image of at most `_LONGEST_SIDE` pixels."""
+    """Return an image reduced to a longer side of at most `_LONGEST_SIDE` pixels."""
     height, width = image.shape[:2]
     share = _LONGEST_SIDE / max(height, width)
     if share >= 1.0:
@@ -216,7 +216,7 @@ def _serve(host: str, port: int) -> Any:
     except ImportError as error:
         raise InputError(f"the page needs viser ({error}): {install('view')}") from None
     check_range("--port", port, 0, 65535)
-    # Viser takes the next port if this one is taken, and waits for ever if the host is wrong.
+    # Check the address first: viser takes the next port if this one is taken, and waits forever if the host is wrong.
     try:
         with socket.create_server((host, port)) as free:
             port = free.getsockname()[1]

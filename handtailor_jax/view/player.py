@@ -1,4 +1,4 @@
-"""Results on a page: a time line for videos, and sliders that bend the fingers and change the shape of the hands."""
+"""Show results on a page, with a time line for videos and sliders for the pose and the shape of the hands."""
 
 import bisect
 import contextlib
@@ -26,21 +26,21 @@ from handtailor_jax.view.recorded import Result
 
 _ALL = "all hands"
 _SAME_TIME = 1e-4
-"""Seconds; results have rounded times."""
+"""Largest difference in seconds between equal times, because results have rounded times."""
 _SOON = 1.0
-"""Seconds that are decoded rather than sought."""
+"""Largest step forward, in seconds, in which all frames are decoded instead of seeking."""
 _TOLERANCE = 0.02
 """Largest distance of a result's joints from those of the hand model, in reference bones."""
 
 
 class Player:
-    """Shows results on a page. Its sliders change what is shown, not the files."""
+    """Player of results on a page. Its sliders change the displayed hands, not the files."""
 
     def __init__(self, page: Page, results: Sequence[Result], model: HandModel) -> None:
         """Add the controls to the page, and show the first result.
 
         Raises:
-            InputError: If a hand has other joints with this hand model.
+            InputError: If a result was made with another hand model.
         """
         self._page, self._model = page, model if model.side == "right" else model.mirrored()
         self._faces = {False: np.asarray(self._model.faces), True: np.asarray(self._model.mirrored().faces)}
@@ -62,7 +62,7 @@ class Player:
         self.show()
 
     def run(self, seconds: float = float("inf")) -> None:
-        """Follow the controls of the page for a time."""
+        """React to the controls of the page for some seconds."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if self._playing.value:
@@ -75,7 +75,7 @@ class Player:
             self._page.changed.wait(0.01 if self._playing.value else 0.2)
 
     def show(self) -> None:
-        """Show what the controls say."""
+        """Show the result and the frame that the controls select."""
         result = self._results[self._choice.value]
         if result is not self._result:
             self._open(result)
@@ -111,7 +111,7 @@ class Player:
         """Move the time line to the frame that is due."""
         frames = self._results[self._choice.value].frames
         now = time.monotonic()
-        if self._frame.value != self._position:  # somebody moved it, or play began
+        if self._frame.value != self._position:  # the slider was moved, or playing began
             self._origin = now - frames[min(self._frame.value, len(frames) - 1)].time
         # The last frame is shown for the mean time of a frame.
         if now - self._origin > frames[-1].time * len(frames) / max(1, len(frames) - 1):
@@ -196,7 +196,7 @@ class _Sliders:
         return bends, np.asarray([slider.value for slider in self._betas], np.float32)
 
     def choose(self, names: Sequence[str]) -> None:
-        """Let the sliders move all hands, or one of these, from where they are."""
+        """Reset the sliders, and offer these names as the hands to move."""
         self.reset()
         self._hand.options = (_ALL, *names)
         self._hand.visible = len(names) > 1
@@ -211,7 +211,7 @@ class _Media:
 
     def __init__(self, path: Path | None) -> None:
         self.image: Image | None = None
-        """The image at the last time that was asked for; None if it is unknown."""
+        """The image at the time of the last `seek`; None if it is unknown."""
         self._path = path
         self._video = None if path is None or path.suffix.lower() not in VIDEOS else Video(path)
         self._frames: Iterator[Frame] = iter(self._video or ())
@@ -235,7 +235,7 @@ class _Media:
         self._now = time
 
     def _jump(self, time: float) -> None:
-        """Let the next frame be one before a time, however far; some formats seek with little precision."""
+        """Move to some frame at or before a time. Some formats seek imprecisely, so earlier times are tried, too."""
         assert self._video is not None
         assert self._path is not None
         for earlier in (0.0, 2.0, 10.0, math.inf):
@@ -245,7 +245,7 @@ class _Media:
             else:
                 self._video.seek(max(0.0, time - earlier))
             self._frames = iter(self._video)
-            with contextlib.suppress(InputError, StopIteration):  # it is sought behind the last frame
+            with contextlib.suppress(InputError, StopIteration):  # the seek went past the last frame
                 first = next(self._frames)
                 self._frames = itertools.chain([first], self._frames)
                 if first.time < time + _SAME_TIME:

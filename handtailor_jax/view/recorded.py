@@ -58,10 +58,10 @@ class Result:
 
 
 def read_results(given: Sequence[str], media: Path | None = None) -> list[Result]:
-    """Read the results that arguments name: files, or folders of them, in which files that are none are left out.
+    """Read results from files and folders; other files in the folders are left out.
 
     Raises:
-        InputError: If an argument names none, or the given `media`, as in `read_result`, does not exist.
+        InputError: If an argument names no result, or if `media`, described at `read_result`, does not exist.
     """
     if media is not None and not media.exists():
         raise InputError(f"{media}: no such file or folder: give the image or video, or its folder")
@@ -89,11 +89,11 @@ def read_result(path: Path, media: Path | None = None) -> Result:
 
     Args:
         path: .json file of an image, or .jsonl file of a video.
-        media: The image or video, or a folder to search for it under the result's name. Otherwise it is the image that
-            the result names, or is searched for in the result's folder, the one above it and the current folder.
+        media: The image or video, or the first folder in which a file of the result's name is searched. If None, it is
+            the image that the result names. Further folders to search are the result's, its parent and the current one.
 
     Raises:
-        InputError: If the file is no result.
+        InputError: If the file is not a result.
     """
     cameras: list[Any] = []
     frames: list[RecordedFrame] = []
@@ -103,7 +103,7 @@ def read_result(path: Path, media: Path | None = None) -> Result:
             hands = content.get("hands", [content]) if isinstance(content, dict) else None
             time = content.get("time", 0.0) if isinstance(content, dict) else None
             if not isinstance(hands, list) or not all(isinstance(hand, dict) for hand in hands):
-                raise InputError(f"is no result: {_REMEDY}")
+                raise InputError(f"is not a result: {_REMEDY}")
             cameras += [hand.get("camera") for hand in hands if not cameras]
             read = [_hand(hand, hand.get("track", i)) for i, hand in enumerate(hands)]
             frames.append(RecordedFrame(float(checked_array("time", time, ())), read))
@@ -118,7 +118,7 @@ def read_result(path: Path, media: Path | None = None) -> Result:
 
 
 def _lines(path: Path) -> Iterator[Any]:
-    """Yield the values of a file with one JSON value a line."""
+    """Yield the values of a file that has one JSON value on each line."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
