@@ -1,6 +1,6 @@
 """Evaluate a hand module and the tailor: python evaluate.py table1 --predictions simulated --out runs/evaluation.
 
-Prints our numbers beside the paper's and writes them as markdown, CSV, JSON and images into a folder.
+Print this project's numbers beside the paper's, and write them as markdown, CSV, JSON and images to a folder.
 """
 
 from collections.abc import Sequence

@@ -90,8 +90,8 @@ def export_tailor(
 ) -> Path:
     """Write the tailor, from keypoints and a proposal to a placed mesh, as a program of `jax.export`.
 
-    The program takes float32 arrays with a leading batch axis of any size, in the order of the description beside it,
-    ``<path>.json``, and returns a dictionary of arrays. Camera-frame lengths are metres with intrinsics, pixels
+    The program takes arrays with a leading batch axis of any size, in the order and of the types that ``<path>.json``
+    lists, and returns a dictionary of arrays. Camera-frame lengths are metres with intrinsics, pixels
     without.
 
     Args:
@@ -166,9 +166,9 @@ def export_pipeline(
 ) -> Path:
     """Write the whole method, from crops of right hands to placed meshes; see `export_tailor`.
 
-    Weights and hand model become constants. One program serves both kinds of camera, because the kind is an input. A
-    left hand is given as the mirrored crop of a mirrored image; a left hand model is mirrored. Without a `config` the
-    proposal is not refined.
+    Weights and hand model become constants. One program serves both kinds of camera, because the kind is an input. For
+    a left hand, mirror the image and its intrinsics before cropping; a left hand model is mirrored. If `config` is
+    None, the proposal is not refined.
     """
     module = inference_form(module)
     hand = embedded_hand() if hand is None else hand

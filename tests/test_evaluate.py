@@ -233,7 +233,7 @@ def test_predictions_of_others_are_checked(tmp_path, truth, predictions):
     refused("needs keypoints_2d and either pose with betas or joints_3d", keypoints_2d=keypoints)
     refused("has pose without betas", keypoints_2d=keypoints, pose=predictions.pose)
     refused(r"keypoints_2d has shape \(11, 21, 2\), not", keypoints_2d=keypoints[1:], joints_3d=truth.joints)
-    refused("no finite number", keypoints_2d=keypoints * np.nan, joints_3d=truth.joints)
+    refused("not a finite number", keypoints_2d=keypoints * np.nan, joints_3d=truth.joints)
     refused("order 'mine' is unknown", keypoints_2d=keypoints, joints_3d=truth.joints, order="mine")
     refused("needs both boxes", keypoints_2d=keypoints, joints_3d=truth.joints, crop_size=64)
     # Keypoints of crops, which were mirrored for a method that takes left hands, come back to the image.

@@ -1,7 +1,7 @@
-"""Alignments of predicted points to true points, and the decisions that a number depends on (docs/protocols.md).
+"""Alignments of predicted to true points, and the decisions on which a number depends (docs/protocols.md).
 
-`similarity`, `scale_and_shift` and `anchor` take points (..., n, 3) in any one unit, as NumPy or as
-JAX arrays, which must not be mixed. `align` takes joints (n, 21, 3) in metres, camera frame.
+`similarity`, `scale_and_shift` and `anchor` take points (..., n, 3) in any one unit, either all NumPy or all JAX
+arrays. `align` takes joints (n, 21, 3) in metres, camera frame.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def scale_and_shift(predicted: PointSet, truth: PointSet) -> PointSet:
 
 
 def anchor(predicted: PointSet, truth: PointSet, point: int = ROOT, bone: tuple[int, int] | None = None) -> PointSet:
-    """Move `predicted` so that one point coincides with the truth's, and scale it about that point.
+    """Move `predicted` so that one point coincides with the true point, and scale it about that point.
 
     The scale gives a bone, two indices of points, its true length; None keeps the scale. A prediction whose bone has no
     length collapses into the point.
@@ -49,12 +49,12 @@ def _length(points: Any, bone: tuple[int, int]) -> Any:
 
 
 Alignment = Literal["lit", "zb", "ge", "root", "pa", "abs"]
-"""Alignment of a prediction to the truth before distances are taken:
+"""Alignment of a prediction to the ground truth, before distances are computed:
 
-- lit: root on the true root, scaled by the true reference bone; the usual one on RHD and STB.
+- lit: root on the true root, scaled by the true reference bone; usual on RHD and STB.
 - zb: Zimmermann and Brox. Palm point on the true palm point, scaled by the true bone from the middle MCP to the middle
   PIP; only visible joints count.
-- ge: Ge et al. Wrist on the true wrist, scaled by the same bone; their network is given both at test time.
+- ge: Ge et al. Wrist on the true wrist, scaled by the same bone; their network is given both of them at test time.
 - root: root on the true root.
 - pa: similarity Procrustes per hand, never mirrored.
 - abs: none.
@@ -64,7 +64,7 @@ WristRecipe = Literal["bihand", "ge", "palm"]
 HandChoice = Literal["mask", "visible", "both"]
 """Hand of an RHD image: the one with more pixels in the mask, the one with more visible keypoints, or both."""
 StbCamera = Literal["SK", "BB"]
-"""Camera of STB: the colour camera, or the two of the stereo rig."""
+"""Camera of STB: the colour camera, or both cameras of the stereo rig."""
 ScoredJoints = Literal["model", "freihand", "palm"]
 """Joints of a predicted hand that are scored: "model" joints are on the kinematic chain, "freihand" joints are
 regressed from the posed mesh, "palm" joints are on the chain except the wrist, the mean of `PALM_VERTICES`."""
@@ -86,10 +86,10 @@ _ALIGNMENTS: Mapping[Alignment, Callable[[Any, Any], Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Decisions that a number depends on. Every table prints them.
+    """Decisions on which a number depends. Every table prints them.
 
     Raises:
-        ValueError: For alignment "ge" without the parts of the truth that it gives to the method.
+        ValueError: For alignment "ge" without the parts of the ground truth that its method is given.
     """
 
     alignment: Alignment = "lit"
@@ -113,7 +113,7 @@ class Protocol:
 
 
 class Aligned(NamedTuple):
-    """Aligned predictions (n, 21, 3), the truth that they are compared with, and the joints (n, 21) that take part."""
+    """Aligned predictions (n, 21, 3), the ground truth to compare with, and the joints (n, 21) that take part."""
 
     predicted: FloatArray
     truth: FloatArray  # joint 0 is the palm point under "zb"
@@ -143,13 +143,13 @@ def align(
     """
     p, t = paired_points(predicted, truth, joints=len(KEYPOINTS))
     if visible is not None and visible.shape != p.shape[:2]:
-        raise ValueError(f"visible has shape {visible.shape}: it must be {p.shape[:2]}, as the joints are")
+        raise ValueError(f"visible has shape {visible.shape}: it must be {p.shape[:2]}, as for the joints")
     counted = np.ones(p.shape[:2], np.bool_)
     if alignment == "zb":
         counted = counted if visible is None else visible
         if not joint_0_is_palm:
             p, t = _palm_for_wrist(p), _palm_for_wrist(t)
-            # The palm point is visible where wrist or middle MCP is.
+            # The palm point counts as visible if the wrist or the middle MCP is visible.
             palm = counted[:, WRIST, None] | counted[:, ROOT, None]
             counted = np.concatenate([palm, counted[:, 1:]], axis=-1)
     return Aligned(_ALIGNMENTS[alignment](p, t), t, counted)

@@ -1,4 +1,4 @@
-"""FreiHAND's joints, its scores, and the file in which predictions are handed to its server (docs/protocols.md).
+"""FreiHAND's joints, its scores, and the file of predictions for its server (docs/protocols.md).
 
 Joints are (n, 21, 3) and vertices (n, m, 3), both in metres in the camera frame. Arrays of wrong shape or with values
 that are not finite raise a ValueError.
@@ -23,7 +23,7 @@ from handtailor_jax.results import write_atomically
 from handtailor_jax.skeleton import KEYPOINTS_FROM_MANO, NUM_KEYPOINTS
 
 FREIHAND_TIPS = (744, 320, 443, 555, 672)
-"""MANO vertices that FreiHAND takes for the fingertips, thumb to little finger."""
+"""MANO vertices that FreiHAND uses as fingertips, thumb to little finger."""
 
 
 class PointScore(NamedTuple):
@@ -49,20 +49,20 @@ class FreihandScore(NamedTuple):
 
     joints: PointScore
     vertices: PointScore | None
-    """None if predicted and true mesh have different numbers of vertices."""
+    """None if the predicted and the true mesh have different numbers of vertices."""
     f: FScore
     """F-scores without alignment."""
     f_aligned: FScore
     proper_pa_mpjpe_mm: float
-    """PA-MPJPE without reflections. It is much larger than `joints.aligned_mean_mm` if hands are mirrored, which
-    FreiHAND's own alignment does not detect."""
+    """PA-MPJPE without reflections. It is much larger than `joints.aligned_mean_mm` if hands are mirrored;
+    FreiHAND's own alignment does not detect that."""
 
 
 def freihand_joints(hand: HandModel, vertices: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     """Return FreiHAND's joints (n, 21, 3), regressed from posed meshes (n, 778, 3) of MANO's right hand in any frame.
 
     Raises:
-        ValueError: For another mesh, for which FreiHAND's joints are not defined.
+        ValueError: For any other mesh, because FreiHAND's joints are not defined on it.
     """
     if vertices.shape[1] != MANO_VERTICES:
         raise ValueError(f"the mesh has {vertices.shape[1]} vertices: FreiHAND's joints need MANO's {MANO_VERTICES}")
@@ -75,16 +75,16 @@ def align_freihand(predicted: Points, truth: Points) -> Similarity:
     """Return FreiHAND's alignment of points (n, k, 3): Procrustes with scale, *reflections allowed*.
 
     It equals `scipy.linalg.orthogonal_procrustes` on sets that are centred and divided by their Frobenius norms. A
-    prediction that is a single point, such as all zeros, goes to the centroid of the truth.
+    prediction that is a single point, such as all zeros, moves to the centroid of the ground truth.
     """
     return best_similarity(*paired_points(predicted, truth), mirror=True)
 
 
 def freihand_score(joints: Points, vertices: Points, true_joints: Points, true_vertices: Points) -> FreihandScore:
-    """Score predictions as FreiHAND's eval.py does, with one departure for other meshes than MANO's.
+    """Score predictions as FreiHAND's eval.py does, with one difference for meshes other than MANO's.
 
-    A mesh with another number of vertices than the truth takes the whole transform of the joints. FreiHAND's program
-    omits the division by the size of the prediction there, which shrinks such meshes to a fraction of their size.
+    A mesh with another number of vertices than the ground truth is aligned by the transform of the joints. FreiHAND's
+    program omits its division by the size of the prediction, which shrinks such meshes to a fraction of their size.
     """
     joints, true_joints = paired_points(joints, true_joints, joints=NUM_KEYPOINTS)
     vertices, true_vertices = as_points("vertices", vertices), as_points("true_vertices", true_vertices)

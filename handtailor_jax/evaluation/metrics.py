@@ -2,7 +2,7 @@
 
 Points are (n, k, 3) in metres for n hands; distances are (n, k) in millimetres, float64. Every metric is computed per
 joint over the hands, then averaged over the joints (docs/protocols.md). Masks `counted` (n, k) select the distances
-that take part; a joint that no hand counts is left out of the average. `alignment` moves points beforehand. Arrays of
+that take part; a joint without any is left out of the average. `alignment` aligns points beforehand. Arrays of
 wrong shape or with values that are not finite raise a ValueError.
 """
 
@@ -106,7 +106,7 @@ def auc_gain(
     independent of each other and its errors before and after are not either.
     """
     before, after = _paired_errors(before_mm, after_mm)
-    # Integration is linear, so the AUC is a mean over hands and joints of what each error contributes.
+    # Integration is linear, so the AUC is the mean of the AUCs of all single errors.
     differences = (_contribution(after, grid) - _contribution(before, grid)).mean(axis=-1)
     random, n = np.random.default_rng(seed), len(differences)
     drawn = [differences[random.integers(n, size=n)].mean() for _ in range(resamples)]
@@ -124,8 +124,8 @@ def _contribution(errors: FloatArray, grid: Grid) -> FloatArray:
 def reduction_ratio(before_mm: Points, after_mm: Points) -> FloatArray:
     """Return the share (n,) of each hand's error that the tailor removes: 1 at best, negative if the error grows.
 
-    This is the vertical axis of HandTailor's Figure 3b. A hand without error before has 0 if it has none after either,
-    else minus infinity.
+    This is the vertical axis of HandTailor's Figure 3b. For a hand without error before the tailor it is 0 if there
+    is none afterwards, else minus infinity.
     """
     before, after = (errors.sum(axis=-1) for errors in _paired_errors(before_mm, after_mm))
     share = 1.0 - after / np.where(before > 0.0, before, 1.0)
@@ -171,9 +171,9 @@ def _columns(errors_mm: Points, counted: Mask | None) -> list[FloatArray]:
     errors = _errors(errors_mm)
     mask = np.ones(errors.shape, np.bool_) if counted is None else counted
     if mask.shape != errors.shape:
-        raise ValueError(f"the mask has shape {mask.shape}: it must be that of the errors, {errors.shape}")
+        raise ValueError(f"the mask has shape {mask.shape}: it must have the shape of the errors, {errors.shape}")
     if np.isnan(errors[mask]).any():
         raise ValueError("errors contain NaN: mask those joints or remove those hands")
     if not mask.any():
-        raise ValueError("the mask counts no error: at least one must take part")
+        raise ValueError("the mask selects no error: at least one must take part")
     return [column[chosen] for column, chosen in zip(errors.T, mask.T, strict=True) if chosen.any()]

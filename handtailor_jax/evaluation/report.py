@@ -26,7 +26,7 @@ class Table(NamedTuple):
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]  # text or numbers; NaN for an empty cell
-    notes: tuple[str, ...]  # lines below the table: data, protocol, ground truth that methods were given
+    notes: tuple[str, ...]  # lines below the table: data, protocol, ground truth that was given to the methods
 
     def markdown(self) -> str:
         """Return title, table and notes."""
@@ -51,7 +51,7 @@ class Figure(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """Tables, checked statements, figures, and the parts that the data does not allow with the reasons."""
+    """Tables, checked statements, figures, and the reasons for the parts that are left out."""
 
     tables: tuple[Table, ...] = ()
     claims: tuple[Claim, ...] = ()
@@ -84,7 +84,7 @@ def published(table: str) -> list[list[Any]]:
 
 
 def environment() -> dict[str, Any]:
-    """Return device, processor and versions."""
+    """Return the device, the processor and the versions of JAX and Python."""
     return {
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
@@ -136,7 +136,7 @@ def _text(cell: Cell) -> str:
 
 
 def _processor() -> str:
-    """Return the name of the processor, if the system tells it."""
+    """Return the name of the processor, or its architecture if the system does not report the name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

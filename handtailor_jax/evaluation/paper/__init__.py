@@ -1,1 +1,1 @@
-"""The paper's tables and figures: one file a table; `evaluate.py` runs them."""
+"""The paper's tables and figures, which `evaluate.py` computes."""

@@ -42,12 +42,12 @@ _CLAIM_HANDS = 500
 
 
 def table3(subject: Subject, rounds: int, iterations: Sequence[int], damped_iterations: Sequence[int]) -> Findings:
-    """Return time and accuracy by iterations, and whether returns diminish after 20 of them.
+    """Return time and accuracy by iterations, and whether returns diminish after 20 iterations.
 
     Args:
         subject: Method under evaluation.
         rounds: Number of timing rounds.
-        iterations: Iterations of Adam, the paper's solver. The statement is checked if 20 and 100 are among them.
+        iterations: Iterations of Adam, the paper's solver. Returns are checked if 20 and 100 are among them.
         damped_iterations: Iterations of Levenberg-Marquardt.
     """
     hand, proposals, before = subject.hand, subject.with_k.proposals, subject.with_k.before
@@ -80,8 +80,8 @@ def table3(subject: Subject, rounds: int, iterations: Sequence[int], damped_iter
     header = ("solver", "iterations", "ms", time_header, "AUC 20-50", "AUC 5-20", "EPE mm", "reprojection, px of 256")
     note = (
         f"Time: one hand in one compiled call, scale and mesh included; median of {rounds} interleaved rounds, and its "
-        f"ratio to {reference} of the paper's iterations in the same run, which depends less on other work. "
-        "Published times are of one i7-8700."
+        f"ratio to {reference} of the paper's iterations in the same run, which depends less on other load. "
+        "Published times were measured on an i7-8700."
     )
     return Findings((Table("table3", "Table 3: iterations", header, tuple(body), subject.notes(note)),), tuple(claims))
 
@@ -105,7 +105,7 @@ def _reprojected(hand: HandModel, parameters: HandParameters, camera: Camera) ->
 
 
 def _fit_of_one(hand: HandModel, config: TailorConfig, proposal: Proposals) -> Callable[[], Any]:
-    """Return a call of start, iterations and mesh of one hand as one compiled program, which is what is timed."""
+    """Return the call that is timed: start, iterations and mesh of one hand in one compiled program."""
 
     @jax.jit
     def fit(hand: HandModel, proposal: Proposals) -> tuple[HandParameters, Array]:
@@ -120,7 +120,7 @@ def table4(subject: Subject, count: int, rounds: int, shape_networks: Sequence[t
 
     Args:
         subject: Method under evaluation.
-        count: Number of hands of the right half, whose energies render the hand in every evaluation.
+        count: Number of hands of the right half, in which some energies render the hand in every step.
         rounds: Number of timing rounds.
         shape_networks: Name of a shape loss and predictions of the network trained with it, for each row of the left
             half.
@@ -136,14 +136,14 @@ def _shape_losses(subject: Subject, shape_networks: Sequence[tuple[str, Predicti
         errors = subject.errors_mm(tailored(subject.hand, propose(subject.truth, predictions), subject.config))
         body.append((f"ours: {name}", auc(errors, GRID_20_50), auc(errors, GRID_5_20)))
     body += [(f"published, RHD: {losses}", *areas) for losses, *areas in published("table4_left")]
-    note = "Ours need a network trained with each loss: --shape-weights; without, only the published rows are here."
+    note = "Our rows need a network trained with each loss: --shape-weights. The published rows are always listed."
     header = ("loss", "AUC 20-50", "AUC 5-20")
     return Findings((Table("table4_left", "Table 4, left: shape losses", header, tuple(body), (note,)),))
 
 
 def _energies(subject: Subject, rounds: int) -> Findings:
     count = len(subject.truth)
-    # Pixels are larger here than in the crops for which the paper's weights are meant.
+    # Pixels are larger here than in the crops for which the paper's weights were chosen.
     full = PaperEnergy(joint=(CROP / _MAP) ** 2)
     proposals, source = _with_true_maps(subject, propose(subject.truth, subject.predictions, size=_MAP))
     variants = [
@@ -177,7 +177,7 @@ def _energies(subject: Subject, rounds: int) -> Findings:
         holds = slower > 1.5 and best < 0.005
         claims.append(Claim("depth and silhouette energies cost time and bring nothing", measured, holds))
     note = (
-        f"{count} hands, preset paper, crops of {_MAP} pixels. True depth and silhouette (a privilege): {source}. "
+        f"{count} hands, preset paper, crops of {_MAP} pixels. Depth and silhouette are ground truth: {source}. "
         f"Time: of one hand, with all {count} hands in one call, median of {rounds} interleaved rounds."
     )
     header = ("energy", "AUC 20-50", "AUC 5-20", "EPE mm", "ms", "time / E_g + E_id")
@@ -186,7 +186,7 @@ def _energies(subject: Subject, rounds: int) -> Findings:
 
 
 def _with_true_maps(subject: Subject, proposals: Proposals) -> tuple[Proposals, str]:
-    """Add depth maps (inf outside of the hand) and masks of the true hands, if known; return where they come from."""
+    """Add depth maps (inf outside of the hand) and masks of the true hands, if known; return their source, too."""
     if subject.predictions.root_depth is None:
         return proposals, "not used, because the method predicts no root depth"
     try:
@@ -206,7 +206,7 @@ def _read_maps(subject: Subject) -> tuple[Array | None, Array]:
     """Return the dataset's depth maps, None if it has none, and its masks.
 
     Raises:
-        InputError: If it has no masks, without which nothing separates the depth of the hand from that of the arm.
+        InputError: If it has no masks, which are needed to separate the depth of the hand from the depth of the arm.
     """
     truth, depths, masks = subject.truth, [], []
     if truth.read_maps is None:
@@ -237,7 +237,7 @@ def _rendered_maps(subject: Subject, vertices: Any, proposals: Proposals) -> tup
 
 
 def _effects_on_mesh(subject: Subject, preset: PresetName) -> list[Claim]:
-    """Compare how far the mesh moves without E_g or E_id with how far the score moves."""
+    """Compare the effects of leaving out E_g or E_id on the mesh and on the score."""
     config = PRESETS[preset]()
     assert isinstance(config.energy, PaperEnergy)
     some = subject.at(slice(_CLAIM_HANDS))

@@ -1,6 +1,6 @@
 """Tables 1 and 2: accuracy of hand module and HandTailor, with and without intrinsics, and behind other methods.
 
-Where the truth has meshes, the paper's FreiHAND table comes with Table 1.
+If the ground truth has meshes or poses, the paper's FreiHAND table is computed with Table 1.
 """
 
 import math
@@ -29,11 +29,11 @@ from handtailor_jax.fit import fit_detection
 ALIGNMENTS: tuple[Alignment, ...] = ("lit", "root", "pa")
 """Alignments that Table 1 lists side by side, because they separate errors of scale from errors of pose."""
 
-_FREIHAND_HANDS = 500  # F-scores of meshes that have to be posed first are slow
+_FREIHAND_HANDS = 500  # largest number if the true meshes must be posed first: F-scores are slow
 
 
 def table1(subject: Subject) -> Findings:
-    """Return accuracy by alignment, FreiHAND's scores if there are true meshes, and the paper's statements on both."""
+    """Return accuracy by alignment, FreiHAND's scores if true meshes or poses are known, and checked statements."""
     body: list[tuple[Cell, ...]] = []
     for name, hands in (
         ("hand module", subject.with_k.before),
@@ -51,8 +51,8 @@ def table1(subject: Subject) -> Findings:
         else:
             body.append((f"published, RHD: {method}", "lit", math.nan, rhd_pck_20, rhd_auc, math.nan))
     note = (
-        "Without intrinsics a hand is recovered about its own line of sight, so its rotation differs from the camera "
-        "frame's by the angle between the two; only `pa` takes that out."
+        "Without intrinsics, the rotation of a hand is relative to its line of sight, not to the axis of the camera; "
+        "only `pa` removes this difference."
     )
     header = ("method", "alignment", "EPE mm", "PCK@20", "AUC 20-50", "AUC 5-20")
     table = Table("table1", "Table 1: accuracy", header, tuple(body), subject.notes(note))

@@ -50,7 +50,7 @@ _INK = "#2b4c7e"
 def figure2(subject: Subject, folder: Path, count: int) -> Findings:
     """Draw detected keypoints, the hand module's mesh and the tailored mesh of `count` hands, from front and side.
 
-    There is one image of the hands with intrinsics, and one of the same hands without.
+    One image shows the hands with intrinsics, and another one the same hands without.
 
     Raises:
         InputError: If there are no images.
@@ -89,7 +89,7 @@ def _stages(subject: Subject, hands: BeforeAndAfter, crops: Sequence[Image], sho
 
 
 def figure3(subject: Subject, folder: Path) -> Findings:
-    """Draw PCK curves (3a), and the share of 3D error that the tailor removes by 2D error (3b); check the latter."""
+    """Draw PCK curves (3a), and the share of the 3D error that the tailor removes against the 2D error (3b)."""
     _figure3a(subject, folder / "figure3a.png")
     exact = dataclasses.replace(subject.predictions, keypoints_2d=subject.truth.keypoints_2d)
     observed, true = (
@@ -119,7 +119,7 @@ def figure3b_claim(errors_2d: FloatArray, removed: FloatArray) -> Claim:
 def figure4(subject: Subject, folder: Path, count: int) -> Findings:
     """Draw meshes under the full energy, without E_g and without E_id, of the `count` hands that E_g changes most.
 
-    The tailor is that of `FIGURE_4_PRESET` with `FIGURE_4_ITERATIONS`.
+    The tailor has the preset `FIGURE_4_PRESET` with `FIGURE_4_ITERATIONS` iterations.
     """
     config = PRESETS[FIGURE_4_PRESET]()
     assert isinstance(config.energy, PaperEnergy)

@@ -1,4 +1,4 @@
-"""Both hand modules side by side: the landmark network, which finds the hands, and an hourglass with a given box."""
+"""Both hand modules side by side: the landmark network, which finds the hands, and an hourglass with given boxes."""
 
 import numpy as np
 from tqdm import tqdm

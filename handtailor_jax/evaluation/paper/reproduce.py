@@ -38,7 +38,7 @@ from handtailor_jax.tailor.tailor import PresetName
 Part = Literal["table1", "table2", "table3", "table4", "figure2", "figure3", "figure4", "networks"]
 Dataset = Literal["synthetic", "rhd", "stb", "freihand"]
 
-# Options that have an effect on some parts only.
+# Options that only affect some parts.
 _OF_PARTS: Mapping[str, tuple[Part | Literal["freihand-submission"], ...]] = {
     "others": ("table2",),
     "shape_weights": ("table4",),
@@ -49,7 +49,7 @@ _OF_PARTS: Mapping[str, tuple[Part | Literal["freihand-submission"], ...]] = {
     "rendered": ("table4",),
     "preset": ("table1", "table2", "table4", "figure2", "figure3", "networks", "freihand-submission"),
 }
-_MAPS = {"rhd": ("mask", "depth"), "stb": ("mask", "depth"), "freihand": ("mask",)}  # that Table 4 compares with
+_MAPS = {"rhd": ("mask", "depth"), "stb": ("mask", "depth"), "freihand": ("mask",)}  # maps that Table 4 uses
 _SHAPE_LOSSES = ("L_beta", "L_beta + depth", "L_beta + silhouette")
 
 
@@ -58,7 +58,7 @@ class EvaluationConfig:
     """Method and data to evaluate, and the folder of the results."""
 
     what: Part | Literal["freihand-submission", "all"]
-    """Table or figure to compute; all: every one that the data allows."""
+    """Table, figure or comparison to compute, or the file for FreiHAND's server; all: every one but this file."""
     out: Path = Path("evaluation")
     """Folder for report.md, one CSV file a table, results.json and the figures."""
     dataset: Dataset = "synthetic"
@@ -68,9 +68,9 @@ class EvaluationConfig:
     split: str | None = None
     """Split of the dataset; its test split if not given."""
     count: int | None = None
-    """Number of samples, from the first on; all if not given."""
+    """Number of samples, from the first; all if not given."""
     predictions: str | None = None
-    """Predictions to evaluate: `simulated`, a noise model in place of a network, or an npz of another method."""
+    """Predictions to evaluate: `simulated` (a noise model in place of a network), or an npz file of another method."""
     weights: Path | None = None
     """Weights of the hand module to evaluate (.safetensors)."""
     others: tuple[Path, ...] = ()
@@ -88,29 +88,29 @@ class EvaluationConfig:
     seed: int = 0
     """Seed of the noise model, of confidence intervals and of the order of timing."""
     rounds: int = 20
-    """Number of timing rounds of Table 3; Table 4 has at most 3."""
+    """Number of timing rounds of Table 3; Table 4 has at most 3 rounds."""
     iterations: tuple[int, ...] = (10, 20, 50, 100)
     """Iterations of Adam in Table 3."""
     damped_iterations: tuple[int, ...] = (1, 2, 3, 5)
     """Iterations of Levenberg-Marquardt in Table 3."""
     shown: int = 8
-    """Number of hands on Figures 2 and 4."""
+    """Number of hands in Figures 2 and 4."""
     rendered: int = 64
-    """Number of hands of the right half of Table 4, whose energies render the hand."""
+    """Number of hands of the right half of Table 4, in which some energies render the hand."""
     skip_unreadable: bool = False
     """Leave out samples that cannot be decoded and report them, instead of stopping."""
 
 
 def evaluate(config: EvaluationConfig) -> Findings:
-    """Compute what the configuration asks for and write it to its folder.
+    """Compute the tables and figures of a configuration, and write them to its folder.
 
     Raises:
-        InputError: If an input cannot be used. Nothing has been written then.
+        InputError: If an input cannot be used. Nothing has been written in that case.
     """
     hand = load_hand(config.hand)
     hand = hand if hand.side == "right" else hand.mirrored()
     _check(config)
-    # All files are read first, because an unreadable file is an error even where missing data is not.
+    # All files are read first: with `all`, a part without its data is left out, but an unreadable file is an error.
     shape_modules = [load_weights(path) for path in config.shape_weights]
     prepare_folder(config.out)
     truth = read_truth(config)
@@ -144,7 +144,7 @@ def evaluate(config: EvaluationConfig) -> Findings:
             if config.what != "all":
                 raise
             findings += Findings(left_out=(f"{name}: {error}",))
-        _write(config, findings)  # after every part, because all of them may take hours
+        _write(config, findings)  # after every part, because the whole may take hours
     return findings
 
 

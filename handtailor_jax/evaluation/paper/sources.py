@@ -1,4 +1,4 @@
-"""Where subjects come from: ground truth of a dataset, and predictions of a network, a file or a noise model."""
+"""Sources of subjects: ground truth of a dataset, and predictions of a network, a file or a noise model."""
 
 import dataclasses
 import functools
@@ -56,7 +56,7 @@ def synthetic_truth(count: int) -> GroundTruth:
     """Return the first hands of the synthetic test split, whose images are rendered one by one when asked for.
 
     Raises:
-        InputError: If there are not that many.
+        InputError: If the split has fewer hands.
     """
     most = synthetic.TEST_SAMPLES
     if not 1 <= count <= most:
@@ -110,13 +110,13 @@ def reader_truth(
         samples: Index and sample of all samples that can be read.
         reader: Reader that decodes the images.
         count: Number of samples to take.
-        labelled: Whether labels are used. If not, boxes are a fixed square in the middle of the image and joints are 0.
+        labelled: Whether labels are used. If not, boxes are a fixed square in the middle of the image; joints are 0.
         posed: Whether poses are needed, for `simulated_predictions`.
         read_maps: See `GroundTruth`.
 
     Raises:
-        InputError: If a sample lacks 3D joints or intrinsics, which every table needs, or a pose that is needed, or
-            there are no samples.
+        InputError: If a sample lacks 3D joints or intrinsics, which every table needs, or a needed pose, or if there
+            are no samples.
     """
     indices: list[int] = []
     found: list[Sample] = []
@@ -143,7 +143,7 @@ def reader_truth(
 
 
 def _unlabelled(sample: Sample) -> Sample:
-    """Replace the keypoints by corners of the fixed square, and drop all other labels."""
+    """Replace the keypoints by corners of a fixed square in the middle of the image, and drop all other labels."""
     height, width = sample.image.shape[:2]
     half = 0.5 * _CENTRAL_SQUARE * width / MARGIN
     corners = np.asarray([[-half, -half], [half, half]], np.float32)[np.arange(NUM_KEYPOINTS) % 2]
@@ -195,7 +195,7 @@ def _turned(pose: Float[Array, "n 16 3"], turns: Float[Array, "n 16 3"]) -> Floa
 def network_predictions(truth: GroundTruth, module: HandModule, hand: HandModel) -> tuple[Predictions, Predictions]:
     """Return predictions of a hand module with and without intrinsics; each image is decoded once.
 
-    The boxes around the true hands are given; a landmark network in the stem turns the crops to the hands.
+    The boxes around the true hands are given; with a landmark network in the stem, the crops are turned to the hands.
 
     Raises:
         InputError: If there are no images, or one cannot be decoded.
@@ -215,12 +215,12 @@ def network_predictions(truth: GroundTruth, module: HandModule, hand: HandModel)
 
     with_k: list[tuple[Array, ...]] = []
     without_k: list[tuple[Array, ...]] = []
-    look = _looking(module)
+    look, boxes = _looking(module), truth.boxes
     for start in tqdm(range(0, len(truth), _NETWORK_BATCH), desc="hand module", unit="batch"):
         # The last batch is filled up, so that one program serves all batches.
         batch = np.minimum(np.arange(start, start + _NETWORK_BATCH), len(truth) - 1)
         real = batch[: len(truth) - start].tolist()
-        cut = [look(truth.image(i), truth.boxes[i]) for i in real]
+        cut = [look(truth.image(i), boxes[i]) for i in real]
         cut += cut[-1:] * (_NETWORK_BATCH - len(real))
         crops, to_crop = np.stack([crop for crop, _ in cut]), jnp.asarray(np.stack([affine for _, affine in cut]))
         with_k.append(run(state, crops, Camera.from_matrix(truth.intrinsics[batch]), to_crop))
@@ -229,7 +229,7 @@ def network_predictions(truth: GroundTruth, module: HandModule, hand: HandModel)
 
 
 def _looking(module: HandModule) -> Callable[[Image, Box], tuple[Image, npt.NDArray[np.float32]]]:
-    """Return the function that cuts the crop of a box out of an image; it returns the map to its pixels as well."""
+    """Return a function from an image and a box to the crop and the affine map to its pixels."""
     size = module.config.image_size
     if module.landmark_network is None:
         return lambda image, box: crop_square(image, box, size)[:2]
@@ -249,7 +249,7 @@ def read_predictions(path: Path, count: int) -> Predictions:
     """Read another method's predictions for the same `count` hands in the same order (docs/protocols.md).
 
     Raises:
-        InputError: Naming the file and what is wrong with it.
+        InputError: If the file cannot be used; it names the file.
     """
     stored = read_npz(path)
     if "keypoints_2d" not in stored or not ({"pose", "joints_3d"} & stored.keys()):
@@ -268,7 +268,7 @@ def read_predictions(path: Path, count: int) -> Predictions:
         if values.shape != wanted:
             raise InputError(f"{path}: {name} has shape {values.shape}, not {wanted}: predict every sample, in order")
         if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
-            raise InputError(f"{path}: {name} holds something that is no finite number: remove it")
+            raise InputError(f"{path}: {name} holds something that is not a finite number: remove it")
         values = values.astype(np.float32)
         return values[:, reordered] if wanted[1:2] == (NUM_KEYPOINTS,) else values
 
@@ -295,6 +295,6 @@ def _out_of_crops(predictions: Predictions, boxes: Any, size: float, *, mirrored
         keypoints = mirror_pixels(keypoints, size)
         joints = None if joints is None else mirror_points(joints)
         pose = None if pose is None else mirror_pose(pose)
-    # A box begins at the edge of a pixel, whose coordinate is its centre.
+    # A box begins at the edge of a pixel, and coordinates count from its centre.
     keypoints = boxes[:, None, :2] - 0.5 + (keypoints + 0.5) * boxes[:, None, 2:] / size
     return dataclasses.replace(predictions, keypoints_2d=keypoints.astype(np.float32), joints=joints, pose=pose)

@@ -1,4 +1,4 @@
-"""The subject of every table: a method's predictions of hands with known ground truth, before and after the tailor."""
+"""The subject of every table: predictions of a method for hands with ground truth, before and after the tailor."""
 
 import dataclasses
 import functools
@@ -27,10 +27,10 @@ from handtailor_jax.types import Box, Camera, HandParameters, Numbers, Observati
 Tree = TypeVar("Tree")
 
 MARGIN = 2.0
-"""Side of the network's square over the true hand size. The box is given ground truth, which every table states."""
+"""Side of the network's square as a multiple of the true hand size: ground truth that the network is given."""
 
 CROP = 256
-"""Side in pixels of the crops in which the tailor works, as in the paper, whose weights depend on it."""
+"""Side in pixels of the crops in which the tailor works. The paper's weights depend on it."""
 
 _PIECE = 500  # hands in one compiled call
 
@@ -50,9 +50,9 @@ class GroundTruth:
     betas: Float[Numbers, "n betas"] | None = None
     vertices: Float[Numbers, "n vertices 3"] | None = None
     read_image: Callable[[int], Image] | None = static(default=None)
-    """Function that decodes or renders the image at an `index`; None if there are labels only."""
+    """Function that decodes or renders the image at an `index`; None if there are only labels."""
     read_maps: Callable[[int], Sample] | None = static(default=None)
-    """Function that reads the sample at an `index` with the maps that its dataset has: mask, depth map or both."""
+    """Function that reads the sample at an `index` with the mask, the depth map or both, as its dataset has them."""
 
     def __len__(self) -> int:
         return len(self.joints)
@@ -94,7 +94,7 @@ class GroundTruth:
 
 @pytree
 class Predictions:
-    """Predictions of a method, before the tailor. Those that a method does not make are None."""
+    """Predictions of a method, before the tailor; None where the method predicts nothing."""
 
     method: str = static()
     keypoints_2d: Float[Numbers, "n 21 2"]  # pixels of the image
@@ -124,7 +124,7 @@ class Proposals:
 
 @pytree
 class Hands:
-    """Hands as a table scores them: camera frame with intrinsics, joints relative to the root without."""
+    """Hands to be scored: in the camera frame with intrinsics, relative to the root without."""
 
     joints: Float[Numbers, "n 21 3"]  # metres
     parameters: HandParameters | None = None  # None for a method that predicts joints only
@@ -175,11 +175,11 @@ class Subject:
         return dataclasses.replace(self, truth=truth, predictions=with_k, predictions_without_k=without_k)
 
     def errors_mm(self, hands: Hands, alignment: Alignment = "lit") -> npt.NDArray[np.float64]:
-        """Return distances (n, 21) of aligned joints from the truth, millimetres."""
+        """Return distances (n, 21) of the aligned joints from the true joints, millimetres."""
         return align(self.scored_joints(hands), self.truth.joints, alignment, self.truth.visible).errors_mm
 
     def scored_joints(self, hands: Hands) -> Float[Numbers, "n 21 3"]:
-        """Return the joints that are compared with the truth, by the protocol's definition."""
+        """Return the joints that are compared with the true joints, by the protocol's definition."""
         if self.protocol.joint_definition == "model" or hands.parameters is None:
             return hands.joints
         vertices = meshes(self.hand, hands.parameters)
@@ -191,7 +191,7 @@ class Subject:
 
     @property
     def true_vertices(self) -> Float[Numbers, "n vertices 3"] | None:
-        """The true meshes of this hand model in the camera frame, metres; None if neither they nor poses are known."""
+        """The true meshes of this hand model in the camera frame, metres; None without true meshes and poses."""
         given = self.truth.vertices
         if given is not None and given.shape[1] == self.hand.skin.template.shape[0]:
             return given
@@ -203,8 +203,8 @@ class Subject:
         data = f"Data: {truth.dataset}, {len(truth)} hands. Estimates: {self.predictions.method}. "
         data += f"Tailor: preset {self.preset}. Joints: {truth.joint_definition}."
         mixed = (
-            "The truth has FreiHAND's joints, the hand model its own: a difference of millimetres, which only MANO's "
-            "mesh (--hand) takes out."
+            "The ground truth has FreiHAND's joints, the hand model its own: they differ by millimetres, unless --hand "
+            "gives MANO's mesh."
         )
         is_mixed = truth.joint_definition == "freihand" and protocol.joint_definition == "model"
         return (data, f"Protocol: {protocol}", *([mixed] if is_mixed else []), *more)
@@ -218,8 +218,8 @@ def rows(tree: Tree, indices: Any) -> Tree:
 def propose(truth: GroundTruth, predictions: Predictions, *, known_cameras: bool = True, size: int = CROP) -> Proposals:
     """Return predictions with pose and betas in crops of `size` pixels around the true hands.
 
-    The cameras are those of the truth if they are known, and the predictions have root depths, without which intrinsics
-    are of no use.
+    The true cameras are used if `known_cameras` and if the predictions have root depths; otherwise the cameras are weak
+    perspective.
     """
     assert predictions.pose is not None
     assert predictions.betas is not None
@@ -243,7 +243,7 @@ def weak_cameras(count: int) -> Camera:
 
 
 def placed(hand: HandModel, proposals: Proposals) -> Hands:
-    """Return the hands as the method itself places them, by its own size and depth, without the tailor."""
+    """Return the hands before the tailor, placed by the method's own size and depth."""
     return _hands(hand, _starts(hand, proposals, "proposed"), proposals.observation.camera)
 
 
