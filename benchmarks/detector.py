@@ -1,8 +1,8 @@
-"""Time of the detector's networks, against TensorFlow Lite (XNNPACK) if it is there, and of whole images.
+"""Time of the detector's networks, against TensorFlow Lite (XNNPACK) if it is installed, and of whole images.
 
 A round runs every call once, one after the other in one process, so that a busy machine slows down all calls alike. The
-processor time of a call hardly depends on other processes; the wall-clock time does. For one core, which is how ratios
-to one thread of XNNPACK are meant: taskset -c 0 python benchmarks/detector.py --tflite DIR
+processor time of a call hardly depends on other processes; the wall-clock time does. TensorFlow Lite runs one thread;
+for a fair ratio use one core: taskset -c 0 python benchmarks/detector.py --tflite DIR
 
 DIR has Google's palm_detection_full.tflite and hand_landmark_full.tflite (tools/convert_mediapipe.py says where they
 are), and TensorFlow Lite is `pip install ai-edge-litert`. Without them only this package is timed.
@@ -30,7 +30,7 @@ from handtailor_jax.images import Image, read_image
 Call = Callable[[], Any]
 
 NETWORKS = {"palm detector": "palm_detection_full", "landmark network": "hand_landmark_full"}
-"""Rows of the report, and the files of the same networks."""
+"""Names of the networks in the report, and of their .tflite files."""
 
 LITE = "TensorFlow Lite"
 
@@ -44,7 +44,7 @@ class DetectorBenchmark:
     rounds: int = 60
     """Rounds of timing."""
     json: Path | None = None
-    """Also write the figures to this JSON file."""
+    """JSON file to which the results are also written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ def ratios(rows: list[Row]) -> dict[str, float]:
 
 
 def measure(config: DetectorBenchmark) -> None:
-    """Measure and publish.
+    """Measure, print the tables, and write the JSON file if one is asked for.
 
     Raises:
         InputError: If an option is out of range or something is missing.

@@ -1,4 +1,4 @@
-"""2D keypoints alone against ground truth: error, flipped hands, and hands per second of the search."""
+"""Hands fitted to 2D keypoints alone: error against ground truth, flipped hands, and hands per second."""
 
 import dataclasses
 import time
@@ -37,7 +37,7 @@ class FitBenchmark:
     seed: int = 3
     """Seed of the hands, views and noise."""
     json: Path | None = None
-    """Also write the figures to this JSON file."""
+    """JSON file to which the results are also written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ def measure(config: FitBenchmark, hand: HandModel | None = None) -> tuple[FitRow
 
 
 def _row(hand: HandModel, config: FitBenchmark, view: View) -> FitRow:
-    # The root mean square displacement has two axes.
+    # `config.noise` is over both axes, `keypoint_noise` per axis.
     problems = tailor_problems(
         hand, config.problems, config.seed, noise="gaussian", camera=view, keypoint_noise=config.noise / 2**0.5
     )

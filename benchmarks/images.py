@@ -1,9 +1,8 @@
 """From an image or a video to the meshes of all hands: time of a warm call, frames per second, and time of the start.
 
-The images are packaged examples with one and with two hands, the videos the same images moving to and fro, with
-decoding. A box is given where a row says so. Folders of images, with overlays and JSON, go through `predict` and
-through the same steps one after the other. Starts are measured in processes of their own, from the import to the first
-result, without and with the compiled programs of an earlier process.
+The images are packaged examples with one and with two hands. The videos show the same images moving to and fro;
+decoding is included. A folder of images is processed, with overlays and JSON, by `predict` and image by image. Starts are measured in new processes, from the import to the first result, without and
+with the compiled programs of an earlier process.
 """
 
 import contextlib
@@ -63,11 +62,11 @@ class ImagesBenchmark:
     images: int = 100
     """Images of the folder; 0 leaves it out."""
     starts: bool = True
-    """Measure the start of new processes, too."""
+    """Whether the start of new processes is measured, too."""
     seed: int = 0
     """Seed of the order of the calls."""
     json: Path | None = None
-    """Also write the figures to this JSON file."""
+    """JSON file to which the results are also written."""
 
 
 def measure(config: ImagesBenchmark) -> dict[str, Any]:
@@ -141,7 +140,7 @@ def image_calls(landmarks: HandTailor) -> dict[str, Callable[[int], Any]]:
 
 
 def frames_per_second(tailor: HandTailor, name: str, hands: int, count: int) -> float:
-    """Return the rate at which the frames of a video are decoded and its hands are followed; overlays do not count."""
+    """Return the rate at which a video is decoded and its hands are followed, without overlays."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video.mp4"
         write_video(path, read_image(EXAMPLES / name), count)
@@ -158,7 +157,7 @@ def frames_per_second(tailor: HandTailor, name: str, hands: int, count: int) -> 
 
 
 def folder_times(tailor: HandTailor, count: int) -> dict[str, tuple[float, float]]:
-    """Return the least seconds of the clock and of all processors, of three rounds, for a folder of examples."""
+    """Return wall-clock and processor seconds for a folder of examples, the least of three rounds, by method."""
     paths = itertools.islice(itertools.cycle(sorted(EXAMPLES.glob("*.jpg"))), count)
     sources = [Source(f"{number:04d}", path) for number, path in enumerate(paths)]
 

@@ -1,8 +1,8 @@
 """`handtailor view --live`: frames per second, latency and processor time for one and for two hands.
 
-The videos of images.py stand in for the webcam: first every frame as fast as possible, then at the speed of a webcam,
-where the latest frame wins. A client takes what a browser would be sent; drawing is not included. The latency is the
-time from the arrival of a frame until its meshes are sent, in the mean.
+The videos of images.py take the place of the webcam. First every frame is shown as fast as possible, then the latest
+frame at the speed of a webcam. A client receives the data in place of a browser; drawing is not included. The latency
+is the mean time from the arrival of a frame until its meshes are sent.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ class LiveBenchmark:
     """Options of the benchmark."""
 
     frames: int = 300
-    """Frames of each video, which has 30 a second."""
+    """Frames of each video, at 30 frames per second."""
     json: Path | None = None
-    """Also write the figures to this JSON file."""
+    """JSON file to which the results are also written."""
 
 
 def measure(config: LiveBenchmark) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def measure(config: LiveBenchmark) -> dict[str, Any]:
 
 
 def measure_hands(tailor: HandTailor, name: str, hands: int, count: int) -> dict[str, float]:
-    """Return the figures for a video that shows some hands, by the head of their column."""
+    """Return the figures for a video with this number of hands, by column heading."""
     page = Page(port=0)
     threading.Thread(target=_receive, args=(page.address,), daemon=True).start()
     live = Live(page, tailor, hands=hands)
@@ -84,7 +84,7 @@ def measure_hands(tailor: HandTailor, name: str, hands: int, count: int) -> dict
 
 
 def _receive(address: str) -> None:
-    """Take all messages of a page, until it closes."""
+    """Receive all messages of a page until it closes."""
     protocol = Subprotocol(f"viser-v{viser.__version__}")
     try:
         with connect(address.replace("http", "ws"), subprotocols=[protocol], max_size=None) as connection:

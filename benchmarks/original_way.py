@@ -1,4 +1,4 @@
-"""The released program's way of running the tailor: the yardstick of benchmarks/tailor.py."""
+"""The tailor run as in the released program: the baseline of benchmarks/tailor.py."""
 
 from typing import Any
 
@@ -21,14 +21,14 @@ from handtailor_jax.tailor.tailor import TailorConfig
 
 
 class OriginalWay:
-    """Run the tailor as the released demo does, on our hand model, for one hand with known intrinsics.
+    """The tailor as the released demo runs it, on our hand model, for one hand with known intrinsics.
 
-    Shared with the released demo: the compiled functions close over the hand model; the keypoints are taken from the
+    As in the released demo, the compiled functions close over the hand model; the keypoints are taken from the
     whole mesh, skinned by the textbook formula and differentiated in reverse mode; the camera is a NumPy array in every
     call; and a Python loop makes three compiled calls an iteration (parameters out of the optimiser's state, gradient,
     Adam's update with learning rate 0.03, b1 = b2 = 0.5, index from 1). The root, the initial joints, the scale and the
     final mesh are one compiled call each. The demo also copies the network's results between device and host
-    beforehand; this is left out in the original's favour. The result is that of the `official` preset.
+    beforehand; this is left out, in favour of the demo. The result is the same as with the `official` preset.
     """
 
     def __init__(self, hand: HandModel) -> None:
@@ -89,9 +89,7 @@ class OriginalWay:
         root = self._root(problem)
         bone = self._scale(self._joints(params), problem, root)
         matrix = np.asarray(problem.observation.camera.matrix)
-        camera = np.tile(
-            matrix[[0, 1, 0, 1], [0, 1, 2, 2]], (21, 1)
-        )  # fx, fy, cx, cy for every keypoint, from the host
+        camera = np.tile(matrix[[0, 1, 0, 1], [0, 1, 2, 2]], (21, 1))  # fx, fy, cx, cy for every keypoint, on the host
         state = self._init({**params, "bone": bone})
         for i in range(1, iterations + 1):
             params = self._get_params(state)

@@ -3,7 +3,7 @@
 Latency does not depend on trained values, so the weights are random; both libraries get the same official weights. A
 call is timed right after another run of itself, so that its data is in the processor's caches and the other library's
 threads are idle. PyTorch runs the official network alone, in evaluation mode and without gradients, in both memory
-layouts, of which the faster counts; cropping, tailor and mesh are not part of its time.
+layouts, of which the faster one is compared; its time does not include cropping, tailor and mesh.
 """
 
 import copy
@@ -60,13 +60,13 @@ class PredictBenchmark:
     rounds: int = 30
     """Rounds of timing for a batch size."""
     seconds: float = 60.0
-    """Time limit of a batch size: slow ones get fewer rounds, at least three."""
+    """Time limit in seconds for a batch size: slow ones have fewer rounds, but at least three."""
     torch: bool = True
-    """Compare with the official network in PyTorch if PyTorch is installed."""
+    """Compare with the official network in PyTorch, if PyTorch is installed."""
     seed: int = 0
     """Seed of the weights and of the order of the calls."""
     json: Path | None = None
-    """Also write the figures to this JSON file."""
+    """JSON file to which the results are also written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ class PredictReport:
         lines += markdown_table(["network", "stage", *(f"batch {batch}" for batch in batches)], body)
         ratios = {batch: self.ratios(batch) for batch in batches}
         if any(ratios.values()):
-            lines += ["", "Time over that of the official network in PyTorch (faster layout, network alone):", ""]
+            lines += ["", "Time relative to the official network in PyTorch (faster layout, network alone):", ""]
             compared = list(dict.fromkeys(name for of_batch in ratios.values() for name in of_batch))
             body = [[name, *(f"{ratios[batch][name]:.3f}" for batch in batches)] for name in compared]
             lines += markdown_table(["", *(f"batch {batch}" for batch in batches)], body)
@@ -173,8 +173,8 @@ def _rows(calls: Mapping[tuple[str, str], Callable[[], Any]], batch: int, config
     timed = {key: lambda _, call=call: call() for key, call in calls.items()}
     times = interleaved(timed, rounds, config.seed, f"batch {batch}")
     return [
-        StageRow(*key[:1], batch, key[1], first[key], 1e3 * float(np.median(warm)), 1e3 * float(warm.min()), rounds)
-        for key, (_, warm) in times.items()
+        StageRow(name, batch, stage, first[name, stage], 1e3 * float(np.median(t)), 1e3 * float(t.min()), rounds)
+        for (name, stage), (_, t) in times.items()
     ]
 
 
@@ -253,7 +253,7 @@ def _tailor_and_mesh(hand: HandModel) -> Calls:
     return calls
 
 
-# Outputs of the official network in PyTorch, and inputs of the tailor.
+# Outputs to compute: those of the official network in PyTorch, and the inputs of the tailor.
 _ESTIMATED = (
     "heatmaps",
     "keypoints_2d",
@@ -269,7 +269,7 @@ _ESTIMATED = (
 
 
 def _images(batch: int) -> tuple[list[Image], list[Box]]:
-    """Return random images, and a box around the hand in each."""
+    """Return images of noise, and a box in each."""
     width, height = IMAGE_SIZE
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     return [image] * batch, [(300.0 + i, 200.0, 420.0, 420.0) for i in range(batch)]

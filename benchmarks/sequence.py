@@ -1,7 +1,7 @@
-"""Hands through time against ground truth: wandering, jitter and lag before and after smoothing.
+"""Hands through time against ground truth: drift, jitter and lag before and after smoothing.
 
-The first table is about keypoints of a still hand and `fit_sequence`; the second about a rendered video of a hand that
-is still for a second, moves for three and is still again, and `HandVideo`.
+The first table shows `fit_sequence` on keypoints of a still hand; the second shows `HandVideo` on rendered videos of a
+hand that is still for a second, moves for three, and is still again.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ class SequenceBenchmark:
     seed: int = 0
     """Seed of hands, motion and noise."""
     json: Path | None = None
-    """Also write the figures to this JSON file."""
+    """JSON file to which the results are also written."""
 
 
 def measure(config: SequenceBenchmark) -> None:
@@ -64,7 +64,7 @@ def measure(config: SequenceBenchmark) -> None:
     columns = ["still hands", "depth, median", "depth, most", "length, median", "length, most", "posed length, median"]
     body = [[name, *(f"{value:.2f} mm" for value in values)] for name, values in still.items()]
     text = [
-        f"Wandering (largest minus smallest value) of {config.hands} still hands over {config.frames} frames, "
+        f"Drift (largest minus smallest value) of {config.hands} still hands over {config.frames} frames, "
         f"keypoints with {100 * config.noise:g} % noise (rms), camera known, seed {config.seed}",
         "",
         *markdown_table(columns, body),
@@ -85,26 +85,25 @@ def _still(config: SequenceBenchmark) -> dict[str, list[float]]:
     model = ht.embedded_hand()
 
     @jax.jit
-    def draw(key: Any) -> tuple[Any, Any]:
+    def draw(key: Any) -> Any:
         hand = HandParameters(
             sample_pose(model, key),
             sample_betas(model, jax.random.fold_in(key, 1)),
             jnp.ones((), model.dtype),
             jnp.asarray([0.02, -0.01, 0.5], model.dtype),
         )
-        joints = camera_keypoints(model, hand)
-        return joints, project(ht.Camera.perspective(*CAMERA), joints)
+        return project(ht.Camera.perspective(*CAMERA), camera_keypoints(model, hand))
 
     found: dict[str, list[list[float]]] = {"fit, each frame alone": [], "fit_sequence": []}
     times = np.arange(config.frames) / RATE
     for i in tqdm(range(config.hands), desc="still hands"):
-        pixels = np.asarray(draw(jax.random.key(config.seed + i))[1])
+        pixels = np.asarray(draw(jax.random.key(config.seed + i)))
         rng = np.random.default_rng(config.seed + i)
         spread = config.noise * hand_size(pixels) / 2**0.5
         keypoints = pixels + rng.normal(0.0, spread, (config.frames, *pixels.shape))
         alone = [ht.fit(each, camera=CAMERA) for each in keypoints]
-        found["fit, each frame alone"].append(_wander(model, alone))
-        found["fit_sequence"].append(_wander(model, fit_sequence(keypoints, times, camera=CAMERA)))
+        found["fit, each frame alone"].append(_drift(model, alone))
+        found["fit_sequence"].append(_drift(model, fit_sequence(keypoints, times, camera=CAMERA)))
     rows = {name: np.asarray(values) for name, values in found.items()}
     return {
         name: [np.median(w[:, 0]), w[:, 0].max(), np.median(w[:, 1]), w[:, 1].max(), np.median(w[:, 2])]
@@ -112,8 +111,8 @@ def _still(config: SequenceBenchmark) -> dict[str, list[float]]:
     }
 
 
-def _wander(model: Any, hands: Sequence[Hand | None]) -> list[float]:
-    """Return the range of depth, of the flat hand's length and of the distance from wrist to middle tip, mm."""
+def _drift(model: Any, hands: Sequence[Hand | None]) -> list[float]:
+    """Return the ranges of the depth, the length of the flat hand, and the distance from wrist to middle tip, mm."""
     known = [hand for hand in hands if hand is not None]
     depth = [hand.parameters.translation[2] for hand in known]
     length = [float(flat_length(model, hand.parameters.betas)) for hand in known]
@@ -175,7 +174,7 @@ def _render(assets: Any, key: Any, path: Path, size: int) -> tuple[np.ndarray, C
 
 
 def _recover(tailor: Any, path: Path, camera: Camera) -> dict[str, list[Hand | None]]:
-    """Return the hand of each frame, from its own frame, smoothed by earlier frames, and by all frames."""
+    """Return the hand of each frame: from this frame alone, smoothed over earlier frames, and over all frames."""
     settings = {
         "before smoothing": VideoConfig(hands=1, smooth=False, pose_share=0.0, shape_frames=1),
         "live: earlier frames": VideoConfig(hands=1),
@@ -206,7 +205,7 @@ def _score(hands: Sequence[Hand | None], truth: np.ndarray, moving: np.ndarray) 
     still = ~moving[1:-1] & ~np.isnan(second)
 
     def error(delay: float) -> float:
-        """Return the error in the image against the truth of some frames ago, without the mean error."""
+        """Return the image error against the ground truth `delay` frames ago, without the mean error."""
         frames = np.arange(len(truth), dtype=np.float64)
         ours, true = ((each[..., :2] / each[..., 2:]).reshape(len(truth), -1) for each in (found, truth))
         delayed = np.stack([np.interp(frames - delay, frames, x) for x in true.T], axis=-1)

@@ -1,7 +1,7 @@
 """Simulated problems of the tailor with known ground truth, for tests and benchmarks.
 
-A problem is a hand in front of a camera, its noisy keypoints, and a noisy proposal of pose, shape and depth. All of it
-follows from the hand model, the seed, the count and the options.
+A problem is a hand in front of a camera, its noisy keypoints, and a noisy proposal of pose, shape and depth. The
+problems depend only on the hand model, the seed, the count and the options.
 """
 
 import functools
@@ -40,7 +40,7 @@ _OUTLIERS = 0.02  # share of keypoints that are outliers under heavy-tailed nois
 _OUTLIER_NOISE = 0.15  # standard deviation of outliers, share of the hand size
 
 _GESTURES = 0.4  # share of hands near a gesture or between two gestures
-_CURL = 0.5**0.5  # standard deviation of the flexion that the four fingers have in common, share of the whole
+_CURL = 0.5**0.5  # standard deviation of the flexion that four fingers share, relative to the whole
 
 _COORDINATES = {name: 3 * i for i, name in enumerate(MANO_JOINTS[1:])}  # index of a joint's flexion among the 45
 _CURLING = np.asarray([_COORDINATES[f"{f}_{j}"] for f in FINGERS[1:] for j in ("mcp", "pip")], np.int32)
@@ -49,7 +49,7 @@ _PIP = np.asarray([_COORDINATES[f"{f}_pip"] for f in FINGERS[1:]], np.int32)
 
 
 def _noise_of(keypoint: str) -> float:
-    """Return the keypoint's noise relative to the mean: the largest on fingertips and on the thumb."""
+    """Return the noise of a keypoint relative to the mean: largest on fingertips and on the thumb."""
     along = {"mcp": 0.7, "cmc": 0.9, "pip": 0.9, "ip": 1.0, "dip": 1.0, "tip": 1.4}
     finger, _, joint = keypoint.partition("_")
     return 0.9 if not joint else along[joint] * (1.2 if finger == "thumb" else 1.0)
@@ -105,8 +105,8 @@ def tailor_problems(
         seed: Seed of all draws.
         noise: Kind of keypoint noise.
         camera: Kind of camera: a pinhole camera with fx != fy and an off-centre principal point, or weak perspective.
-        keypoint_noise: Standard deviation of the keypoints per axis, share of the hand size. Heavy-tailed noise has it
-            on average over the joints, without outliers.
+        keypoint_noise: Standard deviation of the keypoints per axis, share of the hand size; of heavy-tailed noise, the
+            average over the joints without outliers.
         start_noise: Standard deviation of each proposed rotation about each axis, radians.
 
     Raises:
@@ -211,7 +211,7 @@ def _place(
 
 
 def _keypoint_noise(draws: Draws, noise: Noise, width: Array) -> tuple[Float[Array, "21 2"], Float[Array, "21"]]:
-    """Draw keypoint errors (share of the hand size) and the confidences that a detector would report with them."""
+    """Draw keypoint errors (share of the hand size), and confidences as a detector might report them."""
     error = width * draws.normal(21, 2)
     if noise == "gaussian":
         return error, jnp.ones((21,), width.dtype)

@@ -1,4 +1,4 @@
-"""Rendered training samples per second, everything included."""
+"""Rate at which training samples are rendered, from the random draw to the labelled image."""
 
 import dataclasses
 from pathlib import Path
@@ -20,11 +20,11 @@ class SyntheticBenchmark:
     batch: int = 64
     """Samples in one call."""
     at_once: int = 8
-    """Samples rendered together within a call; raise it on an accelerator, as far as its memory allows."""
+    """Samples rendered together within a call; on an accelerator give more, as its memory allows."""
     rounds: int = 5
-    """Calls timed after the first, which compiles; the median counts."""
+    """Timed calls after the first, which compiles; their median is reported."""
     json: Path | None = None
-    """Also write the figures to this JSON file."""
+    """JSON file to which the results are also written."""
 
 
 @dataclasses.dataclass(frozen=True)

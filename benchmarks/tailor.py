@@ -1,7 +1,7 @@
 """Table 3 for this package: time and error of the tailor by solver and iterations, and hands per second in batches.
 
-The yardstick is the original's way of running the tailor (`original_way.OriginalWay`). The problems are the seeded ones
-of simulation.py. For one core: taskset -c 0 python benchmarks/tailor.py
+The baseline is the tailor as the released program runs it (`original_way.OriginalWay`). The problems come from
+simulation.py. For one core: taskset -c 0 python benchmarks/tailor.py
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class TailorBenchmark:
     batches: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)
     """Batch sizes for hands per second."""
     json: Path | None = None
-    """Also write the figures to this JSON file."""
+    """JSON file to which the results are also written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +62,11 @@ class TailorErrors:
     reprojection_px: Any
     """Mean distance to the observed keypoints, pixels of the 256 px crop."""
     reprojection_percent: Any
-    """The same distance in percent of the hand size."""
+    """Mean distance to the observed keypoints in percent of the hand size."""
     error_mm: Any
     """Mean root-relative distance to the true keypoints, millimetres."""
     error_lit_mm: Any
-    """The same distance after scaling the hand to the true length of the reference bone, millimetres."""
+    """Mean distance to the true keypoints after scaling the hand to the true reference bone, millimetres."""
 
 
 ErrorsByNoise = dict[Noise, TailorErrors]
@@ -85,7 +85,7 @@ class SolverRow:
     fastest_milliseconds: float
     """Fastest warm time."""
     ratio: float
-    """Warm time of the original's way with as many iterations (20 for Levenberg-Marquardt) over this one's."""
+    """Warm time of the original's way, with as many iterations (or 20), divided by the warm time of this solver."""
     cold_milliseconds: float
     """Median cold time."""
     cold_ratio: float
@@ -96,7 +96,7 @@ class SolverRow:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Error of the default preset less that of another preset on the same problems; negative favours the default."""
+    """Error of the default preset minus the error of another preset on the same problems."""
 
     noise: Noise
     other: str
@@ -164,7 +164,7 @@ class TailorReport:
             *markdown_table(header, body),
             "",
         ]
-        lines += ["Default less other preset at 20 iterations, same hands, mean and 95 % interval:", ""]
+        lines += ["Default minus other preset at 20 iterations, same hands, mean and 95 % interval:", ""]
         lines += markdown_table(["noise", "other", "metric", "mean", "interval"], differences)
         lines += ["", "Hands per second in batches (parameters only / with mesh):", ""]
         return "\n".join([*lines, *markdown_table(["batch", *presets], rates)]) + "\n"
@@ -278,7 +278,7 @@ def _row(
     solver, n = key
     cold, warm = 1e3 * np.median(times[key], axis=1)
     original_cold, original_warm = 1e3 * np.median(times[ORIGINAL, n if (ORIGINAL, n) in times else 20], axis=1)
-    # The official preset has the energy and the steps of the original's way, so it has the same errors.
+    # The original's way has the energy and the steps of the official preset, so the errors are the same.
     same_errors = ("official", n) if solver == ORIGINAL else key
     return SolverRow(
         solver=solver,

@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved timing, the markdown and JSON report, and the command line.
+"""Shared parts of the benchmarks: interleaved timing, the markdown and JSON report, and the command line.
 
 Times are medians over rounds. In a round every call runs once, in random order, in one process, so that a busy machine
 slows down all calls alike. Compare times with each other only within one run.
@@ -26,7 +26,7 @@ Config = TypeVar("Config")
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Return the wall-clock time of one call, its results computed, in seconds."""
+    """Return the wall-clock time in seconds of one call, including the computation of its results."""
     begin = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - begin
@@ -62,7 +62,7 @@ def check_positive(config: Any, *names: str) -> None:
     """Check that the named fields, numbers or tuples of numbers, are positive and not empty.
 
     Raises:
-        InputError: Names the option.
+        InputError: If one is not; the error names the option.
     """
     for name in names:
         values = np.atleast_1d(getattr(config, name))
@@ -80,7 +80,7 @@ def publish(markdown: str, content: Mapping[str, Any], path: Path | None) -> Non
     """Print the tables and write the JSON file if one was asked for."""
     print(markdown)
     if path is not None:
-        json.dumps(content, allow_nan=False)  # a NaN is a mistake of the benchmark, and no JSON
+        json.dumps(content, allow_nan=False)  # a NaN is a mistake of the benchmark, and not JSON
         write_json(path, content)
 
 

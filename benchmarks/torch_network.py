@@ -1,7 +1,7 @@
-"""The official-size hand module in PyTorch: the reference for the hand module's speed.
+"""The official hand module in PyTorch: the reference for the speed of ours.
 
 Written from the description of the released architecture. It loads the released state dict strictly and reproduces the
-golden outputs. PyTorch is needed for this comparison only and is imported when the network is built.
+golden outputs of tests/golden. Only this comparison needs PyTorch, which is imported when the network is built.
 """
 
 import dataclasses
@@ -23,23 +23,23 @@ class TorchEstimate:
     """Outputs of the network for a batch of images; every field is a torch tensor."""
 
     heatmaps: Any
-    """(N, 21, 64, 64) of the last 3D stack."""
+    """(N, 21, 64, 64) heatmaps of the last 3D stack."""
     uvd: Any
-    """(N, 21, 3) column and row over the size of the map, and depth in [0, 1]."""
+    """(N, 21, 3) column and row as shares of the size of the map, and depth in [0, 1]."""
     joints: Any
-    """(N, 21, 3) camera frame, metres."""
+    """(N, 21, 3) joints in the camera frame, metres."""
     bone: Any
     """(N, 1, 1) length of the reference bone of `joints`, metres."""
     quaternions: Any
-    """(N, 16, 4) unit, w first, MANO's joint order."""
+    """(N, 16, 4) rotations as unit quaternions, w first, in MANO's joint order."""
     so3: Any
-    """(N, 48) the same as axis-angle vectors."""
+    """(N, 48) rotations as axis-angle vectors."""
     betas: Any
-    """(N, 10)."""
+    """(N, 10) shape coefficients."""
 
 
 def torch_library() -> Any:
-    """Return torch, or raise an error of one line."""
+    """Import PyTorch, or raise an InputError that names the remedy."""
     try:
         import torch
     except ImportError as error:
@@ -54,7 +54,7 @@ def torch_network(state: Mapping[str, npt.NDArray[Any]]) -> Any:
     and returns a `TorchEstimate`.
 
     Args:
-        state: Tensors by official name; those of the MANO layer are ignored.
+        state: Tensors by official name; tensors of the MANO layer are ignored.
 
     Raises:
         InputError: if PyTorch is not installed, or if the names or shapes are not the official ones.
@@ -72,7 +72,7 @@ def torch_network(state: Mapping[str, npt.NDArray[Any]]) -> Any:
 
 
 def seeded_state(seed: int) -> dict[str, npt.NDArray[Any]]:
-    """A state dict of the network under the official names, with weights drawn as PyTorch draws them.
+    """Return a state dict with the official names and with PyTorch's random initial weights.
 
     Raises:
         InputError: if PyTorch is not installed.
@@ -84,7 +84,7 @@ def seeded_state(seed: int) -> dict[str, npt.NDArray[Any]]:
 
 
 def _build(torch: Any) -> Any:
-    """The module with fresh weights; classes are made here because their base comes with PyTorch."""
+    """Build the network with fresh weights; its classes are defined here because their base class is PyTorch's."""
     nn = torch.nn
     relu, max_pool = nn.functional.relu, nn.functional.max_pool2d
 
@@ -113,7 +113,7 @@ def _build(torch: Any) -> Any:
     class Hourglass(nn.Module):  # type: ignore[name-defined, misc]
         def __init__(self, levels: int = 4) -> None:
             super().__init__()
-            # Beside the skip, the way in and the way out, the innermost level has a block of its own.
+            # A level has a block for the skip, one on the way in and one on the way out; the innermost has one more.
             self.hg = nn.ModuleList(
                 nn.ModuleList(one(256, 256) for _ in range(3 if level else 4)) for level in range(levels)
             )
@@ -125,7 +125,7 @@ def _build(torch: Any) -> Any:
             return blocks[0](x) + nn.functional.interpolate(blocks[2](low), scale_factor=2, mode="nearest")
 
     class Stack(nn.Module):  # type: ignore[name-defined, misc]
-        """Two hourglasses in a row, each followed by maps that are joined to its features."""
+        """Two hourglasses in a row; the maps after each are joined to its features."""
 
         hourglasses: str
         heads: str
@@ -140,7 +140,7 @@ def _build(torch: Any) -> Any:
             )
 
         def run_stacks(self, x: Any) -> tuple[Any, Any]:
-            """Features and maps of the last stack."""
+            """Return features and maps of the last stack."""
             parts = (getattr(self, self.hourglasses), self.res, getattr(self, self.heads), self.fc)
             for hourglass, residual, head, merge in zip(*parts, strict=True):
                 x = residual(hourglass(x))
@@ -235,7 +235,7 @@ def _build(torch: Any) -> Any:
 
 
 def _soft_argmax(torch: Any, heatmaps: Any, depth_maps: Any) -> Any:
-    """(N, 21, 3) expectations of column and row over the maps' size, and of depth (Eq. 4)."""
+    """Return (N, 21, 3) expectations of column and row, as shares of the maps' size, and of depth (Eq. 4)."""
     weights = heatmaps / heatmaps.sum(dim=(2, 3), keepdim=True)
     size = heatmaps.shape[-1]
     index = torch.arange(size, dtype=weights.dtype)
@@ -245,7 +245,7 @@ def _soft_argmax(torch: Any, heatmaps: Any, depth_maps: Any) -> Any:
 
 
 def _axis_angle(torch: Any, quaternions: Any) -> Any:
-    """Axis-angle vectors of unit quaternions, angles in [-pi, pi]."""
+    """Return the axis-angle vectors of unit quaternions, with angles in [-pi, pi]."""
     w, xyz = quaternions[..., :1], quaternions[..., 1:]
     sine = torch.linalg.vector_norm(xyz, dim=-1, keepdim=True)
     angle = 2.0 * torch.where(w < 0.0, torch.atan2(-sine, -w), torch.atan2(sine, w))

@@ -1,6 +1,6 @@
 """Time of a training step: python benchmarks/train.py --config configs/hourglass_gpu.py [--rounds 10] [--batch 64 ...].
 
-Every field of the configuration can be overridden as in train.py. Nothing of the training is kept.
+Every field of the configuration can be overridden as in train.py. The trained weights are not kept.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from handtailor_jax.training.loop import Run
 from handtailor_jax.training.report import provenance
 
 _WARM = 2
-# Dense bfloat16 operations per second as the makers state them, by a part of JAX's name of the device.
+# Dense bfloat16 operations per second as stated by the manufacturers, by a part of JAX's name of the device.
 _PEAKS = {
     "H100 PCIe": 756e12,
     "H100": 989e12,
@@ -41,7 +41,7 @@ _PEAKS = {
 
 @dataclasses.dataclass(frozen=True)
 class ConfigFile:
-    """The part of the command line that is read first, because the file has the defaults of the rest."""
+    """The option that is read first, because this file contains the defaults of the others."""
 
     config: Path = Path("configs/hourglass_gpu.py")
 
@@ -51,19 +51,19 @@ class TrainBenchmark:
     """Options of the benchmark."""
 
     config: Path = ConfigFile.config
-    """Config file, such as one of configs/."""
+    """Configuration file, such as a file in configs/."""
     rounds: int = 10
     """Number of timed steps."""
     devices: int | None = None
     """Number of local devices; all if not given."""
     json: Path | None = None
-    """Also write the figures to this JSON file."""
+    """JSON file to which the results are also written."""
     training: Annotated[TrainingConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=TrainingConfig)
 
 
 @dataclasses.dataclass(frozen=True)
 class StepTime:
-    """Medians over steps."""
+    """Time of a training step: medians over steps."""
 
     images_per_second: float
     """Rate of the training loop, which prepares samples while the devices work."""
