@@ -1,8 +1,9 @@
 """From an image or a video to the meshes of all hands: time of a warm call, frames per second, and time of the start.
 
 The images are packaged examples with one and with two hands. The videos show the same images moving to and fro;
-decoding is included. A folder of images is processed, with overlays and JSON, by `predict` and image by image. Starts are measured in new processes, from the import to the first result, without and
-with the compiled programs of an earlier process.
+decoding is included. A folder of images is processed, with overlays and JSON, by `predict` and image by image. Starts
+are measured in new processes, from the import to the first result, without and with the compiled programs of an
+earlier process.
 """
 
 import contextlib

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,10 +56,10 @@ def recover_video(
             seen_frames = _smoothed(list(map(_light, seen_frames)), again, model, f"{stem.name}: writing")
         seen_frames = stack.enter_context(contextlib.closing(seen_frames))
         write_line = stack.enter_context(json_lines(stem.with_name(f"{stem.name}.jsonl")))
-        draw: Any = None
+        drawn: Image | None = None
         if overlay:
             writer = video_writer(stem.with_name(f"{stem.name}_overlay.mp4"), video.rate or 30.0)
-            draw = _Overlay(stack.enter_context(writer))
+            write_image = stack.enter_context(writer)
         # A webcam's recording ends with Ctrl-C.
         stack.enter_context(contextlib.suppress(*(() if isinstance(path, Path) else (KeyboardInterrupt,))))
         for frame, shown, hands in seen_frames:
@@ -68,8 +67,10 @@ def recover_video(
             content = [{"track": hand.track, **to_json(hand)} for hand in hands]
             write_line({"frame": frame.index, "time": round(frame.time, 6), "hands": content})
             recording.add(hands, frame.time)
-            if draw is not None:
-                draw(frame, hands)
+            # In place of a frame that cannot be decoded, the last image is written again, so that no frame is missing.
+            drawn = _draw(frame.image, hands) if overlay and frame.image is not None else drawn
+            if drawn is not None:
+                write_image(drawn, frame.time)
     if mesh and seen:
         write_glb(stem.with_name(f"{stem.name}.glb"), recording)
     if skeleton and seen:
@@ -113,20 +114,6 @@ def _light(seen: Seen) -> Seen:
 def _without_mesh(hand: Hand) -> Hand:
     proposed = None if hand.proposed is None else _without_mesh(hand.proposed)
     return dataclasses.replace(hand, vertices=hand.vertices[:0], faces=hand.faces[:0], proposed=proposed)
-
-
-class _Overlay:
-    """Writer of the frames with the hands drawn over them."""
-
-    def __init__(self, write: Any) -> None:
-        self._write = write
-        self._last: Image | None = None
-
-    def __call__(self, frame: Frame, hands: Sequence[Hand]) -> None:
-        # In place of a frame that cannot be decoded, the last image is written again, so that no frame is missing.
-        self._last = self._last if frame.image is None else _draw(frame.image, hands)
-        if self._last is not None:
-            self._write(self._last, frame.time)
 
 
 def _draw(image: Image, hands: Sequence[Hand]) -> Image:
