@@ -1,6 +1,6 @@
 """Meshes of all hands in an image: python examples/01_image_to_mesh.py [--image photo.jpg] [--out hands].
 
-Without an image it reads one of the package.
+The default is an image that comes with the package.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ def main(image: Path = EXAMPLES / "greeting.jpg", out: Path = Path("hands")) -> 
     """Recover the hands, and write their meshes and an overlay."""
     pixels = read_image(image)  # (H, W, 3) uint8
     tailor = ht.HandTailor.load()
-    hands = tailor(pixels)  # camera=(fx, fy, cx, cy) in pixels, if it is known
+    hands = tailor(pixels)  # add camera=(fx, fy, cx, cy), in pixels, if you know it
     for hand in hands:
         error = (
             f"{hand.reprojection_before:.1f} pixels from the keypoints, {hand.reprojection_after:.1f} after the tailor"

@@ -1,4 +1,4 @@
-"""A mesh from 21 keypoints of any detector: python examples/02_keypoints_to_mesh.py [--out fits]."""
+"""Mesh from 21 keypoints of any detector: python examples/02_keypoints_to_mesh.py [--out fits]."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ def main(out: Path = Path("fits")) -> None:
     hand = ht.fit(known.keypoints_2d, side="right", camera=known.camera)
     print(f"root at {hand.parameters.translation} m, {hand.reprojection_after:.1f} pixels from the keypoints")
 
-    # Without intrinsics the camera frame is in pixels; `confidence=` weights each keypoint, 0 leaves it out.
+    # Without intrinsics the unit of the camera frame is a pixel. `confidence=` weights keypoints; 0 ignores one.
     other = ht.fit(detections["pinch"].keypoints_2d, side="right", convention="mediapipe")
     if other.runner_up is not None:  # the best hand with a clearly different pose
-        print(f"the energy of another hand is larger by {other.energy_gap:.1f}; below about 3 it is as likely")
+        print(f"the energy of another hand is larger by {other.energy_gap:.1f}; below about 3 both are plausible")
 
     out.mkdir(parents=True, exist_ok=True)
     write_mesh(out / "peace.obj", [hand])

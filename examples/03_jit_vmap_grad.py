@@ -1,6 +1,6 @@
 """The whole graph, from an image to a mesh, under jit, vmap and grad: python examples/03_jit_vmap_grad.py.
 
-Compilation takes a few minutes in all.
+Compilation takes a few minutes.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ EXAMPLES = Path(ht.__file__).parent / "assets" / "examples"
 
 
 def main() -> None:
-    """Recover a hand, a batch of hands, and the gradients of a mesh."""
+    """Recover a hand and a batch of hands, and compute the gradients of a mesh."""
     module, hand = ht.load_weights(), ht.embedded_hand()  # or ht.HandTailor.load().module
     known = ht.read_detections(EXAMPLES / "hands.json")[0]
     image, camera = read_image(known.image), jnp.asarray(known.camera)
@@ -32,7 +32,7 @@ def main() -> None:
 
     @jax.jit
     @jax.grad
-    def gradient(given):  # of the depth of the mesh, by everything that it depends on
+    def gradient(given):  # of the mean depth of the mesh, with respect to all inputs
         module, image, camera, box = given
         return jnp.mean(ht.recover_hand(module, hand, image, camera, box).vertices[:, 2])
 

@@ -1,6 +1,6 @@
 """Train your own Flax network through the tailor: python examples/04_train_through_the_tailor.py.
 
-The network proposes a pose from noisy keypoints, the tailor fits it to them, and the loss is on the fitted mesh.
+The network proposes a pose from noisy keypoints, the tailor fits it to the keypoints, and the loss compares the meshes.
 """
 
 import jax
@@ -15,7 +15,7 @@ UPRIGHT = jnp.asarray([1.2, 1.2, -1.2])  # fingers up, palm toward the camera
 
 
 class PoseNetwork(nnx.Module):
-    """Proposes the rotations of 16 joints from 21 keypoints in pixels."""
+    """A network that proposes the rotations of 16 joints from 21 keypoints in pixels."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.hidden, self.head = nnx.Linear(42, 128, rngs=rngs), nnx.Linear(128, 48, rngs=rngs)
@@ -36,7 +36,7 @@ def sample(hand, key):
 
 
 def main(steps: int = 200, batch: int = 32) -> None:
-    """Train, and print the mean error of the tailored vertices in every step."""
+    """Train, and print the mean error of the fitted vertices at each step."""
     hand, config, network = ht.embedded_hand(), ht.TailorConfig.default(), PoseNetwork(rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(network, optax.adam(3e-3), wrt=nnx.Param)
 

@@ -1,8 +1,8 @@
-"""Train on your own data with your own loss, on all devices: pip install '.[train]'; then
+"""Train on your own data with your own loss, on all devices: pip install '.[train]', then
 
     python examples/05_pmap_on_your_own_data.py [--out runs/own] [--steps 200]
 
-The step runs under `jax.pmap`: every device gets its share of the batch.
+The training step runs under `jax.pmap`: each device computes its share of the batch.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ EXAMPLES = Path(ht.__file__).parent / "assets" / "examples"
 
 
 class MyData:
-    """Your own images of right hands with keypoints; joints and intrinsics where they are known."""
+    """Images of right hands with keypoints; 3D joints and intrinsics are None where they are unknown."""
 
     def __init__(self):
         self.labels = [each for each in ht.read_detections(EXAMPLES / "hands.json") if each.side == "right"]
@@ -40,14 +40,14 @@ class MyData:
 
 
 def palm_shape(batch, prediction):
-    """Squared error of the distances between the wrist and the knuckles in the image, in crop sides."""
+    """Return the mean squared error of the distances from the wrist to the knuckles in the image, in crop sides."""
     length = lambda points: jnp.linalg.norm(points[:, 5:18:4] - points[:, :1] + 1e-6, axis=-1)  # noqa: E731
     error = length(prediction.estimated.keypoints_2d) - length(batch.keypoints_2d)
     return weighted_mean(jnp.square(error / batch.image.shape[1]), batch.keypoint_weight[:, 5:18:4])
 
 
 def main(out: Path = Path("runs/own"), steps: int = 200) -> Path:
-    """Train from the embedded weights; `sources` takes several datasets with their weights."""
+    """Train, starting from the embedded weights; `sources` may list several datasets with their sampling weights."""
     weights = Path(ht.__file__).parent / "assets" / "hourglass.safetensors"
     module, tuning = HandModuleConfig.landmarks(), OptimizerConfig(learning_rate=1e-4, warm_up=10)
     config = TrainingConfig(module, steps=steps, batch=16, weights=weights, optimizer=tuning, evaluate_every=100)

@@ -1,11 +1,11 @@
 """The tailor behind MediaPipe: python examples/06_behind_mediapipe.py [--out mediapipe].
 
-With MediaPipe installed, `result` comes from
+If MediaPipe is installed, compute `result` with it:
 
     landmarker = mediapipe.tasks.vision.HandLandmarker.create_from_model_path("hand_landmarker.task")
     result = landmarker.detect(mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=image))
 
-Here the landmarks of an image of the package stand in for it, in MediaPipe's form.
+This example does not need MediaPipe: `stand_in` returns landmarks of this package's detector in MediaPipe's form.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def stand_in(image):
     hands = HandDetector()(image)
     world = [[SimpleNamespace(x=x, y=y, z=z) for x, y, z in hand.joints_3d] for hand in hands]
     points = [[SimpleNamespace(x=u / width, y=v / height, z=0.0) for u, v in hand.keypoints_2d] for hand in hands]
-    # MediaPipe names the side as if the image were a mirror.
+    # MediaPipe assumes a mirrored image, so it names the other side.
     names = ["Left" if hand.side == "right" else "Right" for hand in hands]
     return SimpleNamespace(hand_landmarks=points, hand_world_landmarks=world, handedness=names)
 
@@ -42,7 +42,7 @@ def main(image: Path = EXAMPLES / "open.jpg", out: Path = Path("mediapipe")) -> 
     ):
         found = ht.from_mediapipe(
             landmarks, pixels.shape[1], pixels.shape[0], handedness=side, world_landmarks=world
-        )  # camera=(fx, fy, cx, cy), if it is known
+        )  # add camera=(fx, fy, cx, cy), in pixels, if you know it
         hands.append(ht.fit_detection(found))
         print(f"{hands[-1].side}: {hands[-1].reprojection_after:.1f} pixels from MediaPipe's landmarks")
     out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Export the tailor as a program without this package: python examples/07_export.py.
+"""Export the tailor as a program that runs without this package: python examples/07_export.py.
 
-`handtailor export pipeline` writes the network and the tailor in the same way (docs/export.md).
+`handtailor export pipeline` exports the network together with the tailor (docs/export.md).
 """
 
 import json
@@ -18,7 +18,7 @@ EXAMPLES = Path(ht.__file__).parent / "assets" / "examples"
 
 
 def main(out: Path = Path("tailor.jaxexport")) -> None:
-    """Write the program, read it back as another project would, and run it."""
+    """Export the program, load it as another project would, and run it."""
     export_tailor(out, platforms=["cpu"])
     description = json.loads(out.with_name(out.name + ".json").read_text("utf-8"))
     for each in description["inputs"]:

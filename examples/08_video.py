@@ -1,6 +1,6 @@
 """Follow the hands of a video: python examples/08_video.py [--video clip.mp4] [--out video].
 
-Without a video it makes one, in which an image of the package moves.
+Without --video it makes a video from an image of the package.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ def make_video(path: Path, frames: int) -> None:
 
 
 def main(video: Path | None = None, out: Path = Path("video"), frames: int = 60) -> list[list[int | None]]:
-    """Write a video with the meshes over the frames; return the numbers of the hands in each frame."""
+    """Write a video with the meshes drawn over the frames; return the track numbers of the hands in each frame."""
     out.mkdir(parents=True, exist_ok=True)
     if video is None:
         make_video(video := out / "made.mp4", frames)
@@ -33,7 +33,7 @@ def main(video: Path | None = None, out: Path = Path("video"), frames: int = 60)
     with Video(video) as source, video_writer(out / "overlay.mp4", source.rate or 30.0) as write:
         follow = ht.HandVideo(ht.HandTailor.load())
         for frame in source:
-            if frame.image is None:  # it could not be decoded
+            if frame.image is None:  # the frame could not be decoded
                 continue
             hands = follow(frame.image, frame.time)
             tracks.append([hand.track for hand in hands])

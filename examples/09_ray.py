@@ -1,6 +1,6 @@
 """Hands of many images on a cluster, with Ray Data: python examples/09_ray.py [--images folder] [--out hands.parquet].
 
-Needs `pip install '.[cluster]'`. `--address auto` joins a running cluster; the folder may be in a cloud (s3://, gs://).
+It needs `pip install '.[cluster]'`. `--address auto` joins a running cluster. The folder may be remote (s3://, gs://).
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.hand_tailor import Request
 
 EXAMPLES = str(Path(ht.__file__).parent / "assets" / "examples")
-COLUMNS = ("path", "error", "side", "vertices", "keypoints_2d")  # metres; pixels
+COLUMNS = ("path", "error", "side", "vertices", "keypoints_2d")  # in pixels, because no camera is given
 
 
 def decode(row: dict[str, Any]) -> dict[str, Any]:
-    """Decode one file; an image that cannot be decoded has no pixels."""
+    """Decode one file; the result has no pixels if the file cannot be decoded."""
     image = cv2.imdecode(np.frombuffer(row["bytes"], np.uint8), cv2.IMREAD_COLOR_RGB)
     return {"path": row["path"], "image": np.zeros((0, 0, 3), np.uint8) if image is None else image}
 
@@ -32,7 +32,7 @@ class RecoverHands:
         self._tailor = ht.HandTailor.load()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Return a row for each hand of a batch of images; an image without one, or with an error, has one row."""
+        """Return a row for each hand of a batch of images, and one for each image without hands or with an error."""
         rows = []
         found = self._tailor.many(Request(image) for image in batch["image"])
         for path, (_, hands) in zip(batch["path"], found, strict=True):
@@ -50,7 +50,7 @@ def main(
     ray.init(address)
     files = ray.data.read_binary_files(images, include_paths=True, file_extensions=["jpg", "jpeg", "png", "webp"])
     actors = ray.data.ActorPoolStrategy(size=workers)
-    # Half a processor each leaves others for reading. With GPUs, add "num_gpus": 1.
+    # Half a processor for each actor leaves processors for reading. With GPUs, add "num_gpus": 1.
     options = {"num_cpus": 0.5, "scheduling_strategy": "SPREAD"}
     files.map(decode).map_batches(RecoverHands, batch_size=batch, compute=actors, **options).write_parquet(out)
     print(f"written to {out}")

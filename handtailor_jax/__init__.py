@@ -1,4 +1,4 @@
-"""HandTailor in JAX: a 3D hand mesh that agrees with the image."""
+"""HandTailor in JAX: 3D hand meshes from RGB images."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -87,7 +87,7 @@ _LATER = {
     "recover_hand": "image_to_mesh",
     "recover_views": "pipeline",
 }
-"""Modules of names that need flax or SciPy, whose import takes as long as everything else; `fit` does without."""
+"""Module of each name that is imported on first use, because flax and SciPy would double the time of the import."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Runs over many images: images that are decoded ahead, and results that are complete already."""
+"""Runs over many images: decoding of images ahead of time, and recognition of results that are already complete."""
 
 import contextlib
 import functools
@@ -26,14 +26,14 @@ _THREADS, _AHEAD = 2, 4  # threads that decode, and images that are decoded befo
 
 
 class ReadAhead:
-    """Requests for the hands of images that other threads decode; iterate inside a `with` block."""
+    """Requests with images that other threads decode ahead of time; iterate inside a `with` block."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
 
     def __enter__(self) -> "ReadAhead":
         self._stack = contextlib.ExitStack()
-        # Around all threads, because the level of OpenCV's messages is the process's.
+        # Once around all threads, because OpenCV's log level applies to the whole process.
         self._stack.enter_context(quiet(opencv()))
         self._threads = self._stack.enter_context(ThreadPoolExecutor(_THREADS))
         return self
@@ -57,14 +57,14 @@ class ReadAhead:
 
 
 class Settings:
-    """What determines the files of an image, as digests that its JSON file holds."""
+    """Digests of everything that determines the files of an image; its JSON file stores its digest."""
 
     def __init__(self, tailor: HandTailor, mesh: str | None, overlay: bool, options: Mapping[str, Any]) -> None:
         self._tailor, self._mesh, self._overlay, self._options = tailor, mesh, overlay, options
 
     @functools.cached_property
     def _common(self) -> bytes:
-        """Digest of what all images have in common."""
+        """Digest of everything that is common to all images."""
         tailor = self._tailor
         about = version("handtailor-jax"), tailor.config, tailor.hand_length, self._mesh, self._overlay, self._options
         digest = hashlib.sha256(repr(about).encode())
@@ -73,16 +73,17 @@ class Settings:
         return digest.digest()
 
     def of(self, source: Source) -> str:
-        """Return the digest of an image, whose content counts by its size in bytes."""
+        """Return the digest of an image; of its content only the size in bytes is used."""
         camera = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(as_camera(source.camera))]
-        size = source.file.stat().st_size if source.file.exists() else 0  # it can be moved meanwhile
+        size = source.file.stat().st_size if source.file.exists() else 0  # it may have been moved meanwhile
         about = camera, source.box, source.side, size
         return hashlib.sha256(self._common + repr(about).encode()).hexdigest()[:16]
 
     def complete(self, folder: Path, source: Source) -> dict[str, Any] | None:
-        """Return the JSON content of an image if its files are there, not empty, and newer than it; else None.
+        """Return the JSON content of an image if its files are complete; otherwise None.
 
-        The JSON file is written last.
+        They are if the JSON file, which is written last, has the same settings and is not older than the image, and the
+        other files exist and are not empty.
         """
         path = folder / f"{source.id}.json"
         try:
@@ -91,7 +92,7 @@ class Settings:
             if older or content["settings"] != self.of(source):
                 return None
             endings = [f".{self._mesh}"] if self._mesh and content["hands"] else []
-        except (OSError, ValueError, KeyError, TypeError):  # missing, or not ours
+        except (OSError, ValueError, KeyError, TypeError):  # missing, or not written by this package
             return None
         endings += ["_overlay.png"] if self._overlay else []
         files = [folder / f"{source.id}{ending}" for ending in endings]

@@ -1,9 +1,9 @@
 """The `handtailor` command: hand meshes from images, videos and keypoints; rendered hands; conversion and export.
 
-Input that cannot be used is reported in one line, and the exit status is 2.
+Invalid input is reported in one line, and the exit status is 2.
 """
 
-# A command is a class: docstring and fields are its help, and a call runs it and only then imports anything heavy.
+# Each command is a class: its docstring and fields are the help, a call runs it. Only the call imports heavy modules.
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ from handtailor_jax.types import NetworkName, Side
 if TYPE_CHECKING:
     from handtailor_jax.mano.hand_model import HandModel
 
-# The help shows what to write in place of types, and no default of None.
+# In the help, metavar replaces the type, and the empty hint hides a default of None.
 Out = Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")]
 Four = tuple[float, float, float, float]
 MeshFormat = Annotated[Literal["obj", "ply", "glb"] | None, arg(metavar="{obj,ply,glb}", help_behavior_hint="")]
@@ -32,7 +32,7 @@ EXAMPLES = Path(__file__).with_name("assets") / "examples" / "hands.json"
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Find all hands in images and videos, and recover their meshes.
+    """Find all hands in images and videos and recover their meshes.
 
     An image gives <id>.json with all hands, <id>_overlay.png and, with --mesh, their meshes; several images also give
     sheet.png. A video gives <id>.jsonl with a line for each frame, <id>_overlay.mp4 and, with --mesh glb, rigged
@@ -42,42 +42,42 @@ class Predict:
     files: Annotated[Positional[tuple[str, ...]], arg(metavar="[INPUT ...]", help_behavior_hint="")] = ()
     """Images, folders, patterns such as "photos/*.jpg", videos, or the number of a webcam."""
     inputs: File = None
-    """In place of INPUT: list of images with their boxes, sides and cameras, CSV or JSON (docs/cli.md: the fields)."""
+    """CSV or JSON list of images with their boxes, sides and cameras, in place of INPUT; docs/cli.md has its fields."""
     network: NetworkName = "landmarks"
-    """Network: landmarks (landmark network and IKNet) or hourglass (the paper's, on the landmark network's maps)."""
+    """Network: landmarks (landmark network and IKNet) or hourglass (the paper's network on the landmark network)."""
     hands: Number = None
-    """Largest number of hands; in images all hands if not given, in videos 2."""
+    """Largest number of hands; if not given, all hands of an image and two of a video."""
     thorough: bool = False
-    """Search images in tiles, too (4 to 10 times as long), not only those in which no hand is found otherwise."""
+    """Search every image in overlapping tiles, too: 4 to 10 times slower. Otherwise only images without a hand are."""
     weights: File = None
-    """Weights of the hand module (.safetensors); network landmarks uses their IKNet. The embedded ones if not given."""
+    """Weights of the hand module (.safetensors), the embedded ones if not given; landmarks uses only their IKNet."""
     out: Out = Path("hands")
     """Folder for the results."""
     camera: Annotated[Four | None, arg(metavar="FX FY CX CY", help_behavior_hint="")] = None
     """Intrinsics FX FY CX CY of the images, pixels; weak perspective if not given."""
     hand_length: Annotated[float | None, arg(metavar="METRES", help_behavior_hint="")] = None
-    """Distance from wrist to middle fingertip of a flat hand, metres: makes depths metric, together with --camera."""
+    """Distance from the wrist to the middle fingertip of the flat hand, metres: makes depths metric; needs --camera."""
     side: Annotated[Side | None, arg(metavar="{right,left}", help_behavior_hint="")] = None
     """Side of all hands; estimated for each hand if not given."""
     box: Annotated[Four | None, arg(metavar="X Y W H", help_behavior_hint="")] = None
-    """Box X Y W H around the only hand to recover, pixels, in videos of the first frame; all hands if not given."""
+    """Box X Y W H in pixels around the only hand to recover, in a video in its first frame; all hands if not given."""
     hand: File = None
-    """Hand model (MANO .pkl or npz), with network hourglass that of the --weights; the embedded hand if not given."""
+    """Hand model (MANO .pkl or npz), the embedded hand if not given; hourglass needs the one of its --weights."""
     mesh: MeshFormat = None
     """Format of the meshes, glb for videos; no meshes if not given."""
     skeleton: Annotated[Literal["bvh"] | None, arg(metavar="{bvh}", help_behavior_hint="")] = None
     """Format of the moving skeletons of videos; no skeletons if not given."""
     preset: Preset = None
-    """Energy and solver of the tailor: landmarks (for that network), network (for the hourglass), default (for precise
-    keypoints), and for the hourglass also paper and official (released program). That of the network if not given."""
+    """Energy and solver of the tailor, the network's own if not given: landmarks (for that network), network (for the
+    hourglass), default (for precise keypoints), or, for the hourglass only, paper or official (released program)."""
     tailor: bool = True
     """Fit the network's hand to the detected keypoints."""
     passes: int = 2
-    """Number of forward passes for a --box: the first crops the box, each further one the hand that was found."""
+    """Number of forward passes for a --box: the first crops the box, each further one crops the hand that was found."""
     overlay: bool = True
     """Write overlays: images or videos with the mesh drawn over them."""
     resume: bool = False
-    """Keep the files of images that an earlier run with the same options completed; videos are done anew."""
+    """Keep the files of images that an earlier run with the same options completed; videos are processed again."""
 
     def __call__(self) -> None:
         """Recover the hands of all inputs and write the results."""
@@ -118,7 +118,7 @@ class Predict:
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Run `predict --mesh glb` on the packaged images, renderings that the network was not trained on."""
+    """Run `predict --mesh glb` on the packaged images: renderings on which no network was trained."""
 
     out: Out = Path("demo")
     """Folder for the results."""
@@ -138,16 +138,16 @@ class Demo:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """Fit hand meshes to 2D keypoints, and to whatever else is known, from a JSON file.
+    """Fit hand meshes to the 2D keypoints and further estimates in a JSON file.
 
     Each hand gives <id>.json, <id>_overlay.png and, with --mesh, a mesh; several hands also give sheet.png. Entries
-    with a time are frames of a moving hand: it keeps one shape and is smoothed in time. All entries are checked first.
-    Keypoints that no hand fits are reported and skipped; the exit status is then 2.
+    with a time are frames of a moving hand, which keeps one shape and is smoothed in time. All entries are checked
+    first. Keypoints that no hand fits are reported and skipped; the exit status is then 2.
     """
 
     file: Annotated[Positional[Path | None], arg(metavar="[FILE]", help_behavior_hint="")] = None
-    """JSON file: an object or a list of objects with keypoints_2d (21 [u, v] pairs, pixels) and further fields of
-    docs/cli.md, such as side, camera {fx, fy, cx, cy} and image; the packaged examples if not given."""
+    """JSON file: an object or a list of objects with keypoints_2d (21 [u, v] pairs, pixels) and optional fields (see
+    docs/cli.md), such as side, camera {fx, fy, cx, cy} and image; the packaged examples if not given."""
     out: Out = Path("fits")
     """Folder for the results."""
     mesh: MeshFormat = None
@@ -170,7 +170,7 @@ class Fit:
         from handtailor_jax.results import to_json
         from handtailor_jax.video.sequence import fit_frames
 
-        # Everything that can be wrong with the input is found before the first file is written.
+        # All input is checked before the first file is written.
         model = load_hand(self.hand)
         detections = read_detections(EXAMPLES if self.file is None else self.file, model)
         files = HandFiles(self.out, self.mesh, self.overlay)
@@ -213,27 +213,27 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """Show results, or the hands before a webcam, in 3D in the browser.
+    """Show results, or the hands in front of a webcam, in 3D in the browser.
 
-    A page at the address that is printed shows the meshes before their image, a time line for videos, and sliders that
-    change pose and shape. With --live it shows the hands before a webcam in real time, with frame rate and latency.
+    The page, at the address that is printed, shows the meshes in front of their image, a time line for videos, and
+    sliders for pose and shape. With --live it shows a webcam's hands in real time, with frame rate and latency.
     """
 
     results: Annotated[Positional[tuple[str, ...]], arg(metavar="[RESULT ...]", help_behavior_hint="")] = ()
-    """Files that `predict` or `fit` wrote (.json, .jsonl), or folders of them."""
+    """Files that `predict` or `fit` wrote (.json, .jsonl), or folders of such files."""
     media: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
-    """Image or video of the results, or its folder; if not given, it is the image that the result names, or the file of
-    the result's name in the folder of the result, in the one above or in the current one."""
+    """Image or video of the results, or its folder. If not given: the image that the result names, or a file with the
+    result's name in the result's folder, in its parent folder or in the current folder."""
     live: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="")] = None
-    """Number of a webcam, 0 for the first, whose hands are shown; or a video, which is played in its place."""
+    """Number of the webcam whose hands are shown, 0 for the first; or a video, which is played in its place."""
     hands: Number = None
     """Largest number of hands of --live; 2 if not given."""
     camera: Annotated[Four | None, arg(metavar="FX FY CX CY", help_behavior_hint="")] = None
     """Intrinsics FX FY CX CY of --live, pixels; weak perspective if not given."""
     hand: File = None
-    """Hand model, for results the one that they were made with; the embedded hand if not given."""
+    """Hand model, the embedded hand if not given; results need the model with which they were made."""
     host: str = "127.0.0.1"
-    """Address of this machine that serves the page; 0.0.0.0 lets other machines see it, which asks for no password."""
+    """Address at which the page is served; 0.0.0.0 shows it to other machines, without a password."""
     port: int = 8080
     """Port of the page; 0 for any free one."""
 

@@ -1,6 +1,6 @@
 """Commands of `handtailor` for data and weights: rendered hands, pseudo-labels, conversion and export."""
 
-# A command is a class: docstring and fields are its help, and a call runs it and only then imports anything heavy.
+# Each command is a class: its docstring and fields are the help, a call runs it. Only the call imports heavy modules.
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from handtailor_jax.commands import refuse_idle
 from handtailor_jax.errors import InputError
 from handtailor_jax.tailor.tailor import PresetName
 
-# The help shows what to write in place of types, and no default of None.
+# In the help, metavar replaces the type, and the empty hint hides a default of None.
 File = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
 Number = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Preset = Annotated[PresetName | None, arg(metavar="{landmarks,network,default,paper,official}", help_behavior_hint="")]
@@ -20,12 +20,12 @@ Preset = Annotated[PresetName | None, arg(metavar="{landmarks,network,default,pa
 
 @dataclasses.dataclass(frozen=True)
 class Synth:
-    """Render hands with exact labels, as files in the layout of the FreiHAND dataset."""
+    """Render hands with exact labels, in the file layout of the FreiHAND dataset."""
 
     out: Path
-    """Folder to write; it must not exist, or be empty. An interrupted command continues if it is given again."""
+    """Folder to write, absent or empty; it appears when complete. The same command continues an interrupted one."""
     split: Literal["train", "test"] = "train"
-    """train: as many samples as wanted, by seed. test: the first of the 4,000 samples of this project's evaluation."""
+    """train: any number of samples, drawn by the seed. test: the first of the 4,000 samples of the project's tables."""
     count: Number = None
     """Number of samples; if not given, 1,000 of train and all of test."""
     size: int = 224
@@ -33,7 +33,7 @@ class Synth:
     seed: int = 0
     """Seed of the train split."""
     backgrounds: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Folder of images to put behind half of the hands; generated backgrounds only if not given."""
+    """Folder of images, used as backgrounds of half of the hands; only generated backgrounds if not given."""
 
     def __call__(self) -> None:
         """Render the samples and write them."""
@@ -49,19 +49,19 @@ class Synth:
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """Write pseudo-labels of the hands in photographs, with which train.py trains.
+    """Write pseudo-labels of the hands in photographs, for training with train.py.
 
     Keypoints, side and 3D joints come from the network `landmarks`. A hand is labelled if the network's estimates agree
-    in four copies of the image: as it is, mirrored, and turned by 20 degrees both ways. An interrupted command
-    continues if it is given again.
+    in four copies of the image: unchanged, mirrored, and rotated by 20 degrees in both directions. The same command
+    continues an interrupted one.
     """
 
     photographs: Annotated[Positional[Path], arg(metavar="FOLDER")]
-    """Folder of the photographs; training shows the photographs of each of its subfolders equally often."""
+    """Folder of the photographs; training samples its subfolders equally often."""
     out: File = None
-    """File to write, in that folder or one above it; FOLDER/labels.json if not given."""
+    """File to write, in FOLDER or in a folder above it; FOLDER/labels.json if not given."""
     val: float = 0.1
-    """Share of the images of each folder that are kept for evaluation: the last ones by name."""
+    """Share of the images of each folder that are kept for evaluation: the last images by name."""
     spread: float = 0.03
     """Largest mean distance of the copies' keypoints from their median, in hand sizes."""
 
@@ -105,10 +105,10 @@ class Export:
     """Write a part of the method as a jax.export file, which runs without this package."""
 
     part: Positional[Literal["tailor", "hand-module", "pipeline"]]
-    """tailor: keypoints and a proposed pose in, placed mesh out. hand-module: crop and camera in; keypoints, joints,
-    pose and shape out. pipeline: crop and camera in, placed mesh out."""
+    """tailor: from keypoints and a proposed pose to a placed mesh. hand-module: from crop and camera to keypoints,
+    joints, pose and shape. pipeline: from crop and camera to a placed mesh."""
     out: Positional[Path]
-    """File to write."""
+    """File to write; OUT.json, written beside it, describes its inputs and outputs."""
     weights: File = None
     """Weights of the hand module (.safetensors) that become part of the file; the embedded weights if not given."""
     hand: File = None
@@ -116,9 +116,9 @@ class Export:
     preset: Preset = None
     """Energy and solver of the tailor; if not given, `default` for the tailor and `network` for the pipeline."""
     tailor: bool = True
-    """Fit the network's hand to the detected keypoints, in the pipeline."""
+    """Include the tailor in the pipeline."""
     perspective: bool = True
-    """Export the tailor for images with intrinsics; otherwise for images without."""
+    """Export the tailor for images with intrinsics, or else for images without."""
     platforms: tuple[Literal["cpu", "cuda", "tpu"], ...] = ("cpu", "cuda", "tpu")
     """Platforms on which the file can run."""
 
@@ -144,7 +144,7 @@ class Export:
         hand = load_hand(self.hand)
         module = None if self.part == "tailor" else load_module(self.weights, None if self.hand is None else hand)
         preset = PRESETS[self.preset or ("default" if self.part == "tailor" else "network")]()
-        # The folder is made after everything that can be wrong with the inputs.
+        # Checked last, because a wrong input is the more likely error.
         out = self.out.absolute()
         prepare_folder(out.parent, [out.name, f"{out.name}.json"], [self.weights, self.hand])
         if module is None:

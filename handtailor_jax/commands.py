@@ -1,4 +1,4 @@
-"""What all programs share: command lines, how expected errors end them, and where their compiled programs are kept."""
+"""Functions that all programs share: parsing command lines, reporting expected errors, caching compiled programs."""
 
 import contextlib
 import functools
@@ -18,16 +18,16 @@ P = ParamSpec("P")
 _MEMORY = "not enough memory: give smaller inputs"
 _UNION = re.compile(r"Error parsing (\S+): no type matching .* could be instantiated from \[(.*?)\]; expected")
 _HEADINGS = {"Argument helptext:": "expected", "Perhaps you meant:": "perhaps you meant", "Missing from": "missing is"}
-# Lines between the sections of tyro's boxes, of which the first is a title; without Unicode they have no frame.
+# Borders and dividers of tyro's error boxes; without Unicode the boxes have dividers only.
 _RULE = re.compile(r"^(?:[╭╰].*|[│ ]*─{4}.*| *-{4,} *)$", re.MULTILINE)
 
 
 def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Decorate the main function of a program, so that expected errors end it with one line and an exit status.
+    """Return a decorator of a program's main function that turns expected errors into one line and an exit status.
 
-    An `InputError`, an error of the operating system and a lack of memory are printed to stderr after the program's
-    name and exit with status 2; Ctrl-C exits with status 130, and a reader of stdout that has ended with 141. Other
-    errors are mistakes of this package: they keep their traceback, which ends with a request to report it.
+    After an `InputError`, an error of the operating system or a lack of memory, the line is printed to stderr and the
+    status is 2. After Ctrl-C the status is 130, after a broken pipe at stdout 141. Any other error is a bug of this
+    package: its traceback ends with a request to report it.
     """
 
     def decorate(main: Callable[P, None]) -> Callable[P, None]:
@@ -52,8 +52,8 @@ def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
             except KeyboardInterrupt:
                 reason, status = "", 130
             except Exception as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):  # of XLA
-                    error.add_note(f"This is a mistake in {program}, not in its input: please report it with this text")
+                if "RESOURCE_EXHAUSTED" not in str(error):  # XLA's status for a lack of memory
+                    error.add_note(f"This is a bug in {program}, not an error in its input: please report this text")
                     raise
                 reason, status = _MEMORY, 2
             else:
@@ -69,7 +69,7 @@ def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
 
 @contextlib.contextmanager
 def _printing(program: str) -> Iterator[None]:
-    """Print any text to any stdout, and warnings about the input in one line each; flush stdout at the end."""
+    """Escape text that stdout cannot encode, print each `InputWarning` as one line, and flush stdout at the end."""
     show = warnings.showwarning
 
     def show_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
@@ -79,7 +79,7 @@ def _printing(program: str) -> Iterator[None]:
             show(message, category, *where, **more)
 
     if sys.stdout is None:
-        sys.stdout = io.StringIO()  # it is closed, as by `>&-`
+        sys.stdout = io.StringIO()  # stdout is closed, as by `>&-` in a shell
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
@@ -93,16 +93,16 @@ def _printing(program: str) -> Iterator[None]:
         except OSError:
             try:
                 sys.stdout.flush()
-            except OSError:  # Python writes the rest at its end
+            except OSError:  # at exit Python flushes the rest, which the null device takes
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise
 
 
 def parse(kind: Any, program: str, arguments: Sequence[str] | None, **options: Any) -> Any:
-    """Parse a command line by tyro; the keywords are those of `tyro.cli`.
+    """Parse a command line with tyro; further keywords are passed to `tyro.cli`.
 
     Raises:
-        InputError: In place of tyro's boxes of several lines.
+        InputError: If the command line is invalid; the message is tyro's, in one line.
     """
     import tyro
 
@@ -126,14 +126,15 @@ def parse(kind: Any, program: str, arguments: Sequence[str] | None, **options: A
 
 
 def refuse_idle(reasons: Mapping[str, object]) -> None:
-    """Raise an `InputError` with the first reason that is true: an option that is given has no effect."""
-    for reason in (reason for reason, given in reasons.items() if given):
-        raise InputError(f"{reason}: leave it out")
+    """Raise an `InputError` for the first option that is given without effect; keys are messages, values conditions."""
+    for reason, given in reasons.items():
+        if given:
+            raise InputError(f"{reason}: leave it out")
 
 
 def cache_folder() -> Path | None:
-    """Return the folder of this package in the user's cache; None for users without a home."""
-    home = os.path.expanduser("~/.cache")  # noqa: PTH111 - Path.home raises for them
+    """Return the folder of this package in the user's cache; None if the user has no home folder."""
+    home = os.path.expanduser("~/.cache")  # noqa: PTH111 - Path.home raises if there is none
     cache = os.environ.get("XDG_CACHE_HOME") or home
     return None if cache.startswith("~") else Path(cache) / "handtailor_jax"
 
@@ -149,7 +150,7 @@ def keep_compiled_programs() -> None:
 
 
 def announce_compiling() -> None:
-    """Say, before the first program runs, that the first run of all takes longer."""
+    """Print, if nothing has been cached yet, that the first run takes longer."""
     folder = cache_folder()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder is not None and not folder.is_dir():
         print("The first run compiles for a minute or two; later runs start quickly.", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Detections: keypoints and other estimates of another method, checked, from arrays or JSON files."""
+"""Detections: checked keypoints and further estimates of another method, from arrays or JSON files."""
 
 import dataclasses
 import inspect
@@ -8,15 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from handtailor_jax.errors import (
-    FloatArray,
-    InputError,
-    check_fields,
-    checked_array,
-    checked_times,
-    numbers,
-    read_json,
-)
+from handtailor_jax.errors import FloatArray, InputError, check_fields, checked_array, checked_times, numbers, read_json
 from handtailor_jax.geometry.cameras import checked_length, intrinsic_matrix
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import CONVENTIONS
@@ -34,23 +26,23 @@ _LEAST_SEEN = 6  # keypoints
 # More keypoints than this on exactly one spot are placeholders, not a hand.
 _MOST_ON_ONE_SPOT = 4
 
-# Standard deviations, beyond which the mesh no longer looks like a hand.
+# Largest shape coefficient, in standard deviations; beyond it the mesh no longer looks like a hand.
 _MOST_STD = 10.0
 
-# Pixels: fractions of the image can exceed 1 where a hand reaches out of it.
+# Pixels. Keypoints in a smaller box are taken for fractions of the image, which exceed 1 outside of the image.
 _SMALLEST, _LARGEST = 4.0, 1e6
 
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-    """2D keypoints of one hand and further estimates of it. `detection` checks and converts the arrays."""
+    """2D keypoints and further estimates of one hand. `detection` checks and converts the arrays."""
 
     keypoints_2d: FloatArray
     """(21, 2) pixels (u, v), canonical order."""
     confidence: FloatArray
     """(21,) confidence of each keypoint, 0 to 1; a keypoint with confidence 0 (below 1e-6) is ignored."""
     side: Side = "right"
-    """Side of the hand, as it is, not as a mirrored image shows it."""
+    """Side of the hand, in an image that is not mirrored."""
     convention: str = "mano"
     """Landmark convention of the keypoints: a name in `CONVENTIONS`."""
     camera: FloatArray | None = None
@@ -62,15 +54,15 @@ class Detection:
     betas: FloatArray | None = None
     """(10,) shape coefficients of the hand model, standard deviations."""
     fixed_betas: bool = False
-    """Whether the betas are known: the fit keeps them, and with intrinsics the model's own size."""
+    """Whether the betas are known: the fit keeps them and, with intrinsics, the model's own size."""
     hand_length: float | None = None
     """Distance from the wrist to the middle fingertip of the flat hand, metres; None if unknown."""
     time: float | None = None
     """Time of a frame of a sequence, seconds; None outside of sequences."""
     track: int = 0
-    """Number of the hand, in a sequence with several hands of a side."""
+    """Number of the hand in a sequence with several hands of one side."""
     id: str = "hand"
-    """Name of the result's files, without an ending."""
+    """Name of the result's files, without suffix."""
     image: Path | None = None
     """Path of the image."""
 
@@ -101,9 +93,10 @@ def detection(
 
     The confidence is 1 if None. `order` is the order of `keypoints_2d`, `confidence` and `joints_3d`: a name in
     `KEYPOINT_ORDERS`. The camera is {fx, fy, cx, cy}, those four numbers, a (3, 3) matrix or a perspective `Camera`;
-    betas are up to 10 values. `pose_from` lists the forms of `pose`, `pca`, `global_rotation` and `flat_hand_mean`,
-    where mean and components are those of the model `hand`, the embedded one if None. A `hand_length` needs a camera,
-    `fixed_betas` needs betas. With a `time` fewer than 6 keypoints may be seen: this frame does not show the hand.
+    betas are up to 10 values. `pose_from` describes `pose`, `pca`, `global_rotation` and `flat_hand_mean`; it takes the
+    mean pose and the components from the model `hand`, the embedded one if None. A `hand_length` needs a camera, and
+    `fixed_betas` needs betas. If a `time` is given and fewer than 6 keypoints have a confidence above 0, the frame
+    does not show the hand.
 
     Raises:
         InputError: If a value is invalid.
@@ -132,10 +125,10 @@ def detection(
 
 
 def labelling(side: str, convention: str, order: str) -> list[int]:
-    """Return the indices of keypoints in canonical order from those of `order`.
+    """Check three names and return the indices that reorder keypoints from `order` to canonical order.
 
     Raises:
-        InputError: If side, landmark convention or order has another name than the known ones.
+        InputError: If the side, the landmark convention or the order is unknown.
     """
     choices = {"side": get_args(Side), "convention": CONVENTIONS, "order": KEYPOINT_ORDERS}
     for (name, known), value in zip(choices.items(), (side, convention, order), strict=True):
@@ -145,7 +138,7 @@ def labelling(side: str, convention: str, order: str) -> list[int]:
 
 
 def check_id(id: str) -> None:
-    """Raise an `InputError` unless an id can name files."""
+    """Raise an `InputError` unless an id can be part of a file name."""
     if not isinstance(id, str) or not _ID.fullmatch(id) or id.startswith("."):
         raise InputError(f"id is {id!r}: it names files, so use text without slashes that does not begin with a dot")
     if len(id.encode("utf-8", "replace")) > _LONGEST_ID or _SURROGATE.search(id):
@@ -153,7 +146,7 @@ def check_id(id: str) -> None:
 
 
 def _keypoints(keypoints_2d: Any, confidence: Any, may_miss: bool) -> tuple[FloatArray, FloatArray]:
-    """Return keypoints and confidences as `_points` does; all are 0 if too few are seen and the hand may be missing."""
+    """Return keypoints and confidences as `_points` does; with `may_miss`, all are 0 if too few are seen."""
     points, weights = _points("keypoints_2d", keypoints_2d, 2, confidence, _LARGEST, 0 if may_miss else _LEAST_SEEN)
     if (weights > 0).sum() < _LEAST_SEEN:
         return np.zeros_like(points), np.zeros_like(weights)
@@ -164,7 +157,7 @@ def _keypoints(keypoints_2d: Any, confidence: Any, may_miss: bool) -> tuple[Floa
 def _points(
     name: str, points: Any, columns: int, confidence: Any, most: float, least: int = _LEAST_SEEN
 ) -> tuple[FloatArray, FloatArray]:
-    """Return points, of which ignored ones are replaced by the mean of the others, and confidences."""
+    """Return points and confidences; points of confidence 0 are replaced by the mean of the others."""
     weights = np.ones(21, np.float32) if confidence is None else checked_array("confidence", confidence, (21,))
     weights = np.where(np.abs(weights) < 1e-6, np.float32(0), weights)
     if (weights < 0).any() or (weights > 1).any():
@@ -174,20 +167,20 @@ def _points(
         raise InputError(f"only {(~ignored).sum()} keypoints have a confidence above 0: at least {least} are needed")
     array = checked_array(name, points, (21, columns), ignored, most)
     if not ignored.all():
-        array[ignored] = array[~ignored].mean(axis=0, dtype=np.float64)  # in any order the same
+        array[ignored] = array[~ignored].mean(axis=0, dtype=np.float64)  # in float64 the order does not change it
     return array, weights
 
 
 def checked_joints(joints_3d: Any, confidence: Any) -> tuple[FloatArray, FloatArray]:
-    """Return 3D joints (21, 3), metres, of which ignored ones are replaced by the mean of the others, and confidences.
+    """Return 3D joints (21, 3), metres, and confidences; joints of confidence 0 are replaced by the mean of the others.
 
     Raises:
-        InputError: If they are not 21 points of a hand in metres.
+        InputError: If the joints are not 21 points of a hand in metres.
     """
     joints, weights = _points("joints_3d", joints_3d, 3, confidence, 1e3)
     span = np.ptp(joints, axis=0).max()
     if not 0.02 < span < 1.0:
-        raise InputError(f"joints_3d extend over {span:.3g} m, which is no hand: give them in metres")
+        raise InputError(f"joints_3d extend over {span:.3g} m, which is not the size of a hand: give them in metres")
     return joints, weights
 
 
@@ -199,10 +192,10 @@ def _joints(joints_3d: Any) -> FloatArray:
 
 
 def checked_betas(betas: Any, fixed: Any) -> FloatArray | None:
-    """Return shape coefficients (10,), of which missing ones are 0; None if none are given.
+    """Return 10 shape coefficients, of which those that are not given are 0; None if none are given.
 
     Raises:
-        InputError: If they are too many or absurd, or `fixed` is no truth value, or true without them.
+        InputError: If there are too many or one is too large, or if `fixed` is not a bool, or is true without betas.
     """
     if not isinstance(fixed, bool):
         raise InputError(f"fixed_betas is {fixed!r}: use true or false")
@@ -220,10 +213,10 @@ def checked_betas(betas: Any, fixed: Any) -> FloatArray | None:
 
 
 def read_detections(path: str | Path, hand: HandModel | None = None) -> list[Detection]:
-    """Read a JSON file with one object or a list of objects, whose fields are listed in docs/cli.md.
+    """Read a JSON file with one object or a list of objects; docs/cli.md lists their fields.
 
-    `image` paths are relative to the file; `hand` is that of `detection`. An object without an `id` is named after its
-    image, or else numbered.
+    `image` paths are relative to the file; `hand` is passed to `detection`. An object without an `id` is named after
+    its image, or else numbered.
 
     Raises:
         InputError: If the file cannot be read or an entry is invalid.
@@ -237,7 +230,7 @@ def read_detections(path: str | Path, hand: HandModel | None = None) -> list[Det
     for number, entry in enumerate(entries):
         try:
             found = _from_json(entry, number, path, hand)
-            name = found.id.casefold()  # some file systems ignore case and would write two ids to one file
+            name = found.id.casefold()  # some file systems ignore case, so two ids could name one file
             if name in detections:
                 first = list(detections).index(name)
                 raise InputError(f"id {found.id!r} is also the id of entry {first}: give different ids")
@@ -252,7 +245,7 @@ def read_detections(path: str | Path, hand: HandModel | None = None) -> list[Det
 
 
 _FIELDS = {*inspect.signature(detection).parameters} - {"hand"}
-# Fields of results, which may be given again.
+# Fields of results that are not read; they are allowed, so that a result can be given as input.
 _RESULTS = {
     *("projection", "joints", "landmarks", "scale", "translation", "runner_up", "proposed", "frame", "seen"),
     *("side_probability", "presence", "region", "box", "detected_keypoints_2d", "image_size"),

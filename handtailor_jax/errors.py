@@ -1,4 +1,4 @@
-"""Errors in a user's input, reading of whole files, and checks of arrays of numbers."""
+"""Errors in user input, and functions that raise them: reading of files and JSON, checks of arrays and fields."""
 
 import contextlib
 import difflib
@@ -18,11 +18,11 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class InputError(ValueError):
-    """Error in the input: one line that says what is wrong with which value, what is expected and what to do."""
+    """Error in the input; the message is one line with the wrong value, the expected one and the remedy."""
 
 
 class InputWarning(UserWarning):
-    """Doubt about the input, which is used nevertheless; commands print it as one line."""
+    """Warning about doubtful input, which is used all the same; commands print it as one line."""
 
 
 def warn(text: str) -> None:
@@ -37,7 +37,7 @@ def install(extra: str) -> str:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str], kind: type[InputError] = InputError) -> Iterator[None]:
-    """Put the name of a file before the message of an `InputError` that is raised inside the block."""
+    """Prefix the message of an `InputError` that is raised inside the block with the name of a file."""
     try:
         yield
     except InputError as error:
@@ -48,8 +48,7 @@ def read_file(path: str | os.PathLike[str], most_bytes: int, remedy: str) -> byt
     """Read a whole file.
 
     Raises:
-        InputError: If it is missing, empty, too large or no regular file; the message ends with the remedy, without the
-            path.
+        InputError: If the file is missing, empty, too large or not a regular file; the message does not name the file.
     """
     try:
         size = check_file(path)
@@ -71,11 +70,11 @@ def check_file(path: str | os.PathLike[str]) -> int:
     """Return the size of a file in bytes.
 
     Raises:
-        OSError: If it cannot be opened, or is a folder, pipe or device, which may have no end.
+        OSError: If it cannot be opened, or is a folder, or a pipe or device, from which a read may never end.
     """
     try:
         status = Path(path).stat()
-    except ValueError as error:  # of a zero byte
+    except ValueError as error:  # the path contains a zero byte
         raise OSError(errno.EINVAL, str(error), os.fspath(path)) from None
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
@@ -119,7 +118,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_range(name: str, values: Any, low: int | float, high: int | float = 1e9) -> None:
-    """Raise an `InputError` unless a number, or each of a tuple of numbers, is from `low` to `high`."""
+    """Raise an `InputError` unless a number, or every number of a tuple, lies between `low` and `high`."""
     for value in values if isinstance(values, tuple) else (values,):
         if not low <= value <= high:
             expected = f"at least {low:g}" if value < low and high == 1e9 else f"{low:g} to {high:g}"
@@ -130,10 +129,10 @@ def numbers(name: str, values: Any) -> Any:
     """Convert nested sequences of numbers to a float64 array.
 
     Raises:
-        InputError: If they hold anything else, or rows of different lengths; the message begins with `name`.
+        InputError: If a value is not a number, or the rows differ in length; the message begins with `name`.
     """
     if isinstance(values, np.ma.MaskedArray):
-        values = np.ma.filled(values.astype(np.float64), np.nan)  # NumPy would forget the mask
+        values = np.ma.filled(values.astype(np.float64), np.nan)  # np.asarray would drop the mask
     try:
         # NumPy would parse text and convert true to 1.
         plain = isinstance(values, np.ndarray) and values.dtype.kind not in "OSUbc"
@@ -145,7 +144,7 @@ def numbers(name: str, values: Any) -> Any:
 
 
 def _holds(values: Any, kinds: tuple[type, ...]) -> bool:
-    """Return whether nested sequences contain a value of these types."""
+    """Return whether nested sequences contain a value of one of these types."""
     if isinstance(values, np.ndarray):
         values = values.tolist()
     if isinstance(values, list | tuple):
@@ -161,7 +160,8 @@ def checked_array(
     The values of `ignored` rows may be anything; those that are not finite become 0.
 
     Raises:
-        InputError: If the shape differs or a value is not finite or larger than `most`; the message begins with `name`.
+        InputError: If the shape differs, or a value is not finite or `most` or more in magnitude; the message begins
+            with `name`.
     """
     array = numbers(name, values)
     if array.shape != shape:
@@ -187,10 +187,10 @@ def checked_times(name: str, times: Any, shape: tuple[int, ...]) -> npt.NDArray[
 
 
 def check_fields(path: Path, entry: Iterable[str], fields: Collection[str], others: Collection[str]) -> None:
-    """Warn of names in an entry of a file that are no fields and not among the others.
+    """Warn about names in an entry of a file that are neither in `fields` nor in `others`.
 
     Raises:
-        InputError: If such a name is nearly that of a field.
+        InputError: If such a name resembles the name of a field.
     """
     for key in set(entry).difference(fields, others):
         nearest = difflib.get_close_matches(key.casefold(), fields, 1, 0.75)

@@ -1,4 +1,4 @@
-"""Finders: for each network, which regions of an image to look into and which hands to believe."""
+"""Finders: for each network, the choice of the regions of an image to search and of the hands to accept."""
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -40,12 +40,13 @@ class Found:
 
 
 Look = Callable[[Sequence[Region]], list[Found]]
+"""A function that recovers the hand in each region."""
 Search = Generator[list[Region], Sequence[Found], list[Found]]
 """A search that yields regions, is sent the hands in them, and returns the hands of the image."""
 
 
 class LandmarkFinder:
-    """Finds hands for the landmark network: regions from the palm detector; the network's presence decides."""
+    """Finds hands for a landmark network, in regions from the palm detector; accepts them by their presence."""
 
     def __init__(self, detector: HandDetector, size: int) -> None:
         """Prepare a finder for a landmark network whose crops have the side `size`."""
@@ -60,7 +61,7 @@ class LandmarkFinder:
         return View(crop, to_crop, region, camera, np.float32(right))
 
     def all(self, image: Image, look: Look, thorough: bool | None, known: Sequence[Region] = ()) -> list[Found]:
-        """Look into the regions of all palms outside of the known regions; return the hands by falling presence."""
+        """Return the hands in the regions of all palms, except in known regions, by decreasing presence."""
         return self._detector.search(image, look, thorough=thorough, known=known)
 
     def in_box(self, image: Image, look: Look, box: Box, passes: int) -> Found | None:
@@ -68,7 +69,7 @@ class LandmarkFinder:
         return next(iter(answered(self.searching(image, None, box, passes), look)), None)
 
     def searching(self, image: Image, thorough: bool | None, box: Box | None, passes: int) -> Search:
-        """Search the whole image as `all`, or look around the keypoints that the best turn of a box shows."""
+        """Search the whole image as `all` does, or the region around the keypoints in the best rotation of a box."""
         if box is None:
             return (yield from self._detector.searching(image, thorough=thorough))
         hand = self._detector.in_box(image, box, passes=passes - 1)
@@ -85,7 +86,7 @@ class LandmarkFinder:
 
 
 class HourglassFinder:
-    """Finds one hand for the hourglass: of upright squares, the one with the most confident keypoints wins."""
+    """Finds one hand for an hourglass without a landmark network: the most confident keypoints in upright squares."""
 
     def __init__(self, size: int) -> None:
         """Prepare a finder for an hourglass whose crops have the side `size`."""
@@ -107,10 +108,10 @@ class HourglassFinder:
         return answered(self.searching(image, None, box, passes), look)[0]
 
     def searching(self, image: Image, thorough: bool | None, box: Box | None, passes: int) -> Search:
-        """Look into the whole image, then into the squares of a grid, then closer at what was found.
+        """Search the whole image, then the squares of a grid, and at last a closer square around the hand found.
 
-        In the square around a box, look `passes` times, each time closer: the network does not tell whether it shows a
-        hand.
+        In a box, make `passes` forward passes, each in a closer square, and return the last hand, because the network
+        does not estimate whether there is one.
         """
         if box is not None:
             found = yield [square_region(box)]
@@ -120,7 +121,7 @@ class HourglassFinder:
         height, width = image.shape[:2]
         for boxes in [squares.first_square(width, height)], squares.scan_squares(width, height):
             looks: list[Found] = []
-            for square in boxes:  # one after the other, which is as fast as together
+            for square in boxes:  # one after the other, which is as fast as in a batch
                 looks += yield [square_region(square)]
             best = max(looks, key=lambda found: _score(found, image))
             if _score(best, image) >= squares.ACQUIRE:
@@ -132,7 +133,7 @@ class HourglassFinder:
         return _score(found, image) >= squares.KEEP
 
     def next_region(self, found: Found) -> Region:
-        """Return the square around the keypoints, between this one and the last."""
+        """Return the square where the hand is expected in the next frame, between this one and the keypoints'."""
         return square_region(squares.next_square(found.box, found.keypoints_2d))
 
 

@@ -1,4 +1,4 @@
-"""Keypoints in, hand out: the tailor behind any other method's detections."""
+"""Fit hands to the keypoints of any other method, in 2D or in 3D."""
 
 import dataclasses
 import functools
@@ -43,21 +43,21 @@ def fit(
     search_config: SearchConfig = DEFAULT_SEARCH,
     **known: Any,
 ) -> Hand:
-    """Fit a hand to 21 keypoints and whatever else is known.
+    """Fit a hand to 21 keypoints and optional further estimates.
 
-    With a `pose` the tailor refines that proposal. Without one it searches: it solves from several starts and keeps the
-    hand of least energy.
+    If a `pose` is given, the tailor refines it. Otherwise a search solves from several starts and keeps the hand of
+    least energy.
 
     Args:
         keypoints_2d: (21, 2) Keypoints (u, v), pixels.
         hand: Hand model; the embedded hand if None. A model of the other side is mirrored.
-        config: Energy and solver; `keypoints_only()` for a search and `plug_in()` for a proposal if None.
+        config: Energy and solver; if None, `keypoints_only()` for a search and `plug_in()` for a given pose.
         search_config: Effort of a search.
         **known: `confidence`, `side`, `convention`, `order`, `camera`, `joints_3d`, `pose`, `pca`,
             `global_rotation`, `flat_hand_mean`, `betas`, `fixed_betas`, `hand_length`: see `detection`.
 
     Raises:
-        InputError: One line that names what is wrong.
+        InputError: If a value is invalid, or no hand can be fitted.
     """
     found = detection(keypoints_2d, hand=hand, **known)
     return fit_detection(found, hand=hand, config=config, search_config=search_config)
@@ -92,13 +92,13 @@ def fit_detection(
     if second is not None and not (second.finite and np.isfinite(gap)):
         fitted = dataclasses.replace(fitted, runner_up=None, energy_gap=None)
     if not fitted.finite:
-        raise InputError("no hand could be fitted to these keypoints: check their order and units, and the camera's")
+        raise InputError("no hand could be fitted to these keypoints: check their order, their unit and the camera")
     return fitted if found.hand_length is None else with_length(model, fitted, found.hand_length)
 
 
 def _with_fixed_betas(config: TailorConfig) -> TailorConfig:
     if not isinstance(config.energy, CalibratedEnergy):
-        raise InputError("fixed_betas is given with a paper's energy, which moves them: use a calibrated energy")
+        raise InputError("fixed_betas is given with the paper's energy, which changes betas: use a calibrated energy")
     energy = dataclasses.replace(config.energy, betas_std=_FIXED_BETAS_STD, size_share=0.0)
     return dataclasses.replace(config, energy=energy)
 
@@ -116,10 +116,10 @@ def fit_joints(
     camera: Any = None,
     hand: HandModel | None = None,
 ) -> Hand:
-    """Fit a hand to 21 3D joints alone, as of motion capture: pose, shape, scale and place.
+    """Fit a hand to 21 3D joints, for example from motion capture: pose, shape, scale and translation.
 
-    The frame may be any with right-handed axes; `parameters`, `vertices`, `joints` and `landmarks` of the result are in
-    this frame. Joints alone do not determine a bone's twist, and hardly tell shape from scale; the prior does.
+    Any right-handed frame is allowed; `parameters`, `vertices`, `joints` and `landmarks` of the result are in this
+    frame. Joints do not determine the twist of a bone, and hardly separate shape from scale; both follow the prior.
 
     Args:
         joints_3d: (21, 3) Joints, metres.
@@ -127,14 +127,14 @@ def fit_joints(
         side: Side of the hand.
         convention: Landmark convention of the joints: a name in `CONVENTIONS`.
         order: Order of joints and confidence: a name in `KEYPOINT_ORDERS`.
-        joint_std: Noise of the joints, metres. The default follows exact joints within 0.3 mm.
+        joint_std: Noise of the joints, metres. With the default, exact joints are matched within 0.3 mm (median).
         betas: Up to 10 shape coefficients, the mean of the shape prior; zero if None.
         fixed_betas: Whether the betas are known and kept.
-        camera: Camera of the 2D fields of the result, if the frame is a camera's; otherwise they have no meaning.
+        camera: Camera whose frame the joints are in; without it the 2D fields of the result have no meaning.
         hand: Hand model; the embedded hand if None. A model of the other side is mirrored.
 
     Raises:
-        InputError: One line that names what is wrong.
+        InputError: If a value is invalid, or no hand can be fitted.
     """
     to_canonical = labelling(side, convention, order)
     joints, weights = checked_joints(joints_3d, confidence)
@@ -158,7 +158,7 @@ def fit_joints(
 
 @pytree
 class _Joints:
-    """3D joints and what is known beside them, as the compiled program takes it."""
+    """Input of the compiled program of `fit_joints`."""
 
     joints: Float[Numbers, "21 3"]
     confidence: Float[Numbers, "21"]
@@ -183,7 +183,7 @@ def _fit_joints(model: HandModel, known: _Joints, convention: LandmarkConvention
 
 @pytree
 class _Known:
-    """A detection as the compiled program takes it."""
+    """Input of the compiled program of `fit_detection`."""
 
     keypoints_2d: Float[Numbers, "21 2"]
     confidence: Float[Numbers, "21"]
@@ -192,16 +192,14 @@ class _Known:
     pose: Float[Numbers, "16 3"] | None
     betas: Float[Numbers, "betas"]
     mirror: Bool[Numbers, ""]
-    """Whether the hand is of the other side than the hand model, so that one program serves both sides."""
+    """Whether hand and hand model are of different sides; a value, so that one program serves both sides."""
 
 
 @functools.partial(jax.jit, static_argnames=("config", "search_config"))
 def _fit(
     model: HandModel, known: _Known, convention: LandmarkConvention, config: TailorConfig, search_config: SearchConfig
 ) -> Hand:
-    def run(model: HandModel, known: _Known, convention: LandmarkConvention) -> Hand:
-        return _fitted(model, known, convention, config, search_config)
-
+    run = functools.partial(_fitted, config=config, search_config=search_config)
     return kept(run, "fit", config, search_config)(model, known, convention)
 
 

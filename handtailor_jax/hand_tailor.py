@@ -1,6 +1,6 @@
-"""`HandTailor`: images in, hands with meshes out. It finds the hands and runs the graph of `pipeline.py` on them.
+"""`HandTailor` finds the hands of images and runs the graph of `pipeline.py` on them, which recovers their meshes.
 
-A finder for each network (finders.py) decides which regions to look into and which hands to believe.
+A finder for each network (finders.py) chooses the regions to search and the hands to accept.
 """
 
 from collections import deque
@@ -33,13 +33,13 @@ from handtailor_jax.types import Camera, Hand, Memory, NetworkName, Region, Side
 _MOST_AT_ONCE = 8
 """Hands in one run of the graph; fewer hands are padded to 1, 2, 4 or 8, so that only four programs are compiled."""
 
-# Images that `HandTailor.many` holds: as many as fill two runs with one hand each, and bytes.
+# Limits of the images that `HandTailor.many` holds: their number (two runs with one hand each) and their bytes.
 _MOST_IMAGES, _MOST_BYTES = 2 * _MOST_AT_ONCE, 2**28
 
 
 @dataclass(frozen=True)
 class Request:
-    """An image and what is known about it; `HandTailor.__call__` and `one` describe the fields."""
+    """An image with its optional camera, box and side; `HandTailor.__call__` and `one` describe the fields."""
 
     image: Any
     camera: Any = None
@@ -48,7 +48,7 @@ class Request:
 
 
 class HandTailor:
-    """Recover all hands of an image: ``HandTailor.load()(image)``."""
+    """Recovers all hands of an image: ``HandTailor.load()(image)``."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class HandTailor:
     def __setstate__(self, stored: Any) -> None:
         graph, state, others = stored
         HandTailor.__init__(self, nnx.merge(graph, state), others["hand"], others["config"], others["hand_length"])
-        vars(self).update(others)  # those of a subclass
+        vars(self).update(others)  # attributes of a subclass
 
     @classmethod
     def load(
@@ -111,15 +111,17 @@ class HandTailor:
         """Load the networks.
 
         Args:
-            weights: Weight file of a hand module, of which "landmarks" uses IKNet alone; the embedded ones if None.
+            weights: Weight file of a hand module, the embedded one if None; "landmarks" uses only its IKNet.
             hand: Hand model; the one that the weights were trained with for "hourglass". The embedded hand if None.
             config: Energy and solver of the tailor; "auto" for the preset of this network, None for no tailor.
-            network: "landmarks": the landmark network and IKNet. "hourglass": the paper's network; the embedded weights
-                have a landmark network in their stem; with weights without one, it finds one right hand.
-            hand_length: Wrist to middle fingertip of a flat hand, metres, for metric depths; all images need a camera.
+            network: "landmarks": the landmark network and IKNet. "hourglass": the paper's network; in the embedded
+                weights its stem is a landmark network. With weights of another stem it finds one hand, a right one
+                unless `side` is given.
+            hand_length: Distance from the wrist to the middle fingertip of the flat hand, metres: makes depths metric;
+                all images need a camera.
 
         Raises:
-            InputError: One line that names what is wrong with the network's name or the weight file.
+            InputError: If the network's name or the weight file is invalid.
         """
         if network not in get_args(NetworkName):
             raise InputError(f"network is {network!r}: use landmarks or hourglass")
@@ -136,18 +138,18 @@ class HandTailor:
         hands: int | None = None,
         thorough: bool | None = None,
     ) -> list[Hand]:
-        """Recover all hands of an image, by falling presence; one at most if not `finds_all`.
+        """Recover all hands of an image, by decreasing presence; at most one if not `finds_all`.
 
         Args:
             image: (H, W, 3) RGB image; `images.as_rgb` lists what else is accepted.
             camera: `Camera`, intrinsic matrix (3, 3) or {fx, fy, cx, cy} of the image, pixels; None if unknown.
             side: Side of all hands; if None, it is estimated, or right if not `finds_all`.
             hands: Largest number of hands; no limit if None.
-            thorough: Whether overlapping tiles of the image are searched too, which finds small hands and takes four to
-                ten times as long; None does so where the whole image shows no hand. Needs `finds_all`.
+            thorough: Whether overlapping tiles of the image are searched, too, which finds smaller hands and takes four
+                to ten times as long; if None, only where the whole image shows no hand. Needs `finds_all`.
 
         Raises:
-            InputError: One line that names what is wrong.
+            InputError: If an argument is invalid.
         """
         check_arguments(side, hands)
         image = as_rgb(image)
@@ -159,11 +161,12 @@ class HandTailor:
     ) -> Hand | None:
         """Recover one hand of an image; None if there is none. If not `finds_all`, a box always gives a hand.
 
-        Image, camera and side are those of `__call__`. Without a box (x, y, w, h) around the hand, pixels, the most
-        present hand is returned. Each further forward pass crops the hand closer, around the keypoints of the last one.
+        Image, camera and side are those of `__call__`. The box (x, y, w, h) around the hand is in pixels; without it,
+        the hand of highest presence is returned. In a box, each further forward pass crops the hand closer, around the
+        keypoints of the previous pass.
 
         Raises:
-            InputError: One line that names what is wrong.
+            InputError: If an argument is invalid.
         """
         check_arguments(side, passes=passes)
         if box is None:
@@ -211,18 +214,18 @@ class HandTailor:
                 return
 
     def looking(self, image: Image, camera: Camera, right: float) -> Look:
-        """Return the function that recovers the hand in each of some regions, for a finder."""
+        """Return a function that recovers the hand in each region of an image, for a finder."""
         view = self.viewing(image, camera, right)
         return lambda regions: self.recover([view(region) for region in regions])
 
     def viewing(self, image: Image, camera: Camera, right: float) -> Callable[[Region], View]:
-        """Return the function that cuts regions out of an image; its camera must be known if the hands' length is."""
+        """Return a function that cuts regions out of an image; `hand_length` needs its camera."""
         if self.hand_length is not None:
             checked_length(self.hand_length, camera if camera.perspectivity > 0.5 else None)
         return lambda region: self.finder.view(image, camera, region, right)
 
     def recover(self, views: Sequence[View], memories: Sequence[Memory] | None = None) -> list[Found]:
-        """Run the graph on views of one hand each, with its memory or none, and copy the hands to the host."""
+        """Run the graph on views of one hand each, with a memory for each if given, and copy the hands to the host."""
         if memories is None:
             memories = [Memory.nothing(self.hand.num_betas)] * len(views)
         found = []
@@ -235,7 +238,7 @@ class HandTailor:
 
 
 class _Waiting:
-    """A search in one image, whose views are looked at together with those of other images."""
+    """The search in one image; its views share runs of the graph with views of other images."""
 
     def __init__(self, tailor: HandTailor, request: Request | InputError, thorough: bool | None, passes: int) -> None:
         self.request, self.views, self._found = request, list[View](), list[Found]()
@@ -257,7 +260,7 @@ class _Waiting:
             self.result = error
 
     def take(self, found: list[Found]) -> list[Found]:
-        """Take the hands in the next of its views, and return those in views of later searches."""
+        """Take the hands of the first views, and return the hands that belong to later searches."""
         count = min(len(found), len(self.views))
         self._found, self.views = self._found + found[:count], self.views[count:]
         if count and not self.views:
@@ -265,7 +268,7 @@ class _Waiting:
         return found[count:]
 
     def _send(self, found: Any) -> None:
-        """Go on with the search until it asks for further regions or ends."""
+        """Continue the search until it yields further regions or ends."""
         self._found = []
         try:
             self.views = [self._view(region) for region in self._search.send(found)]

@@ -35,8 +35,8 @@ def recover_hand(
 ) -> Hand:
     """Recover one hand from an image, as a function of arrays: for `jax.jit`, `jax.vmap`, `jax.grad` and `nnx.jit`.
 
-    Gradients reach the pixels, the weights, the camera and the box. Values are checked where they are known, shapes and
-    types everywhere. `HandTailor` finds the hands as well, and takes other kinds of images.
+    Gradients reach the pixels, the weights, the camera and the box. Shapes and types are always checked, values only
+    if they are not traced. `HandTailor` also finds the hands, and takes other kinds of images.
 
     Args:
         module: Hand module in evaluation mode, from `load_weights` or ``HandTailor.load().module``.
@@ -44,18 +44,18 @@ def recover_hand(
         image: (H, W, 3) RGB image, uint8, or floats of 0 to 1.
         camera: `Camera` or intrinsic matrix (3, 3) of the image, pixels; None for weak perspective.
         box: (4,) Box (x, y, w, h) around the hand, pixels, or a `Region`, such as the `region` of a recovered hand;
-            None for the whole image. A landmark network, alone or in a stem, turns to the hand: it looks at four
-            turns of a box, unless sure also of half its size, and then at the keypoints of the best one. Other stems
-            ignore the rotation of a region.
-        right: Probability of a right hand before the image is seen: 1 or 0 where the side is known; 0.5 if None, which
-            is a right hand to other stems.
+            None for the whole image. A landmark network, alone or as a stem, searches a box: it tries four rotations,
+            and four of half the size unless the presence is above 0.95; the crop is the region around the keypoints
+            in the best one. A `Region` is cropped as it is; other stems ignore its rotation and do not search.
+        right: Prior probability of a right hand: 1 or 0 if the side is known; 0.5 if None, which other stems take for
+            a right hand.
         config: Energy and solver of the tailor.
 
     Returns:
-        The hand, without a batch axis; it holds the `proposed` one.
+        The hand, without a batch axis; its `proposed` is the hand before the tailor.
 
     Raises:
-        InputError: One line that names the argument that cannot be used.
+        InputError: If an argument is invalid; the message names it.
     """
     config, dtype = fitting_config(module, config), precision_of(module)
     if not isinstance(hand, HandModel):
@@ -123,7 +123,7 @@ def _camera(camera: Any, dtype: jnp.dtype) -> Camera:
 def _where(
     module: HandModule | LandmarkHandModule, image: Float[Array, "height width 3"], box: Any, dtype: jnp.dtype
 ) -> tuple[Region, Region | None]:
-    """Return the square of the image that shows the hand in a box, and its turns if those are to be tried first."""
+    """Return the region of a box, and the turns in two sizes that a landmark network tries first, if there is one."""
     if isinstance(box, Region):
         shapes = [jnp.shape(leaf) for leaf in (box.center, box.side, box.rotation)]
         if shapes != [(2,), (), ()]:
@@ -151,7 +151,7 @@ def _look(
     camera: Camera,
     right: Float[Array, ""],
 ) -> tuple[View, HandEstimate]:
-    """Return a batch of one view, of the region or of the one around the keypoints in its best turn, and its hand."""
+    """Return a batch of one view, of the region or around the keypoints in the best turn, and its estimate."""
     size, network, (region, turns) = module.image_size, module.landmark_network, where
 
     def look(region: Region) -> tuple[View, HandEstimate]:
@@ -172,7 +172,7 @@ def _look(
         landmarks = network(crop_turned(image, affine, size)[None].astype(precision_of(module)) / 255.0)
         return landmarks.presence[0], from_landmarks(transform_pixels(affine, landmarks.crop[0, :, :2]))
 
-    # Which turn is best has no gradient, so none is computed of the other turns; the region in it has one.
+    # The choice of the best turn has no gradient, so turns are compared without gradients; the region in it has one.
     graph, weights = nnx.split(network)
     fixed, pixels, places = jax.lax.stop_gradient((weights, image, turns))
 
@@ -191,5 +191,5 @@ def _look(
 
 
 def _turn(turns: Region, number: Int[Array, ""]) -> Region:
-    """Return one of the turns of all sizes, which are numbered size by size."""
+    """Return a turn by its number; the turns are numbered size by size."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[number], turns)

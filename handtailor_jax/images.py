@@ -1,4 +1,4 @@
-"""Images as arrays: reading them, and cropping the square that is the input of a network."""
+"""Images as arrays: reading them from files, and cropping the square input of a network."""
 
 import contextlib
 import io
@@ -23,23 +23,23 @@ Image = npt.NDArray[np.uint8]
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .bmp .tif .tiff .webp .gif .avif .heic .heif .jp2 .ppm .pgm".split()  # noqa: SIM905
 )
-"""Suffixes of files in folders that count as images."""
+"""Suffixes by which files of a folder are recognised as images."""
 
-# OpenCV reads this variable when it is imported: the largest number of pixels of an image.
+# Largest number of pixels of an image; OpenCV reads the environment variable when it is imported.
 _LIMIT, _MOST_PIXELS = "OPENCV_IO_MAX_IMAGE_PIXELS", 2**28
 _MOST_BYTES = 2**31
 _ONE_THREAD = threading.Lock()
 
 
 def opencv() -> Any:
-    """Import cv2, or raise an `InputError` that tells how to install it."""
+    """Import cv2, or raise an `InputError` with the command that installs it."""
     limit = os.environ.setdefault(_LIMIT, str(_MOST_PIXELS))
     if not limit.isdecimal() or not int(limit):  # OpenCV would end the process
         raise InputError(f"the environment variable {_LIMIT} is {limit!r}: give a whole number of pixels, or remove it")
     try:
         import cv2
     except ImportError as error:
-        # Another package of OpenCV that is uninstalled takes cv2 with it, and pip believes that this one is complete.
+        # Uninstalling another OpenCV package also removes the cv2 folder of this one, which pip does not notice.
         remedy = "pip install --force-reinstall --no-deps opencv-python-headless"
         raise InputError(f"OpenCV cannot be imported ({error}): {remedy}") from None
     return cv2
@@ -48,8 +48,8 @@ def opencv() -> Any:
 def read_image(path: str | Path) -> Image:
     """Read an image file as uint8 RGB, rotated by its EXIF orientation; 16-bit, grey and RGBA images are converted.
 
-    Pillow, if it is installed, reads what OpenCV cannot; with pillow-heif also HEIC. Images of more than 2^28 pixels
-    are refused, or of more than the environment variable OPENCV_IO_MAX_IMAGE_PIXELS says.
+    Pillow, if it is installed, reads files that OpenCV cannot read, with pillow-heif also HEIC. Images of more than
+    2^28 pixels are refused; the environment variable OPENCV_IO_MAX_IMAGE_PIXELS sets another limit.
 
     Raises:
         InputError: If the file is missing or cannot be read.
@@ -62,7 +62,7 @@ def read_image(path: str | Path) -> Image:
     except OSError as error:
         raise InputError(f"{path}: the image cannot be read ({error.strerror}): correct its path") from None
     with naming(path):
-        # OpenCV does not turn AVIF images by the orientation in their container.
+        # Pillow reads these first, because OpenCV ignores the orientation in the container of AVIF images.
         heif = data[4:8] == b"ftyp" and re.search(rb"mif1|msf1|hei|avi[fs]", data[8:40]) is not None
         short = _cut_short(data)
         for decode in (_by_pillow, _by_opencv) if heif else (_by_opencv, _by_pillow):
@@ -95,7 +95,7 @@ def _by_pillow(data: bytes) -> Image | None:
             import pillow_heif
 
             pillow_heif.register_heif_opener()
-        # Pillow warns of many pixels. One thread at a time, because filters of warnings are the process's.
+        # Pillow warns about large images. One thread at a time, because warning filters apply to the whole process.
         with _ONE_THREAD, warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\.")
             with PIL.Image.open(io.BytesIO(data)) as image:
@@ -104,7 +104,7 @@ def _by_pillow(data: bytes) -> Image | None:
                 return np.array(PIL.ImageOps.exif_transpose(image).convert("RGB"))
     except InputError:
         raise
-    except Exception:  # missing, or of any kind where a file is damaged
+    except Exception:  # Pillow is missing; a damaged file can raise any exception
         return None
 
 
@@ -116,8 +116,9 @@ def _too_large() -> InputError:
 def as_rgb(image: Any) -> Image:
     """Convert an array to uint8 RGB (H, W, 3).
 
-    The array may be uint8, uint16 (of as many bits as its largest value needs) or float with values 0 to 1; grey (H, W)
-    or (H, W, 1), RGB, or RGBA, whose alpha is ignored. Images of Pillow are converted from palettes and other colours.
+    The array may be uint8, uint16 (taken for the least of 8, 10, 12, 14 and 16 bits that hold its largest value) or
+    float with values 0 to 1; grey (H, W) or (H, W, 1), RGB, or RGBA, of which alpha is ignored. Pillow images with a
+    palette or in another colour space are converted.
 
     Raises:
         InputError: If it is anything else.
@@ -126,7 +127,7 @@ def as_rgb(image: Any) -> Image:
         hint = "give an array, such as the result of read_image; cv2.imread returns None for a file that it cannot read"
         raise InputError(f"image is {image!r}: {hint}")
     if getattr(image, "mode", "RGB") in ("1", "P", "PA", "LA", "CMYK", "YCbCr", "LAB", "HSV"):
-        image = image.convert("RGB")  # of Pillow
+        image = image.convert("RGB")  # a Pillow image
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[..., None]
@@ -151,7 +152,7 @@ def whole(image: Num[Numbers, "height width ..."]) -> Box:
 
 
 def box_numbers(box: Any) -> Box:
-    """Convert a box of whatever image to four floats.
+    """Convert a box to four floats; `check_box` also compares it with its image.
 
     Raises:
         InputError: If it is not four finite numbers, or has no area.
@@ -195,8 +196,8 @@ def crop_square(
 ) -> tuple[Image, npt.NDArray[np.float32], Box]:
     """Crop the square around a box's centre with the box's longer side and resample it to `size` pixels.
 
-    The square is first moved and rounded to whole pixels, so the returned affine map is exactly what happens to the
-    pixels. The intrinsic matrix goes through the same map (`geometry.cameras.transform_camera`).
+    The square is first rounded to whole pixels, so the returned affine map is exact; `transform_camera` applies it to
+    the camera.
 
     The image may have one channel (height, width). Pixels outside it have the value `outside`; None repeats its border.
 
@@ -231,7 +232,7 @@ def _window(image: Image, left: int, top: int, side: int, outside: int | None) -
 
 
 def _cut_short(data: bytes) -> bool:
-    """Return whether an image file lacks its end; decoders only warn on stderr or fill the rest with grey."""
+    """Return whether an image file is truncated; decoders only warn on stderr or fill the rest with grey."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return b"IEND" not in data
     if data[:2] == b"\xff\xd8":

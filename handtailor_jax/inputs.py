@@ -1,4 +1,4 @@
-"""Inputs of `handtailor predict`: files, folders, patterns, webcams, and lists of images with what is known of each."""
+"""Inputs of `handtailor predict`: files, folders, patterns, webcams, lists of images with boxes, sides and cameras."""
 
 import csv
 import dataclasses
@@ -35,7 +35,7 @@ class Source:
     camera: Any = None
     """Intrinsics of the images; None if unknown."""
     box: Box | None = None
-    """Box (x, y, w, h) around the only hand to recover, pixels, in a video of the first frame."""
+    """Box (x, y, w, h) in pixels around the only hand to recover, in a video in its first frame."""
     side: Side | None = None
     """Side of all hands; None if unknown."""
 
@@ -47,9 +47,9 @@ class Source:
 
 
 def find_sources(inputs: Sequence[str], **known: Any) -> list[Source]:
-    """Return the images and videos that arguments name: files, folders, patterns, numbers of webcams.
+    """Return the sources that arguments name: files, folders, patterns, numbers of webcams.
 
-    `camera`, `box` and `side` may be `known` for all of them.
+    `known` may give `camera`, `box` and `side` for all of them.
 
     Raises:
         InputError: If an argument names nothing.
@@ -61,10 +61,10 @@ def find_sources(inputs: Sequence[str], **known: Any) -> list[Source]:
 
 
 def read_list(path: Path, **known: Any) -> list[Source]:
-    """Read a list of images and videos, and what is known about each: CSV with a header, or JSON if it ends in .json.
+    """Read a list of images and videos with their boxes, sides and cameras: JSON if it ends in .json, otherwise CSV.
 
-    docs/cli.md lists the fields. Paths are relative to the file. `camera`, `box` and `side` may be `known` for the
-    images of which the list does not say them.
+    docs/cli.md lists the fields. Paths are relative to the file. `known` may give `camera`, `box` and `side` for the
+    images for which the list does not.
 
     Raises:
         InputError: If the file cannot be read or a line is invalid; the message names the line and the field.
@@ -85,7 +85,7 @@ def read_list(path: Path, **known: Any) -> list[Source]:
 
 
 def _source(found: Path | int, taken: set[str], id: str | None = None, **known: Any) -> Source:
-    """Return a source with a name of its own: another than those that are taken, in any case."""
+    """Return a source, with a name that differs from all in `taken`, ignoring case; add the name to `taken`."""
     name = id or (f"webcam{found}" if isinstance(found, int) else os.fsencode(found.stem).decode("utf-8", "replace"))
     if id is not None and id.lower() in taken:
         raise InputError(f"id {id!r} is used twice: give different ids")
@@ -104,7 +104,7 @@ def _json_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _csv_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the lines of a CSV file as the entries of JSON."""
+    """Yield the lines of a CSV file in the form of JSON entries."""
     with naming(path):
         try:
             text = read_file(path, 2**28, _LIST).decode("utf-8-sig")
@@ -131,7 +131,7 @@ def _csv_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _group(given: dict[str, Any], names: Sequence[str]) -> list[float] | None:
-    """Take some columns' numbers out of a line; None if it has none of them."""
+    """Remove the named columns from a line and return their numbers; None if the line has none of them."""
     cells = {name: given.pop(name) for name in names if name in given}
     if not cells:
         return None
@@ -146,7 +146,7 @@ def _group(given: dict[str, Any], names: Sequence[str]) -> list[float] | None:
 
 
 def _checked(path: Path, entry: dict[str, Any]) -> tuple[Path, str | None, dict[str, Any]]:
-    """Return path, name and known values of an entry."""
+    """Return the path, the id, and the given side, box and camera of an entry."""
     check_fields(path, entry, _FIELDS, ())
     image, id, side = entry.get("image"), entry.get("id"), entry.get("side")
     if not isinstance(image, str) or not image or "\0" in image:
@@ -186,8 +186,8 @@ def _paths(given: str) -> list[Path | int]:
             raise InputError(f"{given}: holds no files with a suffix of images or videos: name a folder that does")
         if passed := [p.name for p in found if p not in set(inside)]:
             more = ", ..." if len(passed) > 5 else ""
-            count = f"{len(passed)} file{'s' if len(passed) > 1 else ''} passed over"
-            warn(f"{given}: {count}, no images or videos by the suffix: {', '.join(passed[:5])}{more}")
+            count = f"{len(passed)} file{'s' if len(passed) > 1 else ''} ignored"
+            warn(f"{given}: {count}, without a suffix of images or videos: {', '.join(passed[:5])}{more}")
         return list(inside)
     if os.path.exists(given):  # noqa: PTH110
         return [path]

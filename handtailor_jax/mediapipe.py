@@ -30,7 +30,7 @@ def from_mediapipe(
             mirrored image (a selfie), so the side is swapped unless `mirrored` is true.
         world_landmarks: 21 landmarks with x, y, z in metres (``result.hand_world_landmarks[i]``).
         mirrored: Whether the image is mirrored.
-        **known: Further arguments of `detection`.
+        **known: Further arguments, passed to `detection`.
 
     Raises:
         InputError: If a value is invalid.

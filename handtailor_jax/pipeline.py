@@ -12,8 +12,8 @@ For one hand, the graph is:
 (1609, 3)
 
 `recover_views` is that graph for a batch of crops of hands of both sides; `recover_hand` (image_to_mesh.py) cuts the
-crop out of an image as well. Two hand modules fit in: the landmark network with IKNet (`LandmarkHandModule`), and the
-paper's hourglass (`HandModule`). `HandTailor` (hand_tailor.py) finds the hands of an image and runs the graph.
+crop out of an image as well. There are two hand modules: the landmark network with IKNet (`LandmarkHandModule`), and
+the paper's hourglass (`HandModule`). `HandTailor` (hand_tailor.py) finds the hands of an image and runs the graph.
 """
 
 import dataclasses
@@ -71,7 +71,7 @@ def fitting_config(module: HandModule | LandmarkHandModule, config: Preset) -> T
     """Return the configuration of the tailor behind a hand module.
 
     Raises:
-        InputError: If the energy is not defined for the hand module's keypoints, or an argument is something else.
+        InputError: If an argument has another type, or the energy is not meant for the hand module's keypoints.
     """
     if not isinstance(module, HandModule | LandmarkHandModule):
         raise InputError(f"module is a {type(module).__name__}: give the result of load_weights, or HandTailor.module")
@@ -84,7 +84,7 @@ def fitting_config(module: HandModule | LandmarkHandModule, config: Preset) -> T
         own = "the hand model's own keypoints, not for the landmark network's"
         raise InputError(f"the paper's energies are defined for {own}: choose another preset, or the network hourglass")
     if not landmarks and config == TailorConfig.landmarks():
-        raise InputError("the preset landmarks has the errors of the landmark network's keypoints: use preset network")
+        raise InputError("the preset landmarks is for the landmark network's keypoints: choose the preset network")
     return config
 
 
@@ -118,7 +118,7 @@ def estimate_views(module: HandModule | LandmarkHandModule, views: View) -> Hand
     """Run a hand module on a batch of views; keypoints are in pixels of the crops.
 
     The hourglass takes right hands only: crops of left hands are mirrored before it, and its output is mirrored back.
-    With a landmark network in its stem, that network tells the sides first.
+    If its stem is a landmark network, that network estimates the sides first.
     """
     dtype = precision_of(module)
     views = with_floats(dtype, views)
@@ -160,7 +160,7 @@ def recover(
         memory: The same hands in earlier frames.
 
     Returns:
-        The tailored hands in pixels of the images, with a batch axis; they hold the `proposed` ones.
+        The tailored hands in pixels of the images, with a batch axis; `proposed` are the hands before the tailor.
     """
     convention = load_convention(estimate.convention)
     given = estimate, cameras, to_crop, memory, convention
@@ -185,7 +185,7 @@ def recover(
 def _as_right(
     estimate: HandEstimate, seen: Observation, memory: Memory | None
 ) -> tuple[HandEstimate, Observation, Memory | None]:
-    """Mirror what is known of one hand if it is a left one."""
+    """Mirror the pose, the observation and the memory of one hand if it is a left hand."""
     known = estimate.pose, seen, memory
     mirrored = None if memory is None else dataclasses.replace(memory, pose=mirror_pose(memory.pose))
     mirror = mirror_pose(estimate.pose), mirror_observation(seen), mirrored
@@ -196,7 +196,7 @@ def _as_right(
 def _in_crop(seen: Observation, middle: Float[Array, "2"], zoom: Float[Array, ""]) -> Observation:
     """Express an observation in pixels of an unrotated crop of 256 pixels; the camera frame stays the image's.
 
-    The paper's energies are weighted for such pixels, and large images would cost precision.
+    The weights of the paper's energies are meant for such pixels, and large pixel coordinates lose precision.
     """
     offset = 0.5 * (_PAPER_CROP - 1) - zoom * middle
     resize = jnp.concatenate([zoom * jnp.eye(2, dtype=zoom.dtype), offset[:, None]], axis=-1)
@@ -213,7 +213,7 @@ def _place(
     observation: Observation,
     memory: Memory | None,
 ) -> tuple[HandParameters, HandParameters]:
-    """Place one hand's estimate in the camera frame: the proposal, and the tailor's start, which has a memory."""
+    """Return the proposal of one hand, placed in the camera frame, and the tailor's start, which uses the memory."""
     pose, betas = estimate.pose, estimate.betas
     if memory is not None:
         pose = rotate_towards(pose, memory.pose, memory.pose_share)
@@ -225,7 +225,7 @@ def _place(
             return place_proposal(hand, pose, betas, observation, convention)
         return initialize(hand, pose, betas, observation, root_depth=depth, bone=bone, scale=scale)
 
-    # Both hands in one axis, so that their placement is compiled once.
+    # Along one axis, so that the placement is compiled once.
     both = jax.vmap(place)(jnp.stack([estimate.pose, pose]), jnp.stack([estimate.betas, betas]))
     proposed, start = unstack(both)
     if depth is None:
@@ -262,7 +262,7 @@ def _fit(
 
         return jax.lax.cond(jnp.any(best[1] > _POOR_FIT), run, lambda best: best, best), None
 
-    # A loop, so that the fit is compiled once.
+    # A scan, so that the fit is compiled once.
     first = start, jnp.full(depth.shape[0], jnp.inf, depth.dtype)
     return jax.lax.scan(attempt, first, jnp.asarray([True, False]))[0][0]
 
@@ -275,11 +275,11 @@ def _describe(
     proposed: HandParameters,
     fitted: HandParameters,
 ) -> Hand:
-    """Describe a batch of right hands as hands of both sides."""
+    """Return the results of a batch of fitted right hands; those of left hands are mirrored back."""
 
     @jax.vmap
     def one(left: Array, proposed: HandParameters, fitted: HandParameters, seen: Observation) -> Hand:
-        # Both hands in one axis, so that their description is compiled once.
+        # Along one axis, so that the description is compiled once.
         both = jax.tree.map(lambda *leaves: jnp.stack(leaves), proposed, fitted)
         both = jax.vmap(lambda each: describe(hand, each, seen, convention))(both)
         first, second = unstack(both)
@@ -289,7 +289,7 @@ def _describe(
     found = one(estimate.left, proposed, fitted, seen)
     assert found.proposed is not None
     certainty = None if estimate.right is None else jnp.maximum(estimate.right, 1.0 - estimate.right)
-    # The confidence is the hand module's, whatever the energy makes of it.
+    # Results have the hand module's confidence, not the one that the energy uses.
     first = dataclasses.replace(found.proposed, confidence=estimate.confidence)
     found = dataclasses.replace(found, confidence=estimate.confidence, proposed=first)
     return dataclasses.replace(found, presence=estimate.presence, side_probability=certainty)

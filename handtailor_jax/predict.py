@@ -1,4 +1,4 @@
-"""Files of many images and videos: JSON, meshes and overlays of their hands."""
+"""Recovery of the hands of many images and videos, and their files: JSON, meshes and overlays."""
 
 import contextlib
 import os
@@ -22,21 +22,14 @@ from handtailor_jax.hand_tailor import HandTailor, Request
 from handtailor_jax.images import Image, opencv, read_image
 from handtailor_jax.inputs import Source
 from handtailor_jax.render.overlay import contact_sheet, overlay_figure
-from handtailor_jax.results import (
-    mesh_library,
-    prepare_folder,
-    to_json,
-    write_image,
-    write_json,
-    write_mesh,
-)
+from handtailor_jax.results import mesh_library, prepare_folder, to_json, write_image, write_json, write_mesh
 from handtailor_jax.types import Camera, Hand
 from handtailor_jax.video.animation import gltf_library
 from handtailor_jax.video.recover import recover_video
 from handtailor_jax.video.track import HandVideo, VideoConfig
 
 MOST_LINES = 20
-"""Largest number of inputs of which a command reports each one in a line."""
+"""Largest number of inputs for which a command prints a line each."""
 
 _MOST_ON_SHEET = 40
 _MOST_PENDING = 4  # images whose files are to be written
@@ -48,11 +41,11 @@ class HandFiles:
     def __init__(
         self, folder: Path, mesh: Literal["obj", "ply", "glb"] | None, overlay: bool, skeleton: bool = False
     ) -> None:
-        """Check that meshes of a format and overlays can be written, where they are wanted, and skeletons of videos."""
+        """Choose the files to write; check that the libraries for meshes and overlays are installed."""
         self.folder, self.mesh, self.overlay, self.skeleton = folder, mesh, overlay, skeleton
         self._sheet: list[tuple[Image, str]] = []
-        # One thread writes, while the next hands are computed. It runs nothing of JAX, which can wait for ever when two
-        # threads compile.
+        # One thread writes while the next hands are computed. It does not use JAX, which can deadlock when two threads
+        # compile.
         self._writer = ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()
         self._failed = 0
@@ -63,25 +56,25 @@ class HandFiles:
 
     @property
     def of_videos(self) -> dict[str, bool]:
-        """Wanted files of a video; see `recover_video`."""
+        """The files of a video to write, as keywords of `recover_video`."""
         return {"overlay": self.overlay, "mesh": self.mesh is not None, "skeleton": self.skeleton}
 
     def prepare(self, ids: Iterable[str], inputs: Iterable[Path | None], others: Iterable[str] = ()) -> None:
-        """Create the folder for hands of the given ids, and for other files; see `prepare_folder`."""
+        """Check that the files of the given ids, and others, can be written; see `prepare_folder`."""
         endings = [".json", *([f".{self.mesh}"] if self.mesh else []), *(["_overlay.png"] if self.overlay else [])]
         names = [f"{id}{ending}" for id in ids for ending in endings]
         prepare_folder(self.folder, [*names, *others, *(["sheet.png"] if self.overlay else [])], inputs)
 
     def write(self, id: str, content: Any, hands: Sequence[Hand], image: Image | None, caption: str) -> None:
-        """Write, in the background, JSON content, meshes (a file, none without hands) and the captioned overlay."""
+        """Write JSON, meshes (no file without hands) and overlay in the background; the sheet has the caption."""
         drawn = overlay(hands, image) if self.overlay else None
         self._pending.append(self._writer.submit(self._write, id, content, hands, drawn))
         self._finish(_MOST_PENDING)
-        if drawn is not None:
-            self._show(drawn, caption)
+        if drawn is not None and len(self._sheet) < _MOST_ON_SHEET:
+            self._sheet.append((drawn, caption))
 
     def _write(self, id: str, content: Any, hands: Sequence[Hand], drawn: Image | None) -> None:
-        """Write the files of an image; the JSON file last, so that where it is the others are."""
+        """Write the files of an image; the JSON file is the last, so if it exists, the others do, too."""
         if self.mesh is not None and hands:
             write_mesh(self.folder / f"{id}.{self.mesh}", hands)
         if drawn is not None:
@@ -89,7 +82,7 @@ class HandFiles:
         write_json(self.folder / f"{id}.json", content)
 
     def _finish(self, most: int) -> None:
-        """Wait until at most so many images are to be written; report the files that could not be."""
+        """Wait until at most `most` images are still to be written; report files that cannot be written."""
         while len(self._pending) > most:
             try:
                 self._pending.popleft().result()
@@ -97,18 +90,14 @@ class HandFiles:
                 tqdm.write(f"handtailor: skipped: {error}", file=sys.stderr)
                 self._failed += 1
 
-    def _show(self, drawn: Image, caption: str) -> None:
-        if len(self._sheet) < _MOST_ON_SHEET:
-            self._sheet.append((drawn, caption))
-
     def keep(self, id: str, caption: str) -> None:
-        """Show an image that is complete on the sheet."""
+        """Add the overlay of an image that an earlier run completed to the sheet."""
         if self.overlay and len(self._sheet) < _MOST_ON_SHEET:
             with contextlib.suppress(InputError):  # damaged after it was written
-                self._show(read_image(self.folder / f"{id}_overlay.png"), caption)
+                self._sheet.append((read_image(self.folder / f"{id}_overlay.png"), caption))
 
     def close(self) -> int:
-        """Write everything, and a sheet of several overlays; return the number of images that could not be written."""
+        """Wait for all files, write the sheet of several overlays, and return the number of images that failed."""
         self._finish(0)
         if len(self._sheet) > 1:
             write_image(self.folder / "sheet.png", sheet(*zip(*self._sheet, strict=True)))
@@ -125,10 +114,10 @@ def predict(
     passes: int = 2,
     resume: bool = False,
 ) -> int:
-    """Recover the hands of all sources and write the results; report sources that cannot be read, and skip them.
+    """Recover the hands of all sources and write the results; report and skip sources that cannot be read.
 
-    `hands`, `thorough` and `passes` are those of `HandTailor`, but without `hands` two are followed in a video. To
-    `resume` keeps the files of images that are complete, and were made from the same image with the same settings.
+    `hands`, `thorough` and `passes` are those of `HandTailor`; if `hands` is None, two are followed in a video. With
+    `resume`, the files of images that an earlier run with the same settings completed are kept.
 
     Returns:
         The number of sources that were skipped.
@@ -154,7 +143,7 @@ def predict(
     skipped += files.close()
     for source in videos:
         with _skipping(source) as was_skipped:
-            # A file is smoothed as a whole, once all of its frames are known.
+            # A file is smoothed as a whole at its end; a webcam is smoothed frame by frame.
             config = VideoConfig(hands=2 if hands is None else hands, smooth=isinstance(source.path, int))
             follow = HandVideo(tailor, source.camera, source.box, source.side, config)
             recover_video(source.path, files.folder / source.id, follow, tailor.hand, **files.of_videos)
@@ -165,7 +154,7 @@ def predict(
 def _predict_images(
     images: Sequence[Source], tailor: HandTailor, files: HandFiles, options: dict[str, Any], resume: bool
 ) -> int:
-    """Recover the hands of images while further images are read and earlier results written; return the skipped."""
+    """Recover the hands of images, while others are read and written; return the number of skipped images."""
     settings = Settings(tailor, files.mesh, files.overlay, options)
     kept: dict[str, str] = {}
     for source in images if resume else ():
@@ -190,7 +179,7 @@ def _predict_images(
                 assert isinstance(request, Request)
                 if not all(hand.finite for hand in found):
                     raise InputError(
-                        "the network's output is not finite: check the camera, and if the weights fit the hand"
+                        "the network's output is not finite: check the camera, and that weights and hand model match"
                     )
                 content = {"hands": [to_json(hand) for hand in found], "image_size": [*request.image.shape[1::-1]]}
                 content |= {"image": os.path.relpath(source.file, files.folder), "settings": settings.of(source)}
@@ -227,7 +216,7 @@ def _summary(source: Source, content: dict[str, Any]) -> str:
         for hand, size in zip(hands, sizes, strict=False)
     ]
     more = f" and {len(hands) - 4} more" if len(hands) > 4 else ""
-    return f"{id}: {', '.join(errors)}{more} (mean distance of mesh and keypoints, of the hand's size)"
+    return f"{id}: {', '.join(errors)}{more} (mean distance from mesh to keypoints, relative to the hand size)"
 
 
 def overlay(hands: Sequence[Hand], image: Image | None) -> Image:

@@ -32,16 +32,16 @@ _OPTIONS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_p
 
 
 def kept(function: Callable[..., R], name: str, *about: Any) -> Callable[..., R]:
-    """Return a function that computes the same, traced once for all processes; to be called under `jax.jit`.
+    """Return a function with the same result that is traced once for all processes; call it under `jax.jit`.
 
-    The traced program is kept in a folder of JAX's compile cache, where one is set. It is used by processes that agree
-    in everything that determines it: this package's source, versions, platform, the arguments' structure, shapes and
-    types, and `about`. Damaged files are ignored and written anew. A program that is kept has no derivatives.
+    The traced program is stored in a folder of JAX's compile cache, if one is set. A process uses it if everything that
+    determines it is the same: this package's source, versions, platform, the arguments' structure, shapes and types,
+    and `about`. Damaged files are ignored and written anew. A stored program cannot be differentiated.
 
     Args:
         function: Function of pytrees of arrays; its result consists of the classes of `types.py`.
         name: Name of the program, for the file.
-        about: Everything else that the function depends on; its representation as text must tell it.
+        about: Everything else that the function depends on; values that differ must differ in their `repr`.
     """
 
     @functools.wraps(function)
@@ -58,7 +58,7 @@ def kept(function: Callable[..., R], name: str, *about: Any) -> Callable[..., R]
         if program is None:
             try:
                 program = jax.export.export(jax.jit(lambda *leaves: function(*tree.unflatten(leaves))))(*shapes)
-            except (NotImplementedError, ValueError):  # a platform's operation that JAX does not export, or bad input
+            except (NotImplementedError, ValueError):  # an operation that JAX cannot export, or bad input
                 return function(*arguments)
             _write(path, program)
         return program.call(*leaves)
@@ -67,8 +67,8 @@ def kept(function: Callable[..., R], name: str, *about: Any) -> Callable[..., R]
 
 
 def is_own(module: Any) -> bool:
-    """Return whether a module consists of classes of this package and of Flax, whose structure tells what they do."""
-    from flax import nnx  # heavy, and `fit` has no networks
+    """Return whether a module has classes of this package and of Flax only, so that its structure determines it."""
+    from flax import nnx  # slow to import, and `fit` has no networks
 
     kinds = {type(part).__module__.partition(".")[0] for _, part in nnx.iter_modules(module)}
     return kinds <= {"handtailor_jax", "flax"}
@@ -85,7 +85,7 @@ def _folder() -> Path | None:
 
 
 def _environment() -> tuple[Any, ...]:
-    """Return what determines traced programs beside their function and arguments."""
+    """Return everything that determines traced programs, apart from their function and arguments."""
     options = [getattr(jax.config, option) for option in _OPTIONS]
     return _source(), jax.__version__, jaxlib.__version__, jax.default_backend(), options
 
@@ -128,7 +128,7 @@ def _read(path: Path) -> Any:
 
 
 def _write(path: Path, program: Any) -> None:
-    """Write a program; a folder that cannot be written costs time only, as with JAX's own cache."""
+    """Write a program; errors are ignored, because a program that is not stored only costs time."""
     content = bytes(program.serialize())
     content = hashlib.sha256(content).digest() + content
     try:

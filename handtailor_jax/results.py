@@ -77,8 +77,8 @@ def _number(value: Any) -> float | None:
 def scene_vertices(hands: Sequence[Hand]) -> list[np.ndarray]:
     """Return the vertices (V, 3) of several hands in one frame, metres.
 
-    The frame is the camera frame with intrinsics. Without intrinsics no distance is known: the hands are at one depth,
-    each in its own size, as far apart as they are in the image at their mean scale; the origin is their middle.
+    With intrinsics, this is the camera frame. Without intrinsics no distance is known: all hands are at one depth, in
+    their own sizes, as far apart as in the image at their mean scale, and the origin is their middle.
     """
     meshes = [np.asarray(hand.vertices, np.float64) for hand in hands]
     if not hands or hands[0].perspective:
@@ -133,10 +133,10 @@ def write_image(path: Path, image: Image) -> None:
 
 
 def prepare_folder(folder: Path, names: Iterable[str] = (), inputs: Iterable[Path | None] = ()) -> None:
-    """Check that files of the given names can be written to a folder, which the first of them creates.
+    """Check that files of the given names can be written to a folder, which need not exist yet.
 
     Raises:
-        InputError: If the folder cannot be written to, or a folder or one of the input files has one of the names.
+        InputError: If the folder cannot be written to, or one of the files is a folder or an input file.
     """
     place = folder.absolute()
     try:
@@ -164,7 +164,7 @@ def _exists(folder: Path) -> bool:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells files apart, under whatever name; None if there is no file."""
+    """Return device and number of a file, which are the same under all of its names; None if there is no file."""
     try:
         return path.stat().st_dev, path.stat().st_ino
     except (OSError, ValueError):
@@ -193,7 +193,7 @@ def appearing(path: Path) -> Iterator[Path]:
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
-        elif temporary.exists():  # False too below a file, where unlink raises
+        elif temporary.exists():  # also False if the folder is a file, where unlink would raise
             temporary.unlink()
 
 
@@ -204,7 +204,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def mesh_library() -> Any:
-    """Import trimesh, or raise an InputError that names the remedy."""
+    """Import trimesh, or raise an `InputError` with the command that installs it."""
     try:
         import trimesh
     except ImportError as error:

@@ -69,9 +69,9 @@ KEYPOINT_ORDERS = {
     "interhand": (*_FROM_TIPS, "wrist"),
     "boukhayma": ("wrist", *(name for f in _MANO_FINGERS for name in _chain(f))),
 }
-"""Named orders of the 21 keypoints; docs/conventions.md lists who uses which. canonical: `KEYPOINTS`. mano: 16 MANO
-joints, then tips from thumb to little finger. rhd: wrist, each finger from tip to base. stb: little finger first.
-interhand: each finger from tip to base, wrist last. boukhayma: wrist, MANO's fingers from base to tip."""
+"""Named orders of the 21 keypoints; docs/conventions.md lists the projects that use them. canonical: `KEYPOINTS`.
+mano: 16 MANO joints, then tips from thumb to little finger. rhd: wrist, each finger from tip to base. stb: little
+finger first. interhand: each finger from tip to base, wrist last. boukhayma: wrist, MANO's fingers from base to tip."""
 
 KEYPOINTS_FROM_MANO = permutation(MANO_JOINTS + FINGER_TIPS, KEYPOINTS)
 """Indices of the 21 keypoints in ``concatenate(16 MANO joints, 5 tips)``."""
@@ -95,17 +95,17 @@ BONES = tuple((parent, child) for child, parent in enumerate(KEYPOINT_PARENTS) i
 """The 20 bones as (parent, child) keypoint pairs."""
 
 
-def joint_levels(parents: Sequence[int] = JOINT_PARENTS) -> tuple[tuple[int, ...], ...]:
-    """Group joints by their number of ancestors; forward kinematics computes one group at a time."""
+def joint_levels() -> tuple[tuple[int, ...], ...]:
+    """Group MANO's joints by their number of ancestors; forward kinematics computes one group at a time."""
     depth: list[int] = []
-    for parent in parents:
+    for parent in JOINT_PARENTS:
         depth.append(0 if parent < 0 else depth[parent] + 1)
     return tuple(tuple(j for j, d in enumerate(depth) if d == level) for level in range(max(depth) + 1))
 
 
-def ancestors(joint: int, parents: Sequence[int] = JOINT_PARENTS) -> tuple[int, ...]:
-    """Return the joint and its ancestors, from the joint to the wrist."""
+def ancestors(joint: int) -> tuple[int, ...]:
+    """Return a MANO joint and its ancestors, from the joint to the wrist."""
     chain = [joint]
-    while parents[chain[-1]] >= 0:
-        chain.append(parents[chain[-1]])
+    while JOINT_PARENTS[chain[-1]] >= 0:
+        chain.append(JOINT_PARENTS[chain[-1]])
     return tuple(chain)

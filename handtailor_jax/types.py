@@ -1,4 +1,4 @@
-"""Pytrees that travel between the stages: every field names its shape, unit and frame.
+"""Pytrees that the stages exchange; the text of each field gives its unit and frame.
 
 Camera frame: OpenCV axes (x right, y down, z forward). Pixels: (u, v) = (column, row); the centre of the top left
 pixel is (0, 0). Arrays may carry leading batch axes.
@@ -18,13 +18,13 @@ T = TypeVar("T")
 Side = Literal["right", "left"]
 
 NetworkName = Literal["landmarks", "hourglass"]
-"""The hand landmark network with IKNet, behind the palm detector; or the paper's hourglass."""
+"""landmarks: the hand landmark network with IKNet. hourglass: the paper's network."""
 
 Numbers = Any
-"""A JAX array inside the graph, a NumPy array on the host."""
+"""A JAX array inside the graph, or a NumPy array on the host."""
 
 Box = tuple[float, float, float, float]
-"""(x, y, w, h): left, top, width and height in pixels; x and y are the outer edges of the first pixels inside."""
+"""(x, y, w, h): left, top, width and height in pixels; x = 0 and y = 0 are the outer edges of the image."""
 
 
 def static(**kwargs: Any) -> Any:
@@ -34,7 +34,7 @@ def static(**kwargs: Any) -> Any:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, static))
 def pytree(cls: type[T]) -> type[T]:
-    """Make a class a frozen dataclass that is a JAX pytree: `static` fields are structure, the others are leaves."""
+    """Make a class a frozen dataclass and a JAX pytree: `static` fields are structure, the others are leaves."""
     cls = dataclasses.dataclass(frozen=True)(cls)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     meta = [f.name for f in fields if f.metadata.get("static")]
@@ -107,17 +107,17 @@ class Region:
 
 @pytree
 class Observation:
-    """Observed keypoints, maps and camera of one hand: the input of the tailor besides the start."""
+    """Input of the tailor besides the start: observed keypoints, camera and maps of one hand."""
 
     keypoints_2d: Float[Array, "*batch 21 2"]
     """Keypoints (u, v) in pixels, canonical order."""
     confidence: Float[Array, "*batch 21"]
-    """Weight of each keypoint's squared error, 0 (ignored) to 1."""
+    """Confidence of each keypoint, 0 (ignored) to 1; the energy weights the keypoint's squared error with it."""
     camera: Camera
-    """The camera in whose pixels the keypoints are."""
+    """Camera of the image that has these keypoints."""
     relative_depth: Float[Array, "*batch 21"] | None = None
-    """Depth of each keypoint relative to the root (camera z), in pixels at the root's depth; not finite where unknown,
-    and None if all are."""
+    """Depth (camera z) of each keypoint relative to the root, converted to pixels at the root's depth. Not finite where
+    it is unknown; None if no depth is known."""
     depth_map: Float[Array, "*batch height width"] | None = None
     """Camera z at each pixel of `camera`, metres (camera-frame units in weak perspective); not finite where unknown."""
     mask: Float[Array, "*batch height width"] | None = None
@@ -129,14 +129,14 @@ class HandEstimate:
     """Output of a hand module for one hand; "crop" is the module's input image."""
 
     left: Bool[Array, "*batch"]
-    """Whether the hand is a left one."""
+    """Whether the hand is a left hand."""
     keypoints_2d: Float[Array, "*batch 21 2"]
     """Keypoints (u, v) in pixels of the crop (Eq. 4)."""
     confidence: Float[Array, "*batch 21"]
     """Confidence of each keypoint, 0 to 1."""
     joints: Float[Array, "*batch 21 3"]
-    """Keypoints in camera axes: in the camera frame (Eq. 5, 14; metres with intrinsics, pixels without) where
-    `root_depth` is known, otherwise of unknown position and size."""
+    """3D keypoints in camera axes. With a `root_depth` they are in the camera frame (Eq. 5, 14; metres with intrinsics,
+    pixels without); otherwise their position and size are unknown."""
     pose: Float[Array, "*batch 16 3"]
     """Rotations of MANO's 16 joints for the hand model of this side, axis-angle, radians."""
     betas: Float[Array, "*batch 10"]
@@ -148,14 +148,14 @@ class HandEstimate:
     presence: Float[Array, "*batch"] | None
     """Probability that the crop shows a hand. None if not estimated."""
     right: Float[Array, "*batch"] | None
-    """Probability that the hand is a right one. None if not estimated."""
+    """Probability that the hand is a right hand. None if not estimated."""
     convention: str = static()
     """Landmark convention of the keypoints."""
 
 
 @pytree
 class HandParameters:
-    """A posed, shaped and placed hand.
+    """Pose, shape and placement of a hand.
 
     A point p of the posed model (metres) is at ``scale * (p - root) + translation`` in the camera frame, where the root
     is the middle MCP (keypoint 9).
@@ -166,7 +166,7 @@ class HandParameters:
     betas: Float[Numbers, "*batch 10"]
     """Shape coefficients in standard deviations."""
     scale: Float[Numbers, "*batch"]
-    """Camera-frame units per metre of the model: with intrinsics a factor about 1, without them pixels per metre."""
+    """Camera-frame units per metre of the model: a factor near 1 with intrinsics, pixels per metre without."""
     translation: Float[Numbers, "*batch 3"]
     """Position of the root in the camera frame: metres with intrinsics, pixels without (the third entry is then 0)."""
 
@@ -192,9 +192,9 @@ class Hand:
     """
 
     left: Bool[Numbers, "*batch"]
-    """Whether the hand is a left one; `side` is the same in words."""
+    """Whether the hand is a left hand; see also `side`."""
     camera: Camera
-    """Camera of the image; the weak-perspective camera of pixels where no intrinsics are known."""
+    """Camera of the image; without intrinsics, the weak-perspective camera whose unit is a pixel."""
     parameters: HandParameters
     """Pose, shape and placement of the hand model of this side."""
     vertices: Float[Numbers, "*batch vertices 3"]
@@ -204,11 +204,11 @@ class Hand:
     joints: Float[Numbers, "*batch 21 3"]
     """Keypoints of the hand model in metres: camera frame with intrinsics, relative to the middle MCP without."""
     landmarks: Float[Numbers, "*batch 21 3"]
-    """Keypoints in the convention of the detected ones; frame and unit of `joints`."""
+    """3D keypoints in the landmark convention of the detected keypoints; same frame and unit as `joints`."""
     keypoints_2d: Float[Numbers, "*batch 21 2"]
     """Reprojected landmarks (u, v), pixels."""
     detected_keypoints_2d: Float[Numbers, "*batch 21 2"]
-    """Keypoints (u, v) that the hand is fitted to, pixels: given, or detected by the hand module."""
+    """Keypoints (u, v) to which the hand is fitted, pixels: given by the caller, or detected by the hand module."""
     confidence: Float[Numbers, "*batch 21"]
     """Confidence of each detected keypoint, 0 to 1."""
     reprojection_before: Float[Numbers, "*batch"]
@@ -216,17 +216,17 @@ class Hand:
     reprojection_after: Float[Numbers, "*batch"]
     """Mean distance of the fitted hand's landmarks from the same keypoints, pixels."""
     region: Region | None = None
-    """Square of the image that the hand module saw; it may reach outside of it. None where keypoints were given."""
+    """Square that the hand module's crop shows; it may extend beyond the image. None if keypoints were given."""
     presence: Float[Numbers, "*batch"] | None = None
-    """Probability that the region shows a hand, 0 to 1. None where no network has estimated it."""
+    """Probability that the region shows a hand, 0 to 1. None if no network has estimated it."""
     side_probability: Float[Numbers, "*batch"] | None = None
-    """Probability of the hand's side, 0.5 to 1; 1 where the side was given. None where no network has estimated it."""
+    """Probability of the hand's side, 0.5 to 1; 1 if the side was given. None if no network has estimated it."""
     track: int | None = None
-    """Number of the hand in a video, from 0, on the host: it stays the same from frame to frame. None in images."""
+    """Number of the hand in a video, from 0, on the host; it is the same in all frames. None in images."""
     proposed: "Hand | None" = None
-    """The hand module's own hand, before the tailor; None where keypoints were given."""
+    """The hand module's proposal, before the tailor; None if keypoints were given."""
     runner_up: "Hand | None" = None
-    """The next best hand that is clearly different; None on the host if there is none or a pose was proposed."""
+    """Best hand that is clearly different from this one; None, on the host, if there is none or a pose was given."""
     energy_gap: Float[Numbers, "*batch"] | None = None
     """Energy of the runner-up minus energy of this hand, in half squared standard deviations: below about 3 both are
     plausible. None without a runner-up."""
@@ -250,7 +250,7 @@ class Hand:
 
     @property
     def box(self) -> npt.NDArray[np.floating] | None:
-        """Square (x, y, w, h) about the region's centre without its rotation, pixels, on the host."""
+        """The region without its rotation, as a square (x, y, w, h) in pixels, on the host."""
         if self.region is None:
             return None
         side = self.region.side
@@ -259,7 +259,7 @@ class Hand:
 
 @pytree
 class View:
-    """One hand's crop, and its place in the original image: the input of the graph."""
+    """Input of the graph: the crop of one hand, and its place in the original image."""
 
     crop: Num[Numbers, "*batch size size 3"]
     """RGB crop, 0 to 255: uint8, or floats where gradients must reach the pixels."""
@@ -270,21 +270,21 @@ class View:
     camera: Camera
     """Camera of the image."""
     right: Float[Numbers, "*batch"]
-    """Prior probability that the hand is a right one: 1 or 0 where the side is known, 0.5 where it is not."""
+    """Prior probability that the hand is a right hand: 1 or 0 if the side is known, 0.5 if it is not."""
 
 
 @pytree
 class Memory:
-    """The hand in earlier frames; the tailor starts between it and the hand module's proposal."""
+    """The hand in earlier frames of a video; the tailor starts between this hand and the hand module's proposal."""
 
     pose: Float[Numbers, "*batch 16 3"]
     """Last pose of the hand, axis-angle, radians."""
     betas: Float[Numbers, "*batch betas"]
     """Shape of the hand, standard deviations."""
     pose_share: Float[Numbers, "*batch"]
-    """Position of the tailor's start between the proposed pose (0) and the last one (1)."""
+    """Position of the tailor's start between the proposed pose (0) and the last pose (1)."""
     betas_share: Float[Numbers, "*batch"]
-    """Position of the tailor's start between the proposed shape (0) and the remembered one (1)."""
+    """Position of the tailor's start between the proposed shape (0) and the remembered shape (1)."""
 
     @classmethod
     def nothing(cls, num_betas: int) -> "Memory":

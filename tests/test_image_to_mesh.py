@@ -150,8 +150,8 @@ def test_gradients_reach_pixels_weights_camera_and_box(x64, network, config, ima
         ({"image": np.zeros((32, 32, 3), np.int32)}, "image has type int32"),
         ({"image": np.full((32, 32, 3), 255.0)}, "image has float values outside 0 to 1"),
         ({"camera": np.zeros((2, 3, 3))}, "camera has shape (2, 3, 3): give a matrix (3, 3), fx"),
-        ({"camera": ht.Camera.perspective(np.nan, 400.0, 1.0, 1.0)}, "camera is no camera of an image"),
-        ({"camera": ht.Camera(400.0 * np.eye(2), np.zeros(2), np.asarray(5.0))}, "camera is no camera of an image"),
+        ({"camera": ht.Camera.perspective(np.nan, 400.0, 1.0, 1.0)}, "camera is not a valid camera"),
+        ({"camera": ht.Camera(400.0 * np.eye(2), np.zeros(2), np.asarray(5.0))}, "camera is not a valid camera"),
         ({"right": 2.0}, "right is 2.0: give the probability of a right hand, 0 to 1"),
         ({"right": "left"}, "right must hold numbers only"),
         ({"box": square_region(np.asarray([0.0, 0.0, -50.0, -50.0]))}, "has no area"),
@@ -240,7 +240,7 @@ def test_the_embedded_hand_in_any_type_and_side_is_the_embedded_hand(hand64, man
 
 
 def test_the_preset_of_the_other_network(hourglass):
-    with pytest.raises(ht.InputError, match="the preset landmarks has the errors of the landmark network's keypoints"):
+    with pytest.raises(ht.InputError, match="the preset landmarks is for the landmark network's keypoints"):
         ht.HandTailor(hourglass, config=ht.TailorConfig.landmarks())
 
 

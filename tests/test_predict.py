@@ -336,7 +336,7 @@ def refused(tmp_path, capfd):
         (("--hands", "2", "--box", "0", "0", "9", "9"), "--hands and --thorough do not apply with --box"),
         (("--thorough", "--network", "hourglass"), "--thorough does not apply to these weights"),
         (("--no-tailor", "--preset", "default"), "--preset does not apply with --no-tailor"),
-        (("--network", "hourglass", "--preset", "landmarks"), "the preset landmarks has the errors of the landmark"),
+        (("--network", "hourglass", "--preset", "landmarks"), "the preset landmarks is for the landmark"),
         (("--preset", "paper"), "the paper's energies are defined for the hand model's own keypoints"),
         (("--camera", "0", "1", "2", "3"), "they must be positive"),
         (("--camera", "nan", "1", "2", "3"), "camera holds NaN"),

@@ -30,10 +30,10 @@ Keypoints = npt.NDArray[np.float32]
 
 # Regions that overlap more (intersection over union, as if not rotated) show the same hand.
 _SAME_REGION = 0.5
-# Hands whose mean keypoint distance is smaller, in sizes of the larger hand, are the same.
+# Hands with a smaller mean distance of keypoints, in sizes of the larger hand, are the same hand.
 _SAME_HAND = 0.3
-# A hand inside another hand's box is wrong if it is smaller than the first number and its centre is closer to a
-# keypoint of the other hand than the second; both are in sizes of the other hand.
+# A hand inside another hand's box is taken for a part of it if its size is below the first number and its centre is
+# closer to a keypoint of the other hand than the second; both are in sizes of the other hand.
 _INSIDE_SIZE, _INSIDE_DISTANCE = 0.5, 0.2
 
 
@@ -52,7 +52,7 @@ Look = Callable[[list[Region]], Sequence[Seen]]
 
 
 class _Candidate(NamedTuple):
-    """A region that may show a hand: score of the palm, region, and least presence that confirms the hand."""
+    """A region that may show a hand: score of the palm, region, and the presence above which the hand is accepted."""
 
     score: float
     region: Region
@@ -63,8 +63,8 @@ class _Candidate(NamedTuple):
 class DetectorConfig:
     """Thresholds of detection.
 
-    Uncertain palms of the whole image are accepted, because the landmark network rejects most wrong ones. Tiles have
-    more chances for mistakes, so their thresholds are stricter. MediaPipe's own thresholds are 0.5 for both.
+    Uncertain palms of the whole image are accepted, because the landmark network rejects most wrong ones. An image has
+    many tiles, which give more wrong palms, so their thresholds are stricter. MediaPipe's own thresholds are 0.5.
     """
 
     palm: float = 0.3
@@ -76,7 +76,7 @@ class DetectorConfig:
     tile_presence: float = 0.7
     """Presence above which a region from a tile shows a hand."""
     most_hands: int = 64
-    """Largest number of forward passes of the landmark network in one image; the best palms come first."""
+    """Largest number of regions of an image in which the landmark network looks for hands, those of the best palms."""
 
 
 class HandDetector:
@@ -95,7 +95,7 @@ class HandDetector:
         self._palm_size, self._crop_size = palm_detector.config.image_size, landmark_network.config.image_size
         palm_graph, self._palm_state = nnx.split(palm_detector)
         landmark_graph, self._landmark_state = nnx.split(landmark_network)
-        # A CPU computes one image after the other faster than a batch, whose maps leave its cache.
+        # On a CPU single images are faster than a batch, because their feature maps fit into its cache.
         self._most_at_once = 1 if jax.default_backend() == "cpu" else 8
 
         def find(state: Any, images: Array, regions: Region, threshold: Array) -> tuple[Array, Region]:
@@ -109,15 +109,15 @@ class HandDetector:
         self._estimate = jax.jit(estimate)
 
     def __call__(self, image: Any, *, thorough: bool | None = None) -> list[DetectedHand]:
-        """Find all hands in an image, by falling presence.
+        """Find all hands in an image, by decreasing presence.
 
         Args:
             image: (H, W, 3) RGB; every format of `images.as_rgb`.
             thorough: Whether to search overlapping tiles as well, which finds smaller and fainter hands in four to ten
-                times the time; None searches tiles where the whole image shows no hand.
+                times the time; if None, tiles are searched only if no hand is found in the whole image.
 
         Raises:
-            InputError: If the image is not one.
+            InputError: If `image` is not an image.
         """
         image = as_rgb(image)
         return self.search(image, lambda regions: self.recognise(image, regions), thorough=thorough)
@@ -125,7 +125,7 @@ class HandDetector:
     def search(
         self, image: Image, look: Look[Seen], *, thorough: bool | None = None, known: Sequence[Region] = ()
     ) -> list[Seen]:
-        """Find all hands in an image with another function in the landmark network's place.
+        """Find all hands in an image, with another function in place of the landmark network.
 
         Args:
             image: (H, W, 3) RGB, uint8.
@@ -134,14 +134,14 @@ class HandDetector:
             known: Regions of known hands, which are not searched again.
 
         Returns:
-            The hands that are present, by falling presence, without doubles.
+            The hands that are present, by decreasing presence, without duplicates.
         """
         return answered(self.searching(image, thorough=thorough, known=known), look)
 
     def searching(
         self, image: Image, *, thorough: bool | None = None, known: Sequence[Region] = ()
     ) -> Generator[list[Region], Sequence[Seen], list[Seen]]:
-        """Search as `search`, but yield the regions and be sent the hands in them; see `answered`."""
+        """Search as `search` does, as a generator that yields regions and is sent their hands; see `answered`."""
         limits = self.config
         candidates = self._find_palms(image, [whole(image)], limits.palm, limits.presence)
         hands: list[Seen] = [] if thorough else (yield from self._confirm(candidates, known))
@@ -152,15 +152,15 @@ class HandDetector:
         return hands
 
     def in_box(self, image: Any, box: Any, *, passes: int = 2) -> DetectedHand | None:
-        """Find the hand in a box; None if the landmark network sees none in any turn of the box.
+        """Find the hand in a box, in any rotation; None if the landmark network finds none.
 
         Args:
             image: (H, W, 3) RGB.
             box: (x, y, w, h) around one hand, pixels.
-            passes: Further forward passes, each in the region around the last pass's keypoints.
+            passes: Number of further forward passes, each in the region around the previous pass's keypoints.
 
         Raises:
-            InputError: If the image is not one or the box does not fit it.
+            InputError: If `image` is not an image, or the box does not fit it.
         """
         image = as_rgb(image)
         hands: list[DetectedHand] = []
@@ -173,7 +173,7 @@ class HandDetector:
         return hand if hand.presence > self.config.presence else None
 
     def recognise(self, image: Image, regions: list[Region]) -> list[DetectedHand]:
-        """Run the landmark network once in each region, whether it shows a hand or not."""
+        """Run the landmark network once in each region; return a hand for each, whatever its presence."""
         found = [
             self._estimate(self._landmark_state, crops, batch)
             for crops, batch in self._batches(image, regions, self._crop_size, extend=True)
@@ -181,7 +181,7 @@ class HandDetector:
         return [hand for batch in jax.device_get(found) for hand in unstack(batch)][: len(regions)]
 
     def _find_palms(self, image: Image, squares: list[Box], threshold: float, presence: float) -> list[_Candidate]:
-        """Return the regions of the palms in squares of the image, with the presence that each must reach."""
+        """Return the regions of the palms in squares of the image, with the presence that each must exceed."""
         regions = [square_region(square) for square in squares]
         found = [
             self._find(self._palm_state, images, batch, np.float32(threshold))
@@ -197,7 +197,7 @@ class HandDetector:
     def _confirm(
         self, candidates: list[_Candidate], known: Sequence[Region]
     ) -> Generator[list[Region], Sequence[Seen], list[Seen]]:
-        """Return the hands in the candidates' regions: the best of those that overlap, none that is known."""
+        """Return the hands in the regions of candidates that overlap neither known regions nor better candidates."""
         kept: list[_Candidate] = []
         for candidate in sorted(candidates, key=lambda candidate: candidate.score, reverse=True):
             others = [*known, *(other.region for other in kept)]
@@ -213,7 +213,7 @@ class HandDetector:
     ) -> Iterator[tuple[Image, Region]]:
         """Yield crops of regions in batches."""
         batches = stack(regions, self._most_at_once)
-        # All maps first: once a network runs, they would wait for it.
+        # All affine maps are computed first, because they would have to wait for a network that runs.
         maps = [np.asarray(to_image(batch, size)) for batch in batches]
         for batch, affines in zip(batches, maps, strict=True):
             yield np.stack([cut(image, affine, size, extend=extend) for affine in affines]), batch
@@ -230,7 +230,7 @@ def answered(search: Generator[list[Region], Sequence[Seen], Result], look: Look
 
 
 def merge_hands(keypoints_2d: Sequence[Keypoints], presence: Sequence[float]) -> list[int]:
-    """Choose hands: no doubles, and none that is a part of a larger one; return their indices by falling presence."""
+    """Return the indices of hands by decreasing presence, without duplicates and without parts of larger hands."""
     order = sorted(range(len(presence)), key=lambda index: presence[index], reverse=True)
     sizes = [float(hand_size(keypoints)) for keypoints in keypoints_2d]
 
@@ -247,7 +247,7 @@ def merge_hands(keypoints_2d: Sequence[Keypoints], presence: Sequence[float]) ->
 
 
 def _inside(part: Keypoints, hand: Keypoints) -> bool:
-    """Return whether a hand is a part of another one: knuckles or a finger taken for a small hand."""
+    """Return whether a hand is a part of another one: knuckles or a finger that were taken for a small hand."""
     size = float(hand_size(hand))
     center = (part.min(axis=0) + part.max(axis=0)) / 2.0
     if hand_size(part) >= _INSIDE_SIZE * size or (center < hand.min(axis=0)).any() or (center > hand.max(axis=0)).any():
@@ -267,7 +267,7 @@ def _entry(batch: Tree, index: int) -> Tree:
 
 
 def stack(entries: Sequence[Tree], most: int) -> list[Tree]:
-    """Return batches of 1, 2, 4, ... `most` entries, the last one padded with its last entry, for few programs."""
+    """Return batches of 1, 2, 4, ... `most` entries, so that few programs are compiled; the last entry is repeated."""
     batches = []
     for first in range(0, len(entries), most):
         part = list(entries[first : first + most])

@@ -1,7 +1,7 @@
-"""The hand landmark network: a 224 x 224 crop in, 21 keypoints in 2D and 3D, presence and side of the hand out.
+"""The hand landmark network: from a 224 x 224 crop to 21 keypoints in 2D and 3D, presence and side of the hand.
 
 This is MediaPipe's hand landmark network (Zhang et al., "MediaPipe Hands", 2020): a stem, fourteen inverted residual
-blocks, the mean over the map, and four linear heads. `recognise` takes its output back to the image.
+blocks, the mean over the map, and four linear heads. `recognise` converts its output to the frame of the image.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class Landmarks:
     """Output of the hand landmark network for a batch of crops."""
 
     crop: Float[Numbers, "batch 21 3"]
-    """Keypoints (u, v) in pixels of the crop (a region's point p lies at pixel p), and z: depth relative to the wrist,
+    """Keypoints (u, v) in pixels of the crop (as `regions.to_image` counts them), and z: depth relative to the wrist,
     smaller is closer, in the same unit but compressed; use `world` for depth."""
     world: Float[Numbers, "batch 21 3"]
     """Keypoints in metres: x right, y down, z away from the camera, in the turned frame of the region; the origin is
@@ -67,7 +67,7 @@ class ConvReLU6(nnx.Module):
 class InvertedResidual(nnx.Module):
     """project(depthwise(expand(x))): 1 x 1, depthwise and 1 x 1 convolution, ReLU6 after the first two.
 
-    A shortcut is added where it fits: the input at stride 1, its 2 x 2 maximum at stride 2.
+    A shortcut is added if the channels stay the same: the input at stride 1, its 2 x 2 maximum at stride 2.
     """
 
     def __init__(self, inputs: int, expanded: int, kernel: int, stride: int, outputs: int, *, rngs: nnx.Rngs):
@@ -106,7 +106,7 @@ class HandLandmarkNetwork(nnx.Module):
         self.right, self.presence, self.landmarks, self.world = heads
 
     def __call__(self, crops: Float[Array, "batch size size 3"]) -> Landmarks:
-        """Estimate the hand in each crop: RGB from 0 to 1, in which it points up and fills about half (`from_palm`)."""
+        """Estimate the hand in each crop, RGB from 0 to 1; it should point up and fill about half (see `from_palm`)."""
         return self.heads(self.maps(crops)[-1])
 
     def maps(self, crops: Float[Array, "batch size size 3"]) -> list[Float[Array, "batch rows columns channels"]]:
@@ -132,7 +132,7 @@ class HandLandmarkNetwork(nnx.Module):
 
 
 def by_crop(network: Callable[[Float[Array, "batch size size 3"]], T], crops: Float[Array, "batch size size 3"]) -> T:
-    """Call a network on crops; on a CPU on one after the other, whose maps stay in its cache, which is faster."""
+    """Call a network on crops; on a CPU on one at a time, which is faster because feature maps stay in its cache."""
 
     def one_by_one(crops: Array) -> T:
         return jax.tree.map(lambda leaf: leaf[:, 0], jax.lax.map(lambda crop: network(crop[None]), crops))
@@ -141,9 +141,9 @@ def by_crop(network: Callable[[Float[Array, "batch size size 3"]], T], crops: Fl
 
 
 def right_probability(landmarks: Landmarks, prior: Float[Array, "batch"] | None) -> Float[Array, "batch"]:
-    """Return the probability of right hands by Bayes' rule; the network's is the likelihood. The prior is 0.5 if None.
+    """Return the probability of right hands by Bayes' rule, with the network's probability as the likelihood.
 
-    A prior of 1 or 0, where the side is known, stays as it is.
+    The prior is 0.5 if None. A prior of 1 or 0, for a known side, is returned unchanged.
     """
     before = jnp.full_like(landmarks.right, 0.5) if prior is None else prior.astype(landmarks.right.dtype)
     likelihood = jnp.clip(landmarks.right, 1e-6, 1.0 - 1e-6)
@@ -164,7 +164,7 @@ class DetectedHand:
     right: Float[Numbers, "*batch"]
     """Probability that it is a right hand, in an image that is not mirrored."""
     region: Region
-    """The region that the network saw."""
+    """The region of the network's crop."""
     next_region: Region
     """The region around the keypoints, for a further pass or the next frame of a video."""
 

@@ -4,7 +4,7 @@ Padding is TensorFlow's "SAME", which is also XLA's: with a stride of 2 the surp
 5 x 5 kernel pads 1 and 2 pixels, a 3 x 3 kernel 0 and 1). The paper's hourglass pads both ends equally.
 
 A 1 x 1 convolution is a matrix product over the channels (`Pointwise`), which is faster on a CPU. All weights start at
-zero, because they are read from files; drawing them at random would be a quarter of the time of loading a network.
+zero, because they are read from files; drawing them at random would take a quarter of the time of loading a network.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 _ZEROS = nnx.initializers.zeros_init()
 
 Pointwise = functools.partial(nnx.Linear, kernel_init=_ZEROS)
-"""A 1 x 1 convolution with bias: inputs, outputs, and the `rngs` that Flax asks for."""
+"""A 1 x 1 convolution with bias; its arguments are inputs, outputs, and the `rngs` that Flax requires."""
 
 
 class Convolution(nnx.Module):
@@ -54,8 +54,8 @@ def convolve(
 ) -> Float[Array, "batch h_out w_out outputs"]:
     """Convolve a map, all channels together or each channel with its own kernel (one input per group).
 
-    On a CPU it is a sum of k * k shifted maps per input of a group: XLA's grouped convolution is 15 to 50 times slower,
-    and its convolution of three channels eight times. On accelerators XLA's convolution is used.
+    On a CPU the result is the sum of k * k shifted maps per input of a group, because XLA's grouped convolution is 15
+    to 50 times slower, and its convolution of three channels 8 times. On accelerators XLA's convolution is used.
     """
     shifts = functools.partial(_as_shifts, stride=stride)
     convolution = functools.partial(_as_convolution, stride=stride)
@@ -81,7 +81,7 @@ def _as_shifts(x: Array, kernel: Array, *, stride: int) -> Array:
     padded = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
     rows, columns = ((length - 1) // stride * stride + 1 for length in (height, width))
     terms = []
-    # Slices of lax, because indexing is traced three times slower.
+    # jax.lax.slice, because indexing takes three times as long to trace.
     for i in range(size):
         for j in range(size):
             end = (padded.shape[0], i + rows, j + columns, padded.shape[3])

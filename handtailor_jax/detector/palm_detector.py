@@ -1,4 +1,4 @@
-"""The palm detector: a 192 x 192 image in, palms out.
+"""The palm detector: from a 192 x 192 image to palms.
 
 This is MediaPipe's palm detection network (BlazePalm; Zhang et al., "MediaPipe Hands", 2020): a stack of residual
 blocks with depthwise convolutions, a small feature pyramid, and linear heads on its two levels. Its 2016 candidates,
@@ -19,13 +19,13 @@ from handtailor_jax.types import Numbers, Region, pytree
 
 # Numbers that describe a palm: centre, width and height of its box, and seven keypoints (x, y).
 _PALM_VALUES = 18
-# Anchors that suppression considers. A single palm raises about three above the threshold.
+# Largest number of anchors in the suppression. A single palm has about three above the threshold.
 _MAX_CANDIDATES = 192
 # Boxes that overlap more (intersection over union) belong to one palm.
 _SAME_PALM = 0.3
 
 MAX_PALMS = 48
-"""Palms that one image can have."""
+"""Largest number of palms in one image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Palms:
 def find_palms(
     network: PalmDetector, images: UInt8[Array, "batch size size 3"], regions: Region, threshold: Float[Array, ""]
 ) -> Palms:
-    """Find palms with a score from a threshold in RGB crops (0 to 255) of unrotated regions.
+    """Find palms with at least a threshold's score in RGB crops (0 to 255) of unrotated regions.
 
     Returns:
         `MAX_PALMS` palms of each crop, in pixels of the whole image; entries with score 0 are empty.
@@ -198,11 +198,11 @@ def decode(
 def suppress(candidates: Palms, threshold: Float[Array, ""] | float) -> Palms:
     """Join candidates of one image that overlap: the weighted suppression of BlazeFace (Bazarevsky et al., 2019).
 
-    The best candidate and all that overlap it become one palm: the mean, weighted with the scores. That repeats until
+    The best candidate and all that overlap it become one palm: their mean, weighted by the scores. This repeats until
     no score reaches the threshold. The numbers of candidates and palms are limited, so that the shapes are fixed.
 
     Returns:
-        `MAX_PALMS` palms by falling score, each with its best candidate's score; empty entries are 0.
+        `MAX_PALMS` palms by decreasing score, each with its best candidate's score; empty entries are 0.
     """
     best, order = jax.lax.top_k(candidates.score, min(_MAX_CANDIDATES, candidates.score.shape[0]))
     box, keypoints = candidates.box[order], candidates.keypoints[order]
@@ -225,7 +225,7 @@ def suppress(candidates: Palms, threshold: Float[Array, ""] | float) -> Palms:
 
 
 def intersection_over_union(a: Float[Array, "m 4"], b: Float[Array, "n 4"]) -> Float[Array, "m n"]:
-    """Return the overlap of every box of `a` with every box of `b`, centre and size; 0 for empty boxes."""
+    """Return the overlap of every box (centre, size) of `a` with every box of `b`; 0 for empty boxes."""
     lower = jnp.maximum(a[:, None, :2] - a[:, None, 2:] / 2.0, b[None, :, :2] - b[None, :, 2:] / 2.0)
     upper = jnp.minimum(a[:, None, :2] + a[:, None, 2:] / 2.0, b[None, :, :2] + b[None, :, 2:] / 2.0)
     shared = jnp.prod(jnp.maximum(upper - lower, 0.0), axis=-1)

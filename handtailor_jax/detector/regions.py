@@ -1,8 +1,8 @@
 """Regions: rotated squares of an image, from which the landmark network's crops are cut.
 
-Pixels (u, v) of image and crop are indices on both sides: crop pixel i of n shows the region at the fraction i / n.
-There is no half pixel in this map, because the networks were trained without: with half pixels their keypoints move by
-0.7 % of the hand's size (the sum of u in a crop and in the mirrored crop is the crop's size, not one less).
+Pixels (u, v) of image and crop are indices: pixel i of a crop of n pixels shows the region at the fraction i / n, not
+(i + 1/2) / n, because the networks were trained so. With the half pixels their keypoints move by 0.7 % of the hand's
+size: a keypoint's u in a crop and in the mirrored crop add up to the crop's size, not to one less.
 """
 
 import functools
@@ -26,16 +26,16 @@ from handtailor_jax.types import Box, Numbers, Region
 _PALM_WRIST, _PALM_MIDDLE_MCP = 0, 2
 # Side of a palm's region in longer sides of the palm's box, and its shift toward the fingers in box heights.
 _PALM_SIDE, _PALM_SHIFT = 2.6, 0.5
-# The same for a region from landmarks.
+# Side and shift of a region from landmarks, by their box.
 _LANDMARKS_SIDE, _LANDMARKS_SHIFT = 2.0, 0.1
-# Sides of the regions of a box, in its longer sides: for boxes close around the whole hand, and for loose ones.
+# Sides of the two regions of a box, in longer sides of the box: for boxes close around the hand, and for loose ones.
 _BOX_SIDES = (1.6, 0.8)
 SURE = 0.95
-"""Presence in a box's first size from which the second is not looked at: the best of five on photographs of the split
-`train`, in boxes of 1 to 2.6 hand sizes."""
-# Keypoints whose box makes the next region: without the finger ends, which move most.
+"""If the presence in a region of a box's first size is above this, the second size is not tried. The best of five
+values on photographs of the split `train`, in boxes of 1 to 2.6 hand sizes."""
+# Keypoints whose box determines the next region: without the finger ends, which move most.
 _STABLE = np.asarray([i for i, name in enumerate(KEYPOINTS) if not name.endswith(("_dip", "_tip"))], np.int32)
-# OpenCV warps images whose sides fit into 16 bits; larger ones are thinned out first.
+# OpenCV warps only images whose sides fit into 16 bits; larger ones are subsampled first.
 _OPENCV_LIMIT = 16_000
 
 
@@ -49,14 +49,14 @@ def to_image(region: Region, size: int) -> Float[Array, "*batch 2 3"]:
 
 
 def square_region(box: Box | Float[Numbers, "4"], zoom: float = 1.0, rotation: float = 0.0) -> Region:
-    """Return the square around a box, `zoom` times its longer side, as a region of NumPy or of the box's arrays."""
+    """Return the square about a box's centre, `zoom` times its longer side, as NumPy arrays or arrays like the box."""
     place: Any = np.asarray(box, np.float32) if isinstance(box, tuple) else box
     center, side = place[:2] + 0.5 * place[2:], zoom * place[2:].max()
     return Region(center, side, np.asarray(rotation, place.dtype))
 
 
 def from_box(box: Box | Float[Numbers, "4"]) -> list[list[Region]]:
-    """Return regions of a box around a hand, four turns of each of two sizes: it may be loose, and the hand turned."""
+    """Return regions of two sizes, each in four turns, because boxes may be loose and hands may point anywhere."""
     return [[square_region(box, side, turn * math.pi / 2.0) for turn in range(4)] for side in _BOX_SIDES]
 
 

@@ -1,7 +1,7 @@
-"""Upright squares of an image: tiles to search for palms, and where the paper's hourglass looks for a hand.
+"""Upright squares of an image: tiles to search for palms, and squares for an hourglass without a landmark network.
 
-The hourglass always outputs a hand. A square counts as showing one if its keypoints are confident and plausible. A hand
-that is followed through a video is looked for in one square.
+Such an hourglass always outputs a hand. A hand is accepted if its keypoints are confident and plausible. A hand that is
+followed through a video is searched in one square.
 """
 
 import math
@@ -15,35 +15,34 @@ from handtailor_jax.types import Box
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-# Sides of the tiles of a thorough pass, in shorter sides of the image.
+# Sides of the tiles of a thorough search, in shorter sides of the image.
 _TILE_SIDES = (1.0, 2.0 / 3.0)
-# Squares along the longer side of an image, at most about twice as many, because they overlap; in narrower images they
-# are larger.
+# Limit of the number of overlapping squares along the longer side of an image; in narrow images squares are larger.
 _MOST_TILES = 16
 # Sides of the hourglass's squares, in shorter sides of the image.
 _SCAN_SIDES = (1.0, 0.5)
-# Side of the square of a further forward pass, in hand sizes. It is the best, by a little, of 1.3, 1.45 and 1.6 on the
-# photographs of the embedded weights' training split.
+# Side of the square of a further forward pass, in hand sizes: slightly better than 1.3 and 1.6 on the photographs of
+# the split `train`.
 _CLOSER = 1.45
-# Side of the square around a hand that is followed, in hand sizes, and weight of the previous square in it, so that
-# crops tremble less.
+# Side of the square around a hand that is followed, in hand sizes, and weight of the previous square in it, which
+# reduces jitter of the crops.
 _FOLLOW_SIDE, _SMOOTHING = 2.0, 0.3
-# Smallest hand size in pixels, hand size as a share of the square's side, and share of keypoints inside of the image,
-# at which keypoints count as a hand.
+# Least hand size in pixels, hand size as a share of the square's side, and share of keypoints inside the image, of a
+# plausible hand.
 _MIN_SIZE, _MIN_SHARE, _MIN_INSIDE = 12.0, 0.1, 0.5
 
 ACQUIRE, KEEP = 0.5, 0.3
-"""Mean confidence from which a hand that is searched for is found, and below which one that is followed is lost."""
+"""Least mean confidence of a hand that is newly found, and of a hand that is followed."""
 
 
 def tiles(width: int, height: int) -> list[Box]:
-    """List the squares of a thorough pass; none equals the whole image."""
+    """List the squares of a thorough search; none equals the whole image."""
     sides = dict.fromkeys(_sides(width, height, _TILE_SIDES))
     return [box for side in sides if side < max(width, height) for box in _cover(width, height, side)]
 
 
 def scan_squares(width: int, height: int) -> list[Box]:
-    """List the squares in which the hourglass looks after the whole image, largest first."""
+    """List the squares in which the hourglass searches after the whole image, largest first."""
     return [box for side in dict.fromkeys(_sides(width, height, _SCAN_SIDES)) for box in _cover(width, height, side)]
 
 
@@ -65,12 +64,12 @@ def _cover(width: int, height: int, side: float) -> list[Box]:
 
 
 def first_square(width: int, height: int) -> Box:
-    """Return the square around the whole image, in which the hourglass looks first."""
+    """Return the square around the whole image, in which the hourglass searches first."""
     return centered_square(np.asarray([0.5 * (width - 1), 0.5 * (height - 1)]), float(max(width, height)))
 
 
 def closer_square(square: Box, keypoints_2d: FloatArray, confidence: FloatArray) -> Box:
-    """Return the square for a further forward pass: around the keypoints, or the same one where they are no hand."""
+    """Return the square of a further forward pass: around the keypoints, or the same one if they are not plausible."""
     points = np.asarray(keypoints_2d, np.float64)
     if not confidence.mean() >= KEEP or not hand_size(points) >= _MIN_SHARE * square[2]:
         return square
@@ -78,7 +77,7 @@ def closer_square(square: Box, keypoints_2d: FloatArray, confidence: FloatArray)
 
 
 def next_square(square: Box, keypoints_2d: FloatArray) -> Box:
-    """Return the square in which a hand that this one shows is expected in the next frame of a video."""
+    """Return the square in which the hand of a square is expected in the next frame of a video."""
     new = square_around(np.asarray(keypoints_2d, np.float64), _FOLLOW_SIDE)
     side = math.exp((1.0 - _SMOOTHING) * math.log(new[2]) + _SMOOTHING * math.log(square[2]))
     x, y = (
@@ -89,9 +88,9 @@ def next_square(square: Box, keypoints_2d: FloatArray) -> Box:
 
 
 def hand_score(keypoints_2d: FloatArray, confidence: FloatArray, side: float, width: int, height: int) -> float:
-    """Return the mean confidence of keypoints (21, 2), or -1 if they are no plausible hand.
+    """Return the mean confidence of keypoints (21, 2), or -1 if they are not a plausible hand.
 
-    `side` is that of the square in which they were detected; all lengths are in pixels of the image.
+    `side` is the side of the square in which they were detected; all lengths are in pixels of the image.
     """
     if not (np.isfinite(keypoints_2d).all() and np.isfinite(confidence).all()):
         return -1.0

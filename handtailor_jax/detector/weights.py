@@ -38,17 +38,17 @@ Network = TypeVar("Network", PalmDetector, HandLandmarkNetwork)
 
 
 def load_palm_detector(path: str | os.PathLike[str] | None = None) -> PalmDetector:
-    """Load a palm detector from a weight file, or the embedded one; raise an InputError if the file is not one."""
+    """Load a palm detector from a weight file, or the embedded one; raise an `InputError` if the file is invalid."""
     return _load(PALM, path, PalmDetector)
 
 
 def load_landmark_network(path: str | os.PathLike[str] | None = None) -> HandLandmarkNetwork:
-    """Load a hand landmark network from a weight file, or the embedded one; raise an InputError if it is not one."""
+    """Load a landmark network from a weight file, or the embedded one; raise an `InputError` if the file is invalid."""
     return _load(LANDMARKS, path, HandLandmarkNetwork)
 
 
 def structure(network: str) -> tuple[Any, list[tuple[tuple[Any, ...], Any]]]:
-    """Return the graph definition and the variables (path, shape only) of a network, a name of `CONFIGS`."""
+    """Return graph definition and variables (path, shape only) of a network, which is named as in `CONFIGS`."""
     config = CONFIGS[network]
     kind: Any = PalmDetector if isinstance(config, PalmDetectorConfig) else HandLandmarkNetwork
     graph, state = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))))
@@ -74,7 +74,7 @@ def _load(embedded: str, given: str | os.PathLike[str] | None, kind: type[Networ
         if tensor.dtype not in (np.float16, np.float32) or not np.isfinite(tensor).all():
             raise InputError(f"{path}: {name} does not hold finite float16 or float32 numbers; {_REMEDY}")
         numbers.append((place, variable.replace(tensor.astype(np.float32))))
-    # All at once, and converted by NumPy: JAX compiles a conversion for every shape.
+    # All at once, and converted by NumPy, because JAX would compile a conversion for every shape.
     module = nnx.merge(graph, jax.device_put(nnx.from_flat_state(numbers)))
     if not isinstance(module, kind):
         raise InputError(f"{path}: holds the network {network}, not a {kind.__name__}; {_REMEDY}")
@@ -94,12 +94,12 @@ def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
                 raise InputError(f"{path}: has format version {version}, this program reads {VERSION}; {_REMEDY}")
             return metadata["network"], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (AttributeError, TypeError):
-        raise InputError(f"{path}: holds a type of numbers that NumPy has not, such as bfloat16; {_REMEDY}") from None
+        raise InputError(f"{path}: holds a type of numbers that NumPy lacks, such as bfloat16; {_REMEDY}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); {_REMEDY}") from None
     except safetensors.SafetensorError as error:
         reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: is no safetensors file or cut short ({reason}); {_REMEDY}") from None
+        raise InputError(f"{path}: is not a complete safetensors file ({reason}); {_REMEDY}") from None
 
 
 def _name(place: tuple[Any, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Boxes around hands: the hand size, to which thresholds and errors in percent refer, squares, and turns of hands."""
+"""Boxes around hands: the hand size (the unit of thresholds and of errors in percent), squares, rotations of hands."""
 
 import math
 
@@ -38,7 +38,7 @@ def overlap(first: Float[np.ndarray, "4"], second: Float[np.ndarray, "4"]) -> fl
 
 
 def turn_of_hand(keypoints_2d: Float[Array, "*batch 21 2"]) -> Float[Array, "*batch"]:
-    """Return the rotation, radians, of a square in which the hand points up: from the wrist to the fingers' MCPs."""
+    """Return the rotation, radians, of a square in which the direction from the wrist to the finger MCPs is up."""
     mcp = (keypoints_2d[..., _INDEX_MCP, :] + keypoints_2d[..., _RING_MCP, :]) / 2.0
     return turn_to_up((mcp + keypoints_2d[..., ROOT, :]) / 2.0 - keypoints_2d[..., WRIST, :])
 

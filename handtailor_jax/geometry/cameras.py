@@ -1,4 +1,4 @@
-"""Projection through a camera, and the exact cameras of cropped, resized and rotated images."""
+"""Projection through cameras, exact cameras of cropped, resized and rotated images, and checks of given cameras."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,10 +24,7 @@ def depth_divisor(camera: Camera, z: Float[Array, "*batch n"]) -> Float[Array, "
 
 
 def held_depth(camera: Camera, depth: Float[Array, ""]) -> Float[Array, ""]:
-    """Clip the depth of a root, metres, to 0.05 ... 50; in weak perspective return 0.
-
-    The range bounds hands from an untrained network.
-    """
+    """Clip the depth of a root to 0.05 to 50 m, for the output of untrained networks; return 0 in weak perspective."""
     return jnp.where(camera.perspectivity > 0.5, jnp.clip(depth, 0.05, 50.0), 0.0)
 
 
@@ -133,7 +130,7 @@ def as_camera(camera: Any) -> Camera:
             raise InputError(f"camera.linear has shape {camera.linear.shape}: give one Camera of one image")
         finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(camera))
         if not finite or np.linalg.det(camera.linear) <= 0 or camera.perspectivity not in (0.0, 1.0):
-            raise InputError(f"camera is no camera of an image: {camera}; use Camera.perspective or weak_perspective")
+            raise InputError(f"camera is not a valid camera: {camera}; use Camera.perspective or weak_perspective")
         return camera
     matrix = np.eye(3, dtype=np.float32) if camera is None else intrinsic_matrix(camera)
     return Camera(matrix[:2, :2], matrix[:2, 2], np.asarray(camera is not None, np.float32))
@@ -172,13 +169,13 @@ def intrinsic_matrix(camera: Any) -> FloatArray:
 
 
 def checked_length(hand_length: Any, camera: Any) -> float:
-    """Return the length of a hand that is seen by a known camera, metres.
+    """Return a hand length as a float, metres.
 
     Raises:
-        InputError: If it is not the length of a hand, or no camera is known.
+        InputError: If it is not the length of a hand, or `camera` is None.
     """
     length = float(checked_array("hand_length", hand_length, ()))
     check_range("hand_length (metres from the wrist to the middle fingertip)", length, 0.03, 0.5)
     if camera is None:
-        raise InputError("hand_length is given without camera: it decides the depth with intrinsics only; add them")
+        raise InputError("hand_length is given without camera: depth needs intrinsics; add them, or leave it out")
     return length

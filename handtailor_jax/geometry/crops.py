@@ -1,4 +1,4 @@
-"""Crops of images inside the graph, differentiable in the pixels and in the place of the crop.
+"""Crops of images inside the graph, differentiable in the pixels and in the position of the crop.
 
 They agree with the crops that OpenCV makes on the host: `images.crop_square` and `detector.regions.cut`.
 """
@@ -33,7 +33,7 @@ def crop_upright(
 def _shares(first: Float[Array, ""], side: Float[Array, ""], size: int, length: int) -> Float[Array, "size length"]:
     """Return the share of each of `length` pixels in each of the `size` cells of an interval.
 
-    A cell is at least a pixel wide, which is bilinear interpolation when enlarging.
+    Cells are at least one pixel wide; where they overlap, when enlarging, the shares interpolate linearly.
     """
     step = side / size
     middle = first + step * (jnp.arange(size, dtype=side.dtype) + 0.5)

@@ -34,9 +34,9 @@ def lift_scale(uvd: Float[Array, "*batch 21 3"]) -> Float[Array, "*batch"]:
 def lift(
     camera: Camera, uvd: Float[Array, "*batch 21 3"], bone: Float[Array, "*batch"], root_depth: Float[Array, "*batch"]
 ) -> Float[Array, "*batch 21 3"]:
-    """Lift keypoints (u, v; pixels) with relative depth to the camera frame: Eq. 5 , Eq. 14 in weak perspective.
+    """Lift keypoints (u, v; pixels) with relative depth to the camera frame: Eq. 5, or Eq. 14 in weak perspective.
 
-    The length of the reference bone and the root's z are in camera-frame units.
+    `bone`, the length of the reference bone, and `root_depth` are in camera-frame units.
     """
     return unproject(camera, uvd[..., :2], uvd[..., 2] * bone[..., None] + root_depth[..., None])
 

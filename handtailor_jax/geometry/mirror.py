@@ -1,7 +1,8 @@
 """Left and right: mirror images, cameras, points, poses and parameters about a vertical line.
 
-The networks and the compiled programs process right hands only. A left hand is mirrored before them, u' = (width - 1)
-- u and x' = -x, and its result is mirrored back: each function is its own inverse. All take NumPy and JAX arrays.
+The hourglass and IKNet process right hands only, and a fit only hands of its model's side. Other hands are mirrored
+before, u' = (width - 1) - u and x' = -x, and the results are mirrored back. Each function is its own inverse, apart
+from fields that it drops. All take NumPy and JAX arrays.
 """
 
 import dataclasses
@@ -103,7 +104,7 @@ def mirror_hand(hand: Hand) -> Hand:
 
 
 def choose(condition: Bool[Numbers, ""], if_true: T, if_false: T) -> T:
-    """Return one of two pytrees of the same structure; inside the graph, where a side is a value."""
+    """Select one of two pytrees of the same structure by a condition that may be traced."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
 
 

@@ -10,8 +10,8 @@ from handtailor_jax.types import Numbers
 PointSet = Float[Numbers, "*batch n 3"]
 
 POINT = 1e-8
-"""Spread about the centroid below which a set is taken for a single point, because its direction and size are rounding
-noise. Ten nanometres for points in metres."""
+"""Spread about the centroid below which a set is treated as a single point, because its direction and size are rounding
+noise: ten nanometres for points in metres."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Similarity:
     shift: Float[Numbers, "*batch 1 3"]
 
     def apply(self, points: Float[Numbers, "*batch m 3"]) -> Float[Numbers, "*batch m 3"]:
-        """Move points; their number need not be that of the points that were aligned."""
+        """Apply the map to any number of points."""
         return self.scale * points @ self.rotation + self.shift
 
 
@@ -32,9 +32,9 @@ def best_similarity(
 ) -> Similarity:
     """Return the similarity that brings `points` closest to `target` in the weighted least-squares sense (Procrustes).
 
-    Points that are all one go to the centroid of the target. With `mirror`, reflections are allowed, as in
-    `scipy.linalg.orthogonal_procrustes`. Both sets are NumPy or JAX arrays, in any unit. All weigh the same if
-    `weights` is None.
+    Points that all coincide are mapped to the centroid of the target. With `mirror`, reflections are allowed, as in
+    `scipy.linalg.orthogonal_procrustes`. Both sets are NumPy or JAX arrays, in any unit. If `weights` is None, all
+    points have the same weight.
     """
     xp = points.__array_namespace__()
     w = xp.ones_like(points[..., :1]) if weights is None else weights[..., None]
@@ -52,6 +52,6 @@ def best_similarity(
 
 
 def ratio(numerator: Any, denominator: Any, least: float) -> Any:
-    """Return the quotient, 0 where the denominator is below `least`."""
+    """Return the quotient, or 0 where the denominator is below `least`."""
     xp, large = numerator.__array_namespace__(), denominator >= least
     return xp.where(large, numerator, 0.0) / xp.where(large, denominator, 1.0)

@@ -1,4 +1,4 @@
-"""The hand model: from shape and pose to a mesh, its anatomy, and readers of model files."""
+"""The hand model: from shape and pose to a mesh; its anatomy; readers of model files."""
 
 from handtailor_jax.mano.hand_model import Anatomy, HandModel, LinearBlendSkin, PosedHand, ShapedHand
 from handtailor_jax.mano.loading import HandModelError, embedded_hand, load_hand, load_mano

@@ -1,4 +1,4 @@
-"""Checks of a hand model's arrays; every message is one line with the value, the expectation and the remedy."""
+"""Checks of a hand model's arrays; each message is one line with the value, the expected value and the remedy."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -56,7 +56,7 @@ MANO_NAMES: Mapping[str, str] = {
     "pose_mean": "hands_mean",
     "pose_components": "hands_components",
 }
-"""Name in a MANO file of each array of the embedded hand's layout that both have."""
+"""Names in a MANO file of the arrays of the embedded hand's layout that MANO has, too."""
 
 MANO_SHAPES: Shapes = {
     **{name: tuple(MANO_VERTICES if n == "V" else n for n in OWN_SHAPES[own]) for own, name in MANO_NAMES.items()},
@@ -66,9 +66,9 @@ MANO_SHAPES: Shapes = {
 """Shapes of the arrays of a MANO file."""
 
 RECORDED_SHAPES: Shapes = {"hands_coeffs": ("N", 45), "hands_mean": (45,), "hands_components": (45, 45)}
-"""Shapes of the arrays of a MANO file that hold the poses it was learnt from; `hands_coeffs` may be absent."""
+"""Shapes of a MANO file's arrays with the poses from which MANO was learnt; `hands_coeffs` may be absent."""
 
-# Largest absolute value of a usable model: metres, metres a unit, or radians.
+# Largest absolute value in a usable model: metres, metres per unit, or radians.
 _LARGEST = {
     "template": 1.0,
     "shape_directions": 1.0,
@@ -125,11 +125,11 @@ def check_mano_arrays(arrays: Arrays, side: Side) -> None:
         raise InputError(f"the joints have the parents {parents}, not MANO's {JOINT_PARENTS}; is it a MANO hand model?")
     if _side(arrays["J_regressor"], arrays["v_template"]) != side:
         other = "left" if side == "right" else "right"
-        raise InputError(f"its fingers point the way of a {other} hand; put {other!r} into the file's name")
+        raise InputError(f"its fingers point in the direction of a {other} hand's; put {other!r} into the file's name")
 
 
 def check_bones(arrays: Arrays) -> None:
-    """Check that the bones of the rest skeleton have the lengths of a hand's, in metres."""
+    """Check that the bones of the rest skeleton have plausible lengths in metres."""
     keypoints = rest_keypoints(arrays)
     for parent, child in BONES:
         length = float(np.linalg.norm(keypoints[child] - keypoints[parent]))
@@ -148,7 +148,7 @@ def rest_keypoints(arrays: Arrays) -> npt.NDArray[np.float64]:
 
 
 def _side(regressor: npt.NDArray[Any], template: npt.NDArray[Any]) -> Side:
-    """Return the side whose fingers point the way of this hand's."""
+    """Return the side of a hand in the rest frame, in which a right hand's fingers point along -x."""
     joints = _rest_joints(regressor, template)
     return "right" if joints[JOINT_KEYPOINTS.index(ROOT), 0] < joints[0, 0] else "left"
 
@@ -183,7 +183,7 @@ def _check_shapes(arrays: Arrays, shapes: Shapes) -> None:
 
 
 def _check_values(arrays: Arrays, names: Mapping[str, str]) -> None:
-    """Check arrays whose names are given by those of the embedded hand's layout."""
+    """Check the values of arrays; `names` gives their names for those of the embedded hand's layout."""
     for own in (name for name in _LARGEST if name in names):
         largest = float(np.max(np.abs(arrays[names[own]].astype(np.float64))))
         if largest > _LARGEST[own]:

@@ -1,7 +1,4 @@
-"""Forward kinematics: rotations of the sixteen joints relative to their parents in, rotations and joints in space out.
-
-A sum along the kinematic chain is one product with the constant matrix `ANCESTRY`.
-"""
+"""Forward kinematics of the 16 joints, with a derivative in closed form."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +8,7 @@ from jaxtyping import Array, Float
 from handtailor_jax.geometry.rotations import left_jacobian, matrix_from_axis_angle, skew
 from handtailor_jax.skeleton import JOINT_PARENTS, NUM_JOINTS, ancestors, joint_levels
 
-# Row j is 1 at j and at every ancestor of j, so sums along the kinematic chain are one matrix product.
+# Row j is 1 at j and at every ancestor of j, so a sum along the kinematic chain is one product with this matrix.
 ANCESTRY = np.zeros((NUM_JOINTS, NUM_JOINTS), np.float32)
 for _joint in range(NUM_JOINTS):
     ANCESTRY[_joint, list(ancestors(_joint))] = 1.0
@@ -69,7 +66,7 @@ def _forward_kinematics_jvp(primals, tangents):  # type: ignore[no-untyped-def]
 def chain_rotations(
     rotations: Float[Array, "16 3 3"], rest_joints: Float[Array, "16 3"]
 ) -> tuple[Float[Array, "16 3 3"], Float[Array, "16 3"]]:
-    """Return rotations relative to the rest frame and posed joints (metres) of rotations relative to the parents."""
+    """Convert rotations relative to the parents to rotations relative to the rest frame and posed joints (metres)."""
     level_rotations = [rotations[np.asarray(_LEVELS[0], np.int32)]]
     for level in _LEVELS[1:]:
         parent_rotations = level_rotations[-1]

@@ -1,4 +1,4 @@
-"""Landmark conventions: the points of the hand that a labelling scheme marks as the 21 keypoints.
+"""Landmark conventions: the points of the hand that a labelling scheme uses as the 21 keypoints.
 
 The skeleton is the same for every convention. A convention adds two fixed offsets to each keypoint, one rigid with the
 bone above the joint and one rigid with the bone below. Offsets are in lengths of the reference bone.
@@ -51,7 +51,7 @@ MANO = LandmarkConvention(offsets=None, name="mano")
 """The model's own keypoints: 16 joints and 5 fingertip vertices."""
 
 CONVENTIONS = ("mano", "mediapipe")
-"""The model's own keypoints, and those of MediaPipe Hands, which were estimated by tools/learn_convention.py."""
+"""mano: the model's own keypoints. mediapipe: those of MediaPipe Hands, estimated by tools/learn_convention.py."""
 
 
 def load_convention(name: str) -> LandmarkConvention:

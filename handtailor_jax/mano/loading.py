@@ -2,7 +2,7 @@
 
 embedded_hand("left")                 the hand that ships with the package, free to use
 load_mano("MANO_RIGHT.pkl")           a MANO file, downloaded by the user under MANO's licence
-load_hand(path, side)                 either of them, depending on the file; None means the embedded hand
+load_hand(path, side)                 a MANO file, an npz file in the embedded hand's layout, or (None) the latter
 """
 
 import functools
@@ -48,7 +48,7 @@ _GLOBALS = re.compile(
 def embedded_hand(side: Side = "right", dtype: npt.DTypeLike = jnp.float32) -> HandModel:
     """Build the hand model that ships with the package; the left hand is the mirrored right hand.
 
-    The floating-point type `dtype` of its arrays may be float64 under ``jax.enable_x64``.
+    `dtype` is the floating-point type of its arrays; float64 needs ``jax.enable_x64``.
     """
     return _on_side(_build(embedded_arrays(), "right", dtype), side)
 
@@ -73,8 +73,8 @@ def load_hand(
 
     Args:
         path: the file; None for the embedded hand.
-        side: the side of the returned model; by default that of the hand in the file (right for the embedded hand). A
-            hand of the other side is mirrored. If a MANO file's name contains no side, this is the side in the file.
+        side: the side of the returned model, to which the hand is mirrored if necessary; by default the side in the
+            file, or right for the embedded hand. If a MANO file's name contains no side, it is the side in the file.
         dtype: floating-point type of the model's arrays.
 
     Raises:
@@ -138,11 +138,11 @@ def load_mano(
 
 
 def recorded_poses(path: str | os.PathLike[str]) -> npt.NDArray[np.float32]:
-    """Read the finger poses that a MANO file carries, those of the scans that MANO was learnt from.
+    """Read the finger poses of the scans from which MANO was learnt, which its files contain.
 
     Returns:
-        (n, 15, 3) rotations of a right hand relative to the flat hand, axis-angle, radians, in MANO's joint order; none
-        if the file has no `hands_coeffs`, as other hand models.
+        (n, 15, 3) rotations of a right hand relative to the flat hand, axis-angle, radians, in MANO's joint order; n is
+        0 if the file has no `hands_coeffs`.
 
     Raises:
         HandModelError: If the file cannot be read, or the numbers are not poses.
@@ -155,15 +155,15 @@ def recorded_poses(path: str | os.PathLike[str]) -> npt.NDArray[np.float32]:
     )
     poses = (mean + coefficients @ components).reshape(-1, 15, 3)
     largest = np.abs(poses).max(initial=0.0)
-    if not largest <= 2.0 * np.pi:  # also if it is not a number
+    if not largest <= 2.0 * np.pi:  # true for NaN, too
         raise HandModelError(f"{path}: hands_coeffs holds a rotation of {largest:.3g} rad; {UNDAMAGED}")
     return (mirror_pose(poses) if _side_from_name(path) == "left" else poses).astype(np.float32)
 
 
 def read_arrays(path: str | os.PathLike[str], shapes: checks.Shapes = MANO_SHAPES) -> Arrays:
-    """Read the arrays of a hand model by name; the first bytes of the file tell which format it has.
+    """Read the arrays of a hand model by name; the first bytes of the file determine its format.
 
-    `shapes` are the names and shapes of the arrays to read from a pickle; from an npz file, the package's own as well.
+    `shapes` are the names and shapes of the arrays to read; from an npz file, those of `OWN_SHAPES` are read as well.
 
     Raises:
         HandModelError: if the file is missing, damaged, unsafe or too large.
@@ -226,7 +226,7 @@ def _build(arrays: Arrays, side: Side, dtype: npt.DTypeLike) -> HandModel:
             weights=real(arrays["skinning_weights"][chosen]),
         )
 
-    # Joints are regressed once in float64, so that a float32 model carries no rounding error of the sum.
+    # Joints are regressed once in float64, so that a float32 model has no rounding errors from the sum.
     regressor = arrays["joint_regressor"].astype(np.float64)
     tip_vertices = arrays["tip_vertices"].astype(np.int32)
     return HandModel(

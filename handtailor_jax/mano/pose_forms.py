@@ -1,4 +1,4 @@
-"""Poses as other programs give them: axis-angle vectors, quaternions, matrices or principal components."""
+"""Conversion of poses of other programs: axis-angle vectors, quaternions, matrices or principal components."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 
 MOST_PARAMETER = 100.0
-"""Largest value of a pose or shape, radians and standard deviations."""
+"""Largest value in a given pose, in any form."""
 
 # Largest deviation of R R^T of a given rotation matrix from the identity.
 _ROUNDING = 1e-2
@@ -32,7 +32,7 @@ def pose_from(
     components are those of the model `hand`, the embedded one if None, mirrored to `side`.
 
     Raises:
-        InputError: If there are too many or too few of them, or values that are no rotations.
+        InputError: If values are missing, surplus or not rotations.
     """
     if not isinstance(flat_hand_mean, bool):
         raise InputError(f"flat_hand_mean is {flat_hand_mean!r}: use true or false")
@@ -63,7 +63,7 @@ def pose_from(
 
 
 def _rotations(name: str, given: Any, count: int) -> FloatArray:
-    """Return rotations in any of the accepted forms, which their number of values tells apart, as axis-angle."""
+    """Convert rotations to axis-angle vectors; the number of values determines their form."""
     array = np.asarray(numbers(name, given))
     width = array.size // count
     # A transposed array has the right number of values, too.

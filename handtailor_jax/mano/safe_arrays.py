@@ -1,7 +1,7 @@
-"""Read arrays of numbers from strangers: from npz archives, and from the records that `safe_pickle` makes of a pickle.
+"""Read arrays of numbers from untrusted npz archives, and from the records that `safe_pickle` makes of a pickle.
 
-Sizes are checked before memory is allocated. Neither SciPy nor chumpy need be installed, because their objects are
-decoded from their recorded state.
+Sizes are checked before memory is allocated. SciPy and chumpy need not be installed, because their objects are decoded
+from their recorded state.
 """
 
 import io
@@ -190,7 +190,7 @@ def decode_record(value: Any, shape: tuple[Any, ...], depth: int = 0) -> npt.NDA
         depth: number of chumpy objects around the value.
 
     Raises:
-        InputError: if the value is nothing of these.
+        InputError: if the value is none of these.
         TypeError, ValueError, LookupError, AttributeError, OverflowError: if the state of a record is incomplete.
     """
     if depth > _DEEPEST:
@@ -235,7 +235,7 @@ def _check_lists(value: list[Any] | tuple[Any, ...]) -> None:
 
 
 def _decode_sparse(name: str, state: Mapping[str, Any], expected: tuple[Any, ...]) -> npt.NDArray[Any]:
-    """Make a dense array of the state of a SciPy matrix in csc, csr or coo format."""
+    """Return a dense array from the state of a SciPy matrix in csc, csr or coo format."""
     form = name.partition("_")[0]
     if form not in ("csc", "csr", "coo"):
         raise InputError(f"stored as {name!r}, which is not supported; save it as a csc_matrix or a plain array")

@@ -1,4 +1,4 @@
-"""Read pickle files from strangers without running them.
+"""Read untrusted pickle files without executing them.
 
 A pickle is a program. `unpickle` interprets the opcodes that data files need and builds a tree of plain values:
 numbers, text, bytes, lists, tuples and dictionaries. Every other object becomes a `Call`, which records the name of
@@ -8,7 +8,7 @@ the finished tree, so a value cannot change after its check.
 Restricting ``find_class`` of `pickle.Unpickler` is not enough: its memo is an array as long as the largest index in the
 file, it hashes nested tuples in exponential time, and its BUILD opcode sets attributes of whatever object
 ``find_class`` returns. Here only opcodes that push, move or memorise plain values have the standard library's handlers
-(of `pickle._Unpickler`, in Python). Opcodes that hash, call or change an object have their own; others are refused.
+(of `pickle._Unpickler`, in Python). Opcodes that hash, call or change an object have handlers here; others are refused.
 
 Readers must not print, compare or recurse into the tree without a bound, because a small file can share one list many
 times on many levels.

@@ -1,4 +1,4 @@
-"""The tailor module: fits a proposed hand to 2D keypoints."""
+"""The tailor module, which fits a proposed hand to 2D keypoints."""
 
 from handtailor_jax.tailor.placement import initialize
 from handtailor_jax.tailor.tailor import PRESETS, TailorConfig, tailor, tailor_batch

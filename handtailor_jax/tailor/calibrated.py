@@ -1,7 +1,8 @@
-"""Our energy: every residual is divided by its standard deviation, so the weights are noise levels.
+"""The calibrated energy, the default: every residual is divided by its standard deviation, which replaces its weight.
 
     E = 1/2 sum_k c_k^p rho(|pi(X_k) - x_k|^2 / sigma_px^2)      robust reprojection (Eq. 9 of the paper)
-      + 1/2 (x - mean)' Q (x - mean)                           identity (Eq. 11) and pose prior, one Gaussian
+      + 1/2 sum_k c_k^p |d(X_k) - d_k|^2 / sigma_depth^2         relative depths, where they are observed
+      + 1/2 (x - mean)' Q (x - mean)                             identity (Eq. 11) and priors, one Gaussian
       + 1/2 sum |excess over joint limits|^2 / sigma_limit^2
 
 The unknowns x are the fingers in anatomical coordinates (flexion, abduction, twist; radians), betas, a rotation vector
@@ -31,11 +32,11 @@ _FINGERS, _BETAS, _ROTATION, _PIXEL, _ZOOM = slice(0, 45), slice(45, -6), slice(
 
 _TIP_JOINT = np.asarray(FINGER_JOINTS, np.int32)[:, -1]
 
-# Which of the 45 finger coordinates move each keypoint, (21, 45).
+# 1 where a finger coordinate moves a keypoint, (21, 45).
 _MOVES = np.repeat(ANCESTRY[list(KEYPOINT_JOINT), 1:], 3, axis=1)
 # The 21 keypoints as sums of bone vectors (of 16 joints and 5 tips) along the chain.
 _CHAIN = np.block([[ANCESTRY, np.zeros((16, 5))], [ANCESTRY[_TIP_JOINT], np.eye(5)]])[np.asarray(KEYPOINTS_FROM_MANO)]
-# Flexion coordinates of the four fingers, (finger, MCP PIP DIP).
+# Indices of the flexion coordinates of the four fingers: (4, 3), MCP, PIP and DIP.
 _FLEXION = 3 * (np.asarray(FINGER_JOINTS[1:], np.int32) - 1)
 # Largest move of the root, in hand sizes, and largest log zoom.
 _FARTHEST = 3.0
@@ -45,16 +46,15 @@ _FLEXION_RATIO = 0.6
 
 @dataclasses.dataclass(frozen=True)
 class CalibratedEnergy:
-    """Standard deviations of every residual; ``math.inf`` disables a term.
+    """Standard deviations of all residuals; ``math.inf`` disables a term.
 
-    Those of the identity terms are the expected errors of the start in pose, shape and placement.
+    The identity terms' deviations are the expected errors of the start in pose, shape and placement.
     """
 
     keypoint_std: float = 0.02
     """Noise of the 2D keypoints, as a share of the hand size (longer side of the keypoints' box)."""
     confidence_power: int = 1
-    """Exponent of the confidence: a keypoint of confidence c has the weight c^power, that is, the noise
-    keypoint_std / c^(power / 2)."""
+    """Exponent p: a keypoint of confidence c has the weight c^p, that is, the noise keypoint_std / c^(p / 2)."""
     robustness: float = 4.0
     """Degrees of freedom of the Student-t reprojection residual; ``math.inf`` is the plain square."""
     depth_std: float = 0.125
@@ -77,13 +77,13 @@ class CalibratedEnergy:
     betas_prior: float = 0.0
     """Factor on the precision of the unit-variance shape prior."""
     extent: float = 0.159
-    """Prior without intrinsics: mean of the length that the hand size in the image covers, metres."""
+    """Prior without intrinsics: mean of the length in metres that corresponds to the hand size in the image."""
     extent_std: float = math.inf
     """Prior without intrinsics: standard deviation of the log extent."""
     dip_std: float = math.radians(15.0)
-    """Prior: standard deviation of DIP flexion - 0.6 PIP flexion of a finger (they share tendons), radians."""
+    """Prior: standard deviation of DIP flexion - 0.6 PIP flexion of a finger (shared tendons), radians."""
     mcp_std: float = math.inf
-    """Prior: standard deviation of MCP flexion - 0.6 PIP flexion of a finger (a finger closes as a whole), radians."""
+    """Prior: standard deviation of MCP flexion - 0.6 PIP flexion of a finger (all joints close together), radians."""
     limit_std: float = math.radians(3.0)
     """Standard deviation of the excess over joint limits, radians."""
 
@@ -104,7 +104,7 @@ class _State(NamedTuple):
 
 @pytree
 class CalibratedProblem:
-    """Minimisation of our energy for one hand; the unknowns x are 45 fingers, betas, 3 rotation, 2 pixel and 1 zoom."""
+    """Minimisation of the energy for one hand; the unknowns x are 45 fingers, betas, 3 rotation, 2 pixel and 1 zoom."""
 
     config: CalibratedEnergy = dataclasses.field(metadata={"static": True})
     hand: HandModel
@@ -158,7 +158,7 @@ class CalibratedProblem:
         """Return the global rotation (3, 3), the camera-frame root (3,) and the scale at x."""
         camera, start = self.observation.camera, self.start
         rotation = matrix_from_axis_angle(x[_ROTATION]) @ matrix_from_axis_angle(start.pose[0])
-        # No step of an ordinary hand reaches these limits: a network's first steps must not lose the hand.
+        # Ordinary hands never reach these limits; they bound hands in the first steps of a network's training.
         moved, zoom = jnp.clip(x[_PIXEL], -_FARTHEST, _FARTHEST), jnp.clip(x[_ZOOM], -_FARTHEST, _FARTHEST)
         pixel = project(camera, start.translation[None])[0] + self.size * moved
         scale_share, depth_share = self._shares()
@@ -172,7 +172,7 @@ class CalibratedProblem:
         return 1.0 - depth, depth
 
     def _energy(self, x: Float[Array, "unknowns"]) -> tuple[Float[Array, ""], _State]:
-        """Return E(x), the sum of its terms, and what the Jacobian reuses."""
+        """Return E(x) and the values that the Jacobian reuses."""
         c, camera, anatomy = self.config, self.observation.camera, self.hand.anatomy
         coordinates = x[_FINGERS].reshape(15, 3)
         # The hand is posed in the palm's frame; the global rotation is part of the placement.
@@ -211,7 +211,7 @@ class CalibratedProblem:
         return energy, _State(posed, landmarks, rotation, root, scale, points, relative, magnification, weights)
 
     def _precision(self) -> tuple[Array, Array]:
-        """Return precision matrix and mean of the Gaussian that combines identity and prior."""
+        """Return the precision matrix and the mean of the Gaussian that combines identity and priors."""
         c, camera, anatomy, dtype = self.config, self.observation.camera, self.hand.anatomy, self.hand.dtype
         betas, start = self.hand.num_betas, self.initial
         stds = [c.finger_std] * 45 + [c.betas_std] * betas + [c.rotation_std] * 3 + [c.pixel_std] * 2 + [c.zoom_std]

@@ -1,4 +1,4 @@
-"""The palm's keypoints, and finger poses of which a search tries several."""
+"""The palm's keypoints, and the finger curls from which solves start."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,10 +1,10 @@
-"""The tailor for 3D joints: pose, shape, size and place of the hand whose 21 landmarks are nearest to observed ones.
+"""The tailor for 3D joints: it fits pose, shape, scale and translation of a hand to 21 observed 3D landmarks.
 
     E = 1/2 sum_k w_k |X_k - x_k|^2         distance in 3D; w_k is the inverse of the variance
       + 1/2 |(x - mean) / std|^2            prior of fingers, betas and log scale
       + 1/2 sum |excess over joint limits|^2 / sigma_limit^2
 
-In 3D the palm determines the global rotation, so there is one start a finger curl instead of a search.
+In 3D the palm determines the global rotation, so one start for each finger curl replaces the search.
 """
 
 import math
@@ -26,9 +26,9 @@ from handtailor_jax.tailor.solve import LevenbergMarquardt
 from handtailor_jax.types import HandParameters, pytree
 
 _SOLVER = LevenbergMarquardt(iterations=25)
-_SCALE_STD = 0.05  # prior: of the log scale of the hand model
-_LIMIT_STD = math.radians(3.0)  # of the excess over joint limits
-# Weight of the keypoints of the fingers, whose pose is unknown, in the alignment of a start.
+_SCALE_STD = 0.05  # standard deviation of the log scale of the hand model
+_LIMIT_STD = math.radians(3.0)  # standard deviation of the excess over joint limits
+# Weight of the finger keypoints in the alignment of a start; it is small, because the finger pose is unknown.
 _FINGERS = 0.01
 
 
@@ -39,11 +39,11 @@ class JointsProblem:
     hand: HandModel
     convention: LandmarkConvention
     start: HandParameters
-    """Pose, shape and place before the first step. The shape is also the mean of its prior."""
+    """The hand before the first step. Its shape is also the mean of the shape prior."""
     joints: Float[Array, "21 3"]
     """Observed landmarks, metres."""
     weights: Float[Array, "21"]
-    """Inverse of the variance of each landmark about each axis, 1 / metres^2; 0 where it is unknown."""
+    """Inverse of the variance of each landmark along each axis, 1 / metres^2; 0 if the landmark is unknown."""
     betas_std: Float[Array, ""]
     """Standard deviation of the shape coefficients about their mean."""
 
@@ -62,7 +62,7 @@ class JointsProblem:
         return HandParameters(pose, x[45:-7], self.start.scale * jnp.exp(zoom), self.start.translation + move)
 
     def residuals(self, x: Float[Array, "unknowns"]) -> Float[Array, "residuals"]:
-        """Return all deviations in standard deviations."""
+        """Return all residuals, in standard deviations."""
         anatomy, placed = self.hand.anatomy, self.parameters(x)
         coordinates = x[:45].reshape(15, 3)
         posed = self.hand.shape(placed.betas).pose(placed.pose)
@@ -97,8 +97,8 @@ def tailor_joints(
 ) -> HandParameters:
     """Fit a hand to the 3D landmarks of a hand of the model's side, in metres, in any right-handed frame.
 
-    The arguments are those of `JointsProblem`; `betas` are the mean of the shape prior. Of one solve for each curl of
-    the fingers the best is returned.
+    The arguments are those of `JointsProblem`; `betas` are the mean of the shape prior. The fit solves once from each
+    finger curl and returns the hand of least energy.
     """
     given = joints, weights, betas, betas_std, convention
     joints, weights, betas, betas_std, convention = with_floats(hand.dtype, given)

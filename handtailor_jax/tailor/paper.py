@@ -16,7 +16,7 @@ from handtailor_jax.render.soft import soft_rasterise
 from handtailor_jax.skeleton import FINGER_KEYPOINTS, JOINT_PARENTS, ROOT, ROOT_JOINT
 from handtailor_jax.types import Camera, HandParameters, Observation, pytree
 
-# (5, 4) keypoints a, b, c, d of each finger, from tip to palm.
+# Keypoints a, b, c, d of each finger, from tip to palm, (5, 4).
 _TIP_TO_PALM = np.asarray(FINGER_KEYPOINTS, np.int32)[:, ::-1]
 
 
@@ -76,10 +76,10 @@ class PaperEnergy:
     identity_betas: float = 0.1
     """Weight of the betas' squared change from the start (Eq. 11)."""
     depth: float = 0.0
-    """Weight of E_d (Table 4): the sum of squared differences to the observed depth map, in its unit. If this or
+    """Weight of E_d (Table 4): the sum of squared differences from the observed depth map, in its unit. If this or
     `silhouette` is not 0, every evaluation renders the hand in the size of the observed map."""
     silhouette: float = 0.0
-    """Weight of E_sil (Table 4): the sum of squared differences to the observed mask."""
+    """Weight of E_sil (Table 4): the sum of squared differences from the observed mask."""
     released: bool = False
     """True for the energy of the released program, which differs from the paper: the length of the reference bone is
     fixed instead of the model's scale; with intrinsics this length is optimised, but the result has its initial value,
@@ -114,7 +114,7 @@ class PaperProblem:
         parameters = self._parameters(x, x[-1])
         posed = self.hand.shape(parameters.betas).pose(parameters.pose)
         keypoints = posed.keypoints
-        relative = keypoints - keypoints[ROOT][None]  # in pixels, a translation would cost digits
+        relative = keypoints - keypoints[ROOT][None]  # root-relative, because a large translation loses precision
         unit = 1.0 / self._model_bone(parameters.betas)
         if w.released:
             unit = jnp.where(seen.camera.perspectivity > 0.5, parameters.scale, unit)

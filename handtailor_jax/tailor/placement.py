@@ -1,7 +1,7 @@
 """Placement of a hand in the camera frame, scale * (p - root) + translation.
 
-Scale and root in closed form, before the iterations (Eq. 12 and 17 of the paper); keypoints and mesh of a placed hand,
-and the hand as a result.
+Scale and root in closed form, before the iterations (Eq. 12 and 17 of the paper); keypoints, mesh and `Hand` of a
+placed hand; changes of length and shape.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from handtailor_jax.types import Hand, HandMesh, HandParameters, Numbers, Observ
 T = TypeVar("T")
 
 StartScale = Literal["closed_form", "released", "proposed"]
-"""Scale of the start: Eq. 12 (with intrinsics) or 17 (without); the released program's version of Eq. 12, which scales
-the proposed bone by at least 0.9; or, with intrinsics, the proposed bone's, because the energy fits scale and depth
-together."""
+"""Scale of the start. closed_form: Eq. 12 with intrinsics, Eq. 17 without. released: with intrinsics, the released
+program's version of Eq. 12, which multiplies the proposed bone by at least 0.9. proposed: with intrinsics, the scale of
+the proposed bone, because the energy fits scale and depth together."""
 
 # A closed-form scale below this share of the scale at which the sizes agree belongs to a hand in a wrong orientation.
 _LEAST_SCALE = 0.3
-# An untrained network's bone over the model's is held in this range.
+# Range of the proposed bone's length over the model's, for the output of untrained networks.
 _SIZES = (0.05, 20.0)
 # Smallest factor on the proposed bone in the released program.
 _RELEASED_FLOOR = 0.9
@@ -83,7 +83,7 @@ def initialize(
     keypoints = keypoints - keypoints[ROOT][None]
     length = reference_bone_length(keypoints)
     bone = length if bone is None else bone
-    # For a wrong orientation the closed form is near zero or negative, from where no refinement converges.
+    # For a wrong orientation the closed form is near zero or negative, from which no refinement converges.
     start = closed_form_scale(observation, keypoints, root, least=_LEAST_SCALE if scale == "proposed" else None)
     if scale == "proposed":
         start = jnp.where(perspective, jnp.clip(bone / length, *_SIZES), start)
@@ -233,10 +233,9 @@ def describe(
 
 
 def with_length(model: HandModel, hand: Hand, length: float) -> Hand:
-    """Scale a hand with intrinsics, on the host, about the camera until it has a known length (metres) when flat.
+    """Scale a hand with intrinsics about the camera, on the host, so that the flat hand has a known length (metres).
 
-    Its image stays the same, and with it the energy: no other hand of this length explains the image better.
-    `proposed` and `runner_up` are scaled as well.
+    The image of the hand does not change. `proposed` and `runner_up` are scaled as well.
     """
     factor = np.float32(length / (hand.parameters.scale * flat_length(model, hand.parameters.betas)))
     placed = hand.parameters
@@ -253,7 +252,7 @@ def with_length(model: HandModel, hand: Hand, length: float) -> Hand:
 
 @jax.jit
 def with_parameters(model: HandModel, hand: Hand, parameters: HandParameters) -> Hand:
-    """Describe a hand of either side anew, with other parameters; what is known of its region is kept."""
+    """Return a hand of either side with other parameters; `proposed` and the fields of its region are kept."""
     mirror = hand.left != (model.side == "left")
     seen = Observation(hand.detected_keypoints_2d, hand.confidence, hand.camera)
     seen = choose(mirror, mirror_observation(seen), seen)
@@ -267,9 +266,9 @@ def with_parameters(model: HandModel, hand: Hand, parameters: HandParameters) ->
 def with_betas(
     model: HandModel, parameters: HandParameters, betas: Float[Numbers, "betas"], scale: Any, perspective: bool
 ) -> HandParameters:
-    """Return a placed hand, on the host, with another shape, another scale, and the same length in the image.
+    """Return a placed hand, on the host, with other betas, another scale, and the same length in the image.
 
-    With intrinsics the depth follows from the shape and the scale; without, the scale follows from the shape.
+    With intrinsics the depth follows from betas and scale; without intrinsics, the scale follows from the betas.
     """
     factor = np.float32(flat_length(model, betas) / flat_length(model, parameters.betas))
     if not perspective:

@@ -1,4 +1,4 @@
-"""Search for a hand from 2D keypoints alone: several starts, one batch of solves, the best kept by energy.
+"""Search for a hand from 2D keypoints alone: a batch of solves from several starts, of which the least energy is kept.
 
 The keypoints of a distant palm are an affine image of the flat model palm. This determines the global rotation up to
 the Necker ambiguity (the palm tilted the other way). Each palm hypothesis is combined with each of three finger curls.
@@ -143,7 +143,7 @@ def search(
     """
     energy, solver = config.energy, config.solver
     if not (isinstance(energy, CalibratedEnergy) and isinstance(solver, LevenbergMarquardt)):
-        raise ValueError("the search has another energy or solver: use CalibratedEnergy and LevenbergMarquardt")
+        raise ValueError("the search needs another energy or solver: use CalibratedEnergy and LevenbergMarquardt")
     observation, convention, betas_mean = with_floats(hand.dtype, (observation, convention, betas_mean))
     mean = jnp.zeros((hand.num_betas,), hand.dtype) if betas_mean is None else betas_mean
 
@@ -201,7 +201,7 @@ def _apart(keypoints: Float[Array, "hands 21 3"], reference: Float[Array, "21 3"
 def _distinct(
     keypoints: Float[Array, "hands 21 3"], energies: Float[Array, "hands"], config: SearchConfig
 ) -> Int[Array, "survivors"]:
-    """Select the best hands that differ from each other, because near-copies of the best would displace its twin."""
+    """Select the best hands that differ from each other, because near-copies of the best would displace the others."""
     chosen = []
     for _ in range(config.survivors):
         best = jnp.argmin(energies)

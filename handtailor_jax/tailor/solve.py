@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 GradientMode = Literal["unrolled", "checkpointed", "implicit"]
-"""Differentiation of a solve: through every iteration ("unrolled"), the same with recomputed iterations, which saves
-memory ("checkpointed"), or by the implicit function theorem ("implicit"), exact only if the solver has converged."""
+"""Differentiation of a solve: through all iterations ("unrolled"); the same, but iterations are recomputed to save
+memory ("checkpointed"); or by the implicit function theorem, which is exact only at convergence ("implicit")."""
 
 
 @runtime_checkable
@@ -47,7 +47,7 @@ class Adam:
     eps: float = 1e-8
     """Constant added to the divisor of the step."""
     final_learning_rate: float | None = None
-    """Learning rate of the end, reached along half a cosine; None keeps the learning rate constant."""
+    """Learning rate at the end, reached along half a cosine; None keeps the learning rate constant."""
     first_step: int = 0
     """Number of earlier steps that the bias correction assumes; 1 in the released program."""
 
@@ -110,7 +110,7 @@ class LevenbergMarquardt:
         nothing = (jnp.asarray(jnp.inf, x.dtype), jnp.zeros_like(x), jnp.zeros((x.shape[0], x.shape[0]), x.dtype))
         carry = (x, jnp.asarray(self.damping / self.accepted, x.dtype), nothing, x)
         (x, _, best, candidate), kept = jax.lax.scan(iteration, carry, length=self.iterations)
-        # The end of the last step needs no curvature, so it is outside the loop.
+        # The last candidate needs its energy only, so it is outside the loop.
         return jnp.where(problem.energy(candidate) < best[0], candidate, x), kept
 
 

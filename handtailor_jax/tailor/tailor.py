@@ -1,4 +1,4 @@
-"""The tailor: the hand that minimises an energy of observed keypoints, from a start; its configuration and presets."""
+"""The tailor, which minimises an energy of observed keypoints from a start; its configuration and presets."""
 
 import dataclasses
 import functools
@@ -22,8 +22,8 @@ _TWO_STEPS = LevenbergMarquardt(iterations=2, damping=0.003)
 class TailorConfig:
     """Energy, solver and differentiation of the tailor.
 
-    Every preset says for which start it is meant. From any other finite start the hand stays bounded, as in the first
-    steps of a training: its depth is held between 0.05 and 50 m, and with a calibrated energy its root within 3 hand
+    Each preset documents the starts for which it is meant. From any other finite start, as in the first steps of a
+    training, the hand stays bounded: its depth within 0.05 to 50 m, and with a calibrated energy its root within 3 hand
     sizes of the start's and its log zoom within 3.
     """
 
@@ -50,7 +50,7 @@ class TailorConfig:
     def default(cls) -> "TailorConfig":
         """Return the default for proposals with good keypoints: calibrated robust energy, Levenberg-Marquardt.
 
-        It is meant for starts within about 0.15 radians a joint, of the right size.
+        It is meant for starts of the right size whose joints are off by at most about 0.15 radians each.
 
         Its standard deviations are the noise of a good proposal and of a good detector, selected among about forty
         settings on seed 1 of benchmarks/simulation.py; benchmarks/tailor.py reports on another seed. A more robust
@@ -65,7 +65,7 @@ class TailorConfig:
 
         The embedded weights' keypoints have errors of about 4 % of the hand size at confidence 0.95 and 25 % at 0.2.
         Their hand sizes are more accurate than their depths. The preset was selected with these weights on rendered
-        images and photographs of training splits (docs/model-card.md). It is meant for the starts of a network, also in
+        images and photographs of training splits (docs/model-card.md). It is meant for starts from a network, including
         the first steps of its training. If almost all confidences are low, only `pixel_std` and `zoom_std` keep the
         hand in place.
         """
@@ -78,7 +78,7 @@ class TailorConfig:
     def paper(cls) -> "TailorConfig":
         """Return the paper's constants: Eq. 13 with weights 1, 100 and 0.1; 20 Adam steps at 0.003.
 
-        They are meant for starts whose pose is at most 0.06 radians a joint off: the steps reach no further.
+        They are meant for starts whose joints are off by at most 0.06 radians each: 20 steps reach no further.
         """
         return cls(PaperEnergy(), Adam())
 
@@ -103,18 +103,18 @@ class TailorConfig:
     def plug_in(cls) -> "TailorConfig":
         """Return the preset for a pose of another method without placement: free placement, ten iterations.
 
-        It is meant for starts from `initialize` or `place_proposal`, however far off their size and place are.
+        It is meant for starts from `initialize` or `place_proposal`, whatever the errors of their size and place.
         """
         energy = CalibratedEnergy(keypoint_std=0.0125, robustness=8.0, rotation_std=0.3, finger_std=0.2)
         return cls(energy, LevenbergMarquardt(iterations=10))
 
     @classmethod
     def landmarks(cls) -> "TailorConfig":
-        """Return the default for the landmark network: keypoints weigh much, its relative depths little.
+        """Return the default for the landmark network: high weight of keypoints, low weight of relative depths.
 
         It is meant for IKNet's pose, placed by `place_proposal`. It was selected among 25 settings on 256 renderings of
-        the training split that no network was trained on: there the depths of the network make the hand worse, and its
-        pose is better than its keypoints are in the fingers.
+        the training split on which no network was trained: there a higher weight of the network's depths makes the hand
+        worse, and the pose of the fingers is more accurate than their keypoints.
         """
         energy = CalibratedEnergy(
             keypoint_std=0.008, depth_std=0.5, rotation_std=0.3, finger_std=0.12, betas_std=0.5, robustness=8.0
@@ -194,7 +194,7 @@ def tailor_batch(
     """Fit many hands with one compiled program on one device.
 
     The arguments are those of `tailor`; starts, observations and the result have a leading axis (batch). The batch is
-    not split over threads, because that deadlocks in XLA's CPU client of jax 0.10 and gains nothing on jax 0.12.
+    not split over threads, because that deadlocks in XLA's CPU client of jax 0.10 and is no faster on jax 0.12.
     """
     return jax.vmap(lambda start, seen: tailor(hand, start, seen, config, convention=convention))(starts, observations)
 

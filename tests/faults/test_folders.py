@@ -21,12 +21,12 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path):
     for name in ("a.jpg", "b.HEIC", "c.gif", "d.mp4", "e.JFIF", "f.mpo", "g.avif", "n.txt", "r.cr2", ".hidden.txt"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "below").mkdir()
-    with pytest.warns(InputWarning, match=r"2 files passed over, no images or videos by the suffix: n\.txt, r\.cr2$"):
+    with pytest.warns(InputWarning, match=r"2 files ignored, without a suffix of images or videos: n\.txt, r\.cr2$"):
         found = find_sources([str(tmp_path)])
     assert [source.id for source in found] == list("abcdefg")
     for number in range(9):
         (tmp_path / f"{number}.dng").write_bytes(b"x")
-    with pytest.warns(InputWarning, match=r"11 files passed over.*0\.dng, 1\.dng, 2\.dng, 3\.dng, 4\.dng, \.\.\.$"):
+    with pytest.warns(InputWarning, match=r"11 files ignored.*0\.dng, 1\.dng, 2\.dng, 3\.dng, 4\.dng, \.\.\.$"):
         find_sources([str(tmp_path)])
 
 
