@@ -68,8 +68,7 @@ class Predict:
     skeleton: Annotated[Literal["bvh"] | None, arg(metavar="{bvh}", help_behavior_hint="")] = None
     """Format of the moving skeletons of videos; no skeletons if not given."""
     preset: Preset = None
-    """Energy and solver of the tailor, the network's own if not given: landmarks (for that network), network (for the
-    hourglass), default (for precise keypoints), or, for the hourglass only, paper or official (released program)."""
+    """Energy and solver of the tailor; the network's own if not given. paper and official need network hourglass."""
     tailor: bool = True
     """Fit the network's hand to the detected keypoints."""
     passes: int = 2
@@ -146,8 +145,7 @@ class Fit:
     """
 
     file: Annotated[Positional[Path | None], arg(metavar="[FILE]", help_behavior_hint="")] = None
-    """JSON file: an object or a list of objects with keypoints_2d (21 [u, v] pairs, pixels) and optional fields (see
-    docs/cli.md), such as side, camera {fx, fy, cx, cy} and image; the packaged examples if not given."""
+    """JSON file of hands with keypoints_2d and the other fields of docs/cli.md; packaged examples if not given."""
     out: Out = Path("fits")
     """Folder for the results."""
     mesh: MeshFormat = None
@@ -222,8 +220,7 @@ class View:
     results: Annotated[Positional[tuple[str, ...]], arg(metavar="[RESULT ...]", help_behavior_hint="")] = ()
     """Files that `predict` or `fit` wrote (.json, .jsonl), or folders of such files."""
     media: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
-    """Image or video of the results, or its folder. If not given: the image that the result names, or a file with the
-    result's name in the result's folder, in its parent folder or in the current folder."""
+    """Image or video of the results, or its folder; if not given, it is searched by the name in the results."""
     live: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="")] = None
     """Number of the webcam whose hands are shown, 0 for the first; or a video, which is played in its place."""
     hands: Number = None

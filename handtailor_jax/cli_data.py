@@ -105,8 +105,7 @@ class Export:
     """Write a part of the method as a jax.export file, which runs without this package."""
 
     part: Positional[Literal["tailor", "hand-module", "pipeline"]]
-    """tailor: from keypoints and a proposed pose to a placed mesh. hand-module: from crop and camera to keypoints,
-    joints, pose and shape. pipeline: from crop and camera to a placed mesh."""
+    """tailor (keypoints to mesh), hand-module (crop to keypoints, pose and shape) or pipeline (crop to mesh)."""
     out: Positional[Path]
     """File to write; OUT.json, written beside it, describes its inputs and outputs."""
     weights: File = None

@@ -53,7 +53,7 @@ def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
                 reason, status = "", 130
             except Exception as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):  # XLA's status for a lack of memory
-                    error.add_note(f"This is a bug in {program}, not an error in its input: please report this text")
+                    error.add_note(f"This is a bug in {program}, not in its input: please report it with this text")
                     raise
                 reason, status = _MEMORY, 2
             else:
