@@ -237,11 +237,11 @@ def test_the_side_must_be_known_and_right(arrays, left_arrays, tmp_path):
     np.savez(tmp_path / "hand.npz", **arrays)
     assert "contains no side" in refusal(tmp_path / "hand.npz")
     assert load_mano(tmp_path / "hand.npz", "right").side == "right"
-    assert "way of a right hand" in refusal(tmp_path / "hand.npz", side="left")
+    assert "direction of a right hand" in refusal(tmp_path / "hand.npz", side="left")
     np.savez(tmp_path / "MANO_LEFT.npz", **left_arrays)
     assert "name says left" in refusal(tmp_path / "MANO_LEFT.npz", side="right")
     np.savez(tmp_path / "MANO_RIGHT.npz", **left_arrays)
-    assert "way of a left hand" in refusal(tmp_path / "MANO_RIGHT.npz")
+    assert "direction of a left hand" in refusal(tmp_path / "MANO_RIGHT.npz")
     with pytest.raises(Exception, match="middle"):
         load_mano(tmp_path / "hand.npz", "middle")
 
