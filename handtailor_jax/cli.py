@@ -62,7 +62,7 @@ class Predict:
     box: Annotated[Four | None, arg(metavar="X Y W H", help_behavior_hint="")] = None
     """Box X Y W H in pixels around the only hand to recover, in a video in its first frame; all hands if not given."""
     hand: File = None
-    """Hand model (MANO .pkl or npz), the embedded hand if not given; hourglass needs the one of its --weights."""
+    """Hand model (MANO .pkl or npz), the embedded hand if not given; hourglass needs the model of its training."""
     mesh: MeshFormat = None
     """Format of the meshes, glb for videos; no meshes if not given."""
     skeleton: Annotated[Literal["bvh"] | None, arg(metavar="{bvh}", help_behavior_hint="")] = None

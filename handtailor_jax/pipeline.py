@@ -275,7 +275,7 @@ def _describe(
     proposed: HandParameters,
     fitted: HandParameters,
 ) -> Hand:
-    """Return the results of a batch of fitted right hands; those of left hands are mirrored back."""
+    """Return the results of a batch of hands that were fitted as right hands; left hands are mirrored back."""
 
     @jax.vmap
     def one(left: Array, proposed: HandParameters, fitted: HandParameters, seen: Observation) -> Hand:

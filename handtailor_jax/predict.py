@@ -32,7 +32,7 @@ MOST_LINES = 20
 """Largest number of inputs for which a command prints a line each."""
 
 _MOST_ON_SHEET = 40
-_MOST_PENDING = 4  # images whose files are to be written
+_MOST_PENDING = 4  # images with files that are still to be written
 
 
 class HandFiles:

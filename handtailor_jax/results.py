@@ -109,7 +109,7 @@ def write_json(path: Path, content: Any) -> None:
 def write_mesh(path: Path, hands: Sequence[Hand]) -> None:
     """Write the meshes of hands in metres as one file; the suffix of the path (.obj, .ply, .glb) chooses the format.
 
-    The frame is the one of `scene_vertices`. OBJ and PLY keep the camera's axes (y down, z forward) and join the hands
+    The frame is that of `scene_vertices`. OBJ and PLY keep the camera's axes (y down, z forward) and join the hands
     to one mesh; GLB has the axes of glTF (y up, z toward the viewer) and a node for each hand.
     """
     trimesh = mesh_library()

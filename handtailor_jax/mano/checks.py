@@ -183,7 +183,7 @@ def _check_shapes(arrays: Arrays, shapes: Shapes) -> None:
 
 
 def _check_values(arrays: Arrays, names: Mapping[str, str]) -> None:
-    """Check the values of arrays; `names` gives their names for those of the embedded hand's layout."""
+    """Check the values of arrays; `names` maps names in the embedded hand's layout to names in `arrays`."""
     for own in (name for name in _LARGEST if name in names):
         largest = float(np.max(np.abs(arrays[names[own]].astype(np.float64))))
         if largest > _LARGEST[own]:
