@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 from handtailor_jax.detections import Detection, detection
 from handtailor_jax.errors import InputError, check_range, checked_array
+from handtailor_jax.geometry.mirror import mirror_pixels, mirror_points
 from handtailor_jax.types import Side
 
 
@@ -29,7 +30,8 @@ def from_mediapipe(
         handedness: "Left" or "Right", or ``result.handedness[i]``, as in MediaPipe's output. MediaPipe assumes a
             mirrored image (a selfie), so the side is swapped unless `mirrored` is true.
         world_landmarks: 21 landmarks with x, y, z in metres (``result.hand_world_landmarks[i]``).
-        mirrored: Whether the image is mirrored.
+        mirrored: Whether the image is mirrored. The detection is then that of the image mirrored back, in which the
+            hand has its true side: draw the result on that image.
         **known: Further arguments, passed to `detection`.
 
     Raises:
@@ -37,12 +39,14 @@ def from_mediapipe(
     """
     # MediaPipe divides pixel indices by the image's size on a CPU, without half a pixel for the pixels' centres.
     check_range("width and height", (width, height), 1)
-    points = _points("landmarks", landmarks, 2) * [width, height]
-    if world_landmarks is not None:
-        known["joints_3d"] = _points("world_landmarks", world_landmarks, 3)
-    side = _side(handedness)
-    if not mirrored:
+    points, side = _points("landmarks", landmarks, 2) * [width, height], _side(handedness)
+    world = None if world_landmarks is None else _points("world_landmarks", world_landmarks, 3)
+    if mirrored:
+        points, world = mirror_pixels(points, width), None if world is None else mirror_points(world)
+    else:
         side = "left" if side == "right" else "right"
+    if world is not None:
+        known["joints_3d"] = world
     return detection(points, side=side, convention="mediapipe", **known)
 
 

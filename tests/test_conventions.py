@@ -193,7 +193,10 @@ def test_mediapipe_results_become_pixels_and_sides(rng, mirrored, side):
     points = rng.uniform(0.1, 0.9, (21, 2))
     landmarks = [SimpleNamespace(x=x, y=y) for x, y in points.tolist()]
     found = from_mediapipe(landmarks, 640, 480, handedness="Right", mirrored=mirrored)
-    np.testing.assert_allclose(found.keypoints_2d, points * [640, 480], atol=1e-3)
+    pixels = points * [640, 480]
+    # A mirrored image is mirrored back, so that the side is that of the keypoints, too.
+    pixels[:, 0] = 639 - pixels[:, 0] if mirrored else pixels[:, 0]
+    np.testing.assert_allclose(found.keypoints_2d, pixels, atol=1e-3)
     assert found.side == side
     assert found.convention == "mediapipe"
 

@@ -119,14 +119,20 @@ def test_freihands_joints(mano):
         freihand_joints(mano, np.zeros((1, 5, 3)))
 
 
-def test_stbs_palm_point_is_compared_with_the_palm_of_the_mesh(mano, truth, predictions):
-    hands = placed(mano, propose(truth, predictions))
+@pytest.mark.parametrize("known_cameras", [True, False])
+def test_stbs_palm_point_is_compared_with_the_palm_of_the_mesh(mano, truth, predictions, known_cameras):
+    """In the frame and unit of the joints, with intrinsics and without."""
+    hands = placed(mano, propose(truth, predictions, known_cameras=known_cameras))
     protocol = Protocol(wrist="palm", joint_definition="palm")
     scored = Subject(mano, truth, predictions, predictions, protocol, "default", 0).scored_joints(hands)
     np.testing.assert_allclose(scored[:, 1:], hands.joints[:, 1:], atol=1e-6)
-    vertices = meshes(mano, hands.parameters)
-    np.testing.assert_allclose(scored[:, 0], (vertices[:, 95] + vertices[:, 22]) / 2.0, atol=1e-6)
-    assert (np.linalg.norm(scored[:, 0] - hands.joints[:, 0], axis=-1) > 0.01).all()
+    # The palm point is between wrist and root.
+    to_palm, to_root = (np.linalg.norm(each - hands.joints[:, 0], axis=-1) for each in (scored[:, 0], scored[:, 9]))
+    assert (to_palm > 0.01).all()
+    assert (to_palm < to_root).all()
+    if known_cameras:
+        vertices = meshes(mano, hands.parameters)
+        np.testing.assert_allclose(scored[:, 0], (vertices[:, 95] + vertices[:, 22]) / 2.0, atol=1e-6)
 
 
 def test_a_growing_2d_error_is_recognised():

@@ -398,7 +398,10 @@ def test_from_mediapipe():
     # MediaPipe's x = 0 is the centre of the first pixel.
     np.testing.assert_allclose(found.keypoints_2d, normalised[:, :2] * [640, 480], rtol=1e-6)
     np.testing.assert_allclose(found.joints_3d, world, rtol=1e-6)
-    assert from_mediapipe(landmarks, 640, 480, handedness="Left", mirrored=True).side == "left"
+    selfie = from_mediapipe(landmarks, 640, 480, handedness="Left", world_landmarks=points, mirrored=True)
+    assert selfie.side == "left"
+    np.testing.assert_allclose(selfie.keypoints_2d[:, 0], 639 - found.keypoints_2d[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(selfie.joints_3d, world * [-1, 1, 1], rtol=1e-6)
     assert from_mediapipe(landmarks, 640, 480, handedness="Right").side == "left"
     assert from_mediapipe(landmarks, 640, 480, handedness="Right").joints_3d is None
     with pytest.raises(InputError, match="has 20 entries"):

@@ -2,9 +2,9 @@
 
 python tools/measure_predictions.py --photos FOLDER [--weights FILE] [--sheet sheet.png] [--json errors.json]
 
-The labels mark landmarks of another convention: meshes are compared in that convention, the network's keypoints as
-they are. The labels' 3D joints are another network's estimate, so distances to them tell how plausible a hand is, not
-how right.
+The labels follow MediaPipe's convention, in which meshes are compared with them; the network's keypoints are compared
+as they are. The labels' 3D joints are another network's estimate, so distances to them measure plausibility, not
+accuracy.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from handtailor_jax.types import Camera, Hand, HandParameters, Side
 FloatArray = npt.NDArray[np.floating]
 
 Stage = Literal["keypoints", "hand module", "tailored"]
-"""Compared with the labels: the network's keypoints, its mesh, and the mesh after the tailor."""
+"""Stages that are compared with the labels: the network's keypoints, its mesh, and the mesh after the tailor."""
 
 _CLOSE = 0.1  # of the hand size
 _ON_SHEET = 40
@@ -56,6 +56,8 @@ class PredictionMeasurement:
     """Weights of the hand module (.safetensors); the embedded ones if not given."""
     split: str = "val"
     """Split of the photographs."""
+    every: int = 1
+    """Measure every n-th photograph only."""
     margins: tuple[float, ...] = (2.0, 1.2)
     """Sides of the given boxes as multiples of the labelled hand size."""
     passes: int = 2
@@ -79,8 +81,8 @@ class StageErrors:
     median_percent: float
     """Median keypoint error, percent of the hand size."""
     distance_median_mm: float | None
-    """Median over photographs of the mean distance to the labels' 3D joints after similarity alignment; None for
-    keypoints."""
+    """Median over photographs of the mean distance to the labels' 3D joints after similarity alignment; None for the
+    stage "keypoints"."""
 
 
 def measure_predictions(config: PredictionMeasurement) -> list[StageErrors]:
@@ -89,7 +91,7 @@ def measure_predictions(config: PredictionMeasurement) -> list[StageErrors]:
     Raises:
         InputError: if the folder, its labels, the weights or an output cannot be used.
     """
-    labels = read_labels(config.photos, config.split)
+    labels = read_labels(config.photos, config.split)[:: config.every]
     for path in (config.sheet, config.json):
         if path is not None:
             results.prepare_folder(path.parent)

@@ -19,7 +19,7 @@ from handtailor_jax.geometry.boxes import centered_square, hand_size
 from handtailor_jax.geometry.cameras import crop_affine, transform_camera, transform_pixels
 from handtailor_jax.images import Image
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.skeleton import ROOT, WRIST
+from handtailor_jax.skeleton import REFERENCE_BONE, ROOT, WRIST
 from handtailor_jax.tailor.placement import StartScale, camera_keypoints, camera_mesh, initialize
 from handtailor_jax.tailor.tailor import PRESETS, PresetName, TailorConfig, tailor_batch
 from handtailor_jax.types import Box, Camera, HandParameters, Numbers, Observation, pytree, static
@@ -182,12 +182,16 @@ class Subject:
         """Return the joints that are compared with the true joints, by the protocol's definition."""
         if self.protocol.joint_definition == "model" or hands.parameters is None:
             return hands.joints
-        vertices = meshes(self.hand, hands.parameters)
+        vertices, keypoints = meshes(self.hand, hands.parameters), np.asarray(_keypoints(self.hand, hands.parameters))
         if self.protocol.joint_definition == "freihand":
-            return freihand_joints(self.hand, vertices)
-        joints = np.array(_keypoints(self.hand, hands.parameters))
-        joints[:, WRIST] = vertices[:, PALM_VERTICES].mean(axis=1)
-        return joints
+            points = freihand_joints(self.hand, vertices)
+        else:
+            points = np.array(keypoints)
+            points[:, WRIST] = vertices[:, PALM_VERTICES].mean(axis=1)
+        # Without intrinsics meshes are in pixels, joints in metres.
+        bones = (np.diff(each[:, REFERENCE_BONE], axis=1) for each in (np.asarray(hands.joints), keypoints))
+        length, of_keypoints = (np.linalg.norm(bone, axis=-1, keepdims=True) for bone in bones)
+        return hands.joints[:, ROOT, None] + length / of_keypoints * (points - keypoints[:, ROOT, None])
 
     @property
     def true_vertices(self) -> Float[Numbers, "n vertices 3"] | None:
