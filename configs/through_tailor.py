@@ -1,11 +1,12 @@
 """Fine-tuning with losses on the tailored mesh, from trained weights.
 
-    python train.py --config configs/through_tailor.py --out runs/through --weights runs/hourglass/weights.safetensors
-    python train.py --config configs/through_tailor.py --out runs/without --weights runs/hourglass/weights.safetensors \
-        --loss.tailored-keypoints 1e-9 --loss.tailored-mesh 1e-9
+    python train.py --config configs/through_tailor.py --out runs/through \
+        --weights handtailor_jax/assets/hourglass.safetensors
+    python train.py --config configs/through_tailor.py --out runs/without \
+        --weights handtailor_jax/assets/hourglass.safetensors --loss.tailored-keypoints 1e-9 --loss.tailored-mesh 1e-9
 
 The second run gets the same samples in the same order and reports the same losses, but does not follow their gradients.
-Hardware: 2 CPU cores, 4 GB of memory. Expected score: in docs/model-card.md.
+Hardware: a CPU core and 4 GB of memory for each, 35 minutes after the rendering. Expected score: in docs/model-card.md.
 """
 
 import dataclasses

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,6 +57,11 @@ class ReadAhead:
                 yield error
 
 
+def named(image: Path, folder: Path) -> str:
+    """Return how the results in a folder name their image: by its path from there."""
+    return os.path.relpath(image, folder)
+
+
 class Settings:
     """Digests of everything that determines the files of an image; its JSON file stores its digest."""
 
@@ -73,23 +79,22 @@ class Settings:
         return digest.digest()
 
     def of(self, source: Source) -> str:
-        """Return the digest of an image; of its content only the size in bytes is used."""
+        """Return the digest of an image; its file is represented by its size and its time of change."""
         camera = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(as_camera(source.camera))]
-        size = source.file.stat().st_size if source.file.exists() else 0  # it may have been moved meanwhile
-        about = camera, source.box, source.side, size
+        file = source.file.stat() if source.file.exists() else None  # it may have been moved meanwhile
+        about = camera, source.box, source.side, file and (file.st_size, file.st_mtime_ns)
         return hashlib.sha256(self._common + repr(about).encode()).hexdigest()[:16]
 
     def complete(self, folder: Path, source: Source) -> dict[str, Any] | None:
         """Return the JSON content of an image if its files are complete; otherwise None.
 
-        They are if the JSON file, which is written last, has the same settings and is not older than the image, and the
-        other files exist and are not empty.
+        They are if the JSON file, which is written last, names this image and has the same settings, and the other
+        files exist and are not empty.
         """
         path = folder / f"{source.id}.json"
         try:
             content = json.loads(path.read_bytes())
-            older = path.stat().st_mtime_ns < source.file.stat().st_mtime_ns
-            if older or content["settings"] != self.of(source):
+            if (content["image"], content["settings"]) != (named(source.file, folder), self.of(source)):
                 return None
             endings = [f".{self._mesh}"] if self._mesh and content["hands"] else []
         except (OSError, ValueError, KeyError, TypeError):  # missing, or not written by this package

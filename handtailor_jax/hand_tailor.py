@@ -194,7 +194,7 @@ class HandTailor:
             InputError: If `hands` or `passes` is out of range.
         """
         check_arguments(None, hands, passes)
-        source = iter(requests)
+        source = (_checked(request) for request in requests)
         waiting: deque[_Waiting] = deque()
         while True:
             while waiting and (result := waiting[0].result) is not None:
@@ -276,6 +276,11 @@ class _Waiting:
             self.result = [each.hand for each in end.value]
         except InputError as error:
             self.result = error
+
+
+def _checked(request: Any) -> Request | InputError:
+    known = isinstance(request, Request | InputError)
+    return request if known else InputError(f"request is a {type(request).__name__}: give Request(image, ...)")
 
 
 def side_prior(side: Side | None) -> float:

@@ -1,7 +1,6 @@
 """Recovery of the hands of many images and videos, and their files: JSON, meshes and overlays."""
 
 import contextlib
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from handtailor_jax.bulk import ReadAhead, Settings
+from handtailor_jax.bulk import ReadAhead, Settings, named
 from handtailor_jax.commands import announce_compiling
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
@@ -182,7 +181,7 @@ def _predict_images(
                         "the network's output is not finite: check the camera, and that weights and hand model match"
                     )
                 content = {"hands": [to_json(hand) for hand in found], "image_size": [*request.image.shape[1::-1]]}
-                content |= {"image": os.path.relpath(source.file, files.folder), "settings": settings.of(source)}
+                content |= {"image": named(source.file, files.folder), "settings": settings.of(source)}
                 summary = _summary(source, content)
                 files.write(source.id, content, found, request.image, summary)
                 if len(images) <= MOST_LINES or not found:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def test_a_list_as_csv_and_json(tmp_path):
         ("imge\na.png\n", "line 2: 'imge' is not a field: did you mean image?"),
         ("image,side\na.png\n", "line 2: has 1 cells, and the first line 2"),
         ("image\nnone.png\n", "line 2: image none.png: no such file"),
+        ("image\n" + 300 * "a" + ".png\n", "no such file: give its path, from the folder of this file"),
         ("image,side\n,left\n", "line 2: has no image"),
         ("image,side\na.png,both\n", "line 2: side is 'both': use right or left"),
         ("image,x,y,w,h\na.png,,,,\nb.png,1,2,3,\n", "line 3: has x, y, w without h: give all of x, y, w, h or none"),
@@ -144,6 +146,8 @@ def test_many_images_are_recovered_as_one_by_one(monkeypatch):
     assert results[5] == []
     with pytest.raises(InputError, match="hands is 0"):
         next(tailor.many([], hands=0))
+    ((_, refused),) = tailor.many(iter([None]))
+    assert str(refused) == "request is a NoneType: give Request(image, ...)"
 
 
 def test_results_that_are_kept(weights, tmp_path, capsys):  # noqa: F811
@@ -174,6 +178,12 @@ def test_results_that_are_kept(weights, tmp_path, capsys):  # noqa: F811
     assert done("--mesh", "ply", "--side", "left") == ({"a", "b", "c"}, 0)
     os.utime(paths[2], ns=(2**62, 2**62))
     assert done("--mesh", "ply", "--side", "left") == ({"c"}, 2)
+    # An older image of the same name and size is another one, too.
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)  # keeps times
+    assert paths[0].stat().st_mtime_ns == (other / "a.png").stat().st_mtime_ns
+    folder = other
+    assert done("--mesh", "ply", "--side", "left") == ({"a", "b", "c"}, 0)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from handtailor_jax.cli import keep_compiled_programs
 from handtailor_jax.detector.detector import DetectorConfig, HandDetector
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, check_range
 from handtailor_jax.hand_tailor import HandTailor, LandmarkFinder
 from handtailor_jax.images import read_image, whole
 from handtailor_jax.types import Region
@@ -93,6 +93,7 @@ def main(folder: tyro.conf.Positional[Path], split: str = "train", every: int = 
         split: Split of photographs, if labels.json is an object.
         every: Use only every n-th of these images.
     """
+    check_range("every", every, 1)
     entries = [entry for entry in read_entries(folder, split, 1) if "2, 4, 6, ..." not in entry["rows"]][::every]
     tailor = HandTailor.load()
     network = tailor.module.landmark_network

@@ -24,7 +24,6 @@ such folder.
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ from tqdm import tqdm
 
 from handtailor_jax import predict, results
 from handtailor_jax.cli import keep_compiled_programs
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, check_range, read_json
 from handtailor_jax.geometry.boxes import hand_size, overlap
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.hand_tailor import HandTailor
@@ -157,7 +156,8 @@ def print_header(first: str) -> None:
 
 def read_entries(folder: Path, split: str, every: int) -> list[dict[str, Any]]:
     """Read the labels in either format, as entries of the first; each entry gets the names of its rows."""
-    labels = json.loads((folder / "labels.json").read_text())
+    check_range("every", every, 1)
+    labels = read_json(folder / "labels.json", "give a folder with labels.json")
     if isinstance(labels, list):
         for index, entry in enumerate(labels):
             entry["rows"] = ("2, 4, 6, ..." if index % 2 else "1, 3, 5, ...", "all")
@@ -192,6 +192,8 @@ def main(
         every: Use only every n-th image.
         sheets: Folder for overlays of the last mode, eight images a sheet.
     """
+    if unknown := [mode for mode in modes if mode not in (*MODES, BOXES)]:
+        raise InputError(f"unknown modes {', '.join(unknown)}: use {', '.join(MODES)} or {BOXES}")
     entries = read_entries(folder, split, every)
     tailor = HandTailor.load(weights, network=network)
     table: dict[tuple[str, str], Counts] = {}

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from handtailor_jax import predict, results
 from handtailor_jax.cli import keep_compiled_programs
 from handtailor_jax.data.readers.photos import PhotoLabel, read_labels
-from handtailor_jax.errors import InputError, InputWarning
+from handtailor_jax.errors import InputError, InputWarning, check_range
 from handtailor_jax.evaluation.alignment import similarity
 from handtailor_jax.evaluation.report import markdown_table
 from handtailor_jax.geometry.boxes import hand_size, square_around
@@ -91,6 +91,7 @@ def measure_predictions(config: PredictionMeasurement) -> list[StageErrors]:
     Raises:
         InputError: if the folder, its labels, the weights or an output cannot be used.
     """
+    check_range("every", config.every, 1)
     labels = read_labels(config.photos, config.split)[:: config.every]
     for path in (config.sheet, config.json):
         if path is not None:
