@@ -146,7 +146,8 @@ class HandTailor:
             side: Side of all hands; if None, it is estimated, or right if not `finds_all`.
             hands: Largest number of hands; no limit if None.
             thorough: Whether overlapping tiles of the image are searched, too, which finds smaller hands and takes four
-                to ten times as long; if None, only where the whole image shows no hand. Needs `finds_all`.
+                to ten times as long; if None, only where the whole image shows no hand. If none is found, the image is
+                searched like a `box` around one hand, too. Needs `finds_all`.
 
         Raises:
             InputError: If an argument is invalid.

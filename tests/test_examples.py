@@ -133,7 +133,7 @@ def test_ray(tmp_path):
     rows = parquet.read_table(tmp_path / "hands").to_pylist()
     assert len({row["node"] for row in rows}) == 2
     assert len({row["path"] for row in rows}) == 10
-    assert [Path(row["path"]).stem for row in rows if row["error"]] == ["point"]
+    assert not any(row["error"] for row in rows)
     row = next(row for row in rows if Path(row["path"]).stem == "open")
     (hand,) = ht.HandTailor.load()(read_image(Path(row["path"])))
     assert row["side"] == hand.side

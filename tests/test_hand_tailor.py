@@ -110,12 +110,17 @@ def test_a_known_length_makes_depths_metric(tailor):
 
 
 def test_one_hand_in_a_box(tailor):
-    """The palm detector misses `point`, but in a box around it the hand is found, whatever its rotation."""
+    """The palm detector misses `point`; in a box the hand is found, whatever its rotation, and so is one that fills the
+    image."""
     image, keypoints = example("point"), np.asarray(EXAMPLES["point"].keypoints_2d)
     low, high = keypoints.min(axis=0), keypoints.max(axis=0)
     hand = tailor.one(image, box=(*low, *(high - low)))
     assert hand.side == "right"
     assert shares(hand, keypoints) < 0.2
+    assert tailor(image, thorough=False) == []
+    (alone,) = tailor(image)
+    assert alone.side == "right"
+    assert shares(alone, keypoints) < 0.2
     assert tailor.one(np.full_like(image, 90), box=(40, 40, 200, 200)) is None
     assert tailor(np.full_like(image, 90)) == []
 

@@ -114,7 +114,8 @@ class HandDetector:
         Args:
             image: (H, W, 3) RGB; every format of `images.as_rgb`.
             thorough: Whether to search overlapping tiles as well, which finds smaller and fainter hands in four to ten
-                times the time; if None, tiles are searched only if no hand is found in the whole image.
+                times the time; if None, tiles are searched only if no hand is found in the whole image. If the tiles
+                show none either, the image is searched like a box around one hand.
 
         Raises:
             InputError: If `image` is not an image.
@@ -149,6 +150,11 @@ class HandDetector:
             squares = tiles(image.shape[1], image.shape[0])
             candidates += self._find_palms(image, squares, limits.tile_palm, limits.tile_presence)
             hands = yield from self._confirm(candidates, known)
+        if thorough is not False and not hands and not known:
+            # A hand that fills the image, in which no palm was found.
+            hand = self._best_turn(image, whole(image), 1)
+            found = (yield [hand.next_region]) if hand.presence > limits.tile_presence else []
+            hands = [each for each in found if each.presence > limits.tile_presence]
         return hands
 
     def in_box(self, image: Any, box: Any, *, passes: int = 2) -> DetectedHand | None:
@@ -163,14 +169,19 @@ class HandDetector:
             InputError: If `image` is not an image, or the box does not fit it.
         """
         image = as_rgb(image)
+        hand = self._best_turn(image, check_box(box, image), passes)
+        return hand if hand.presence > self.config.presence else None
+
+    def _best_turn(self, image: Image, box: Box, passes: int) -> DetectedHand:
+        """Return the most present hand in the regions of a box, after further passes around its keypoints."""
         hands: list[DetectedHand] = []
-        for turns in from_box(check_box(box, image)):
+        for turns in from_box(box):
             if all(hand.presence <= SURE for hand in hands):
                 hands += self.recognise(image, turns)
         hand = max(hands, key=lambda hand: hand.presence)
         for _ in range(passes):
             (hand,) = self.recognise(image, [hand.next_region])
-        return hand if hand.presence > self.config.presence else None
+        return hand
 
     def recognise(self, image: Image, regions: list[Region]) -> list[DetectedHand]:
         """Run the landmark network once in each region; return a hand for each, whatever its presence."""
