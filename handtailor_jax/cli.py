@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Out = Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")]
 Four = tuple[float, float, float, float]
 MeshFormat = Annotated[Literal["obj", "ply", "glb"] | None, arg(metavar="{obj,ply,glb}", help_behavior_hint="")]
+_ERROR = "Errors are mean distances from mesh to keypoints, relative to the hand size."
 EXAMPLES = Path(__file__).with_name("assets") / "examples" / "hands.json"
 
 
@@ -110,7 +111,7 @@ class Predict:
         files = HandFiles(self.out, self.mesh, self.overlay, self.skeleton is not None)
         options: dict[str, Any] = {"hands": self.hands, "thorough": self.thorough, "passes": self.passes}
         skipped = predict(sources, tailor, files, **options, resume=self.resume)
-        print(f"{len(sources) - skipped} of {len(sources)} inputs complete in {self.out}")
+        print(f"{len(sources) - skipped} of {len(sources)} inputs complete in {self.out}. {_ERROR}")
         if skipped:
             raise SystemExit(2)
 
@@ -132,7 +133,7 @@ class Demo:
         images = {each.image: each.camera for each in read_detections(EXAMPLES) if each.image is not None}
         sources = [Source(image.stem, image, camera=camera) for image, camera in images.items()]
         predict(sources, HandTailor.load(), HandFiles(self.out, "glb", True))
-        print(f"{len(sources)} images written to {self.out}: look at {self.out / 'sheet.png'}")
+        print(f"{len(sources)} images written to {self.out}: look at {self.out / 'sheet.png'}. {_ERROR}")
 
 
 @dataclasses.dataclass(frozen=True)

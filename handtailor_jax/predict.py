@@ -211,11 +211,11 @@ def _summary(source: Source, content: dict[str, Any]) -> str:
         return f"{id}: no hand found ({'a --box around it' if source.box is None else 'another box'} may help)"
     sizes = [float(hand_size(np.asarray(hand["detected_keypoints_2d"]))) for hand in hands[:4]]
     errors = [
-        f"{hand['side']} hand {hand['reprojection_error_after'] / size:.1%}"
+        f"{hand['side']} hand (error {hand['reprojection_error_after'] / size:.1%})"
         for hand, size in zip(hands, sizes, strict=False)
     ]
     more = f" and {len(hands) - 4} more" if len(hands) > 4 else ""
-    return f"{id}: {', '.join(errors)}{more} (mean distance from mesh to keypoints, relative to the hand size)"
+    return f"{id}: {', '.join(errors)}{more}"
 
 
 def overlay(hands: Sequence[Hand], image: Image | None) -> Image:
