@@ -159,7 +159,7 @@ def box_numbers(box: Any) -> Box:
     """
     values = np.asarray(numbers("box", box))
     if values.shape != (4,) or not np.isfinite(values).all():
-        raise InputError(f"box is {box}: give four finite numbers x y w h")
+        raise InputError(f"box is {' '.join(str(box).split())[:80]}: give four finite numbers x y w h")
     x, y, w, h = map(float, values)
     if w <= 0.0 or h <= 0.0:
         raise InputError(f"box {x:g} {y:g} {w:g} {h:g} has no area: give its left, top, width and height in pixels")
