@@ -137,7 +137,7 @@ def test_joints_that_nothing_counts_are_left_out():
     counted = np.zeros(errors.shape, bool)
     counted[:, 4], counted[0, 6] = True, True
     assert metrics.mean_error(errors, counted) == 5.0
-    with pytest.raises(ValueError, match="counts no error"):
+    with pytest.raises(ValueError, match="selects no error"):
         metrics.mean_error(errors, np.zeros_like(counted))
 
 
