@@ -49,7 +49,7 @@ class Predict:
     hands: Number = None
     """Largest number of hands; if not given, all hands of an image and two of a video."""
     thorough: bool = False
-    """Search every image in overlapping tiles, too: 4 to 10 times slower. Otherwise only images without a hand are."""
+    """Search overlapping tiles of every image, 4 to 10 times slower; if not given, only where no hand is found."""
     weights: File = None
     """Weights of the hand module (.safetensors), the embedded ones if not given; landmarks uses only their IKNet."""
     out: Out = Path("hands")

@@ -40,13 +40,13 @@ def from_mediapipe(
     # MediaPipe divides pixel indices by the image's size on a CPU, without half a pixel for the pixels' centres.
     check_range("width and height", (width, height), 1)
     points, side = _points("landmarks", landmarks, 2) * [width, height], _side(handedness)
-    world = None if world_landmarks is None else _points("world_landmarks", world_landmarks, 3)
+    if world_landmarks is not None:
+        world = _points("world_landmarks", world_landmarks, 3)
+        known["joints_3d"] = mirror_points(world) if mirrored else world
     if mirrored:
-        points, world = mirror_pixels(points, width), None if world is None else mirror_points(world)
+        points = mirror_pixels(points, width)
     else:
         side = "left" if side == "right" else "right"
-    if world is not None:
-        known["joints_3d"] = world
     return detection(points, side=side, convention="mediapipe", **known)
 
 
