@@ -111,7 +111,8 @@ class Predict:
         files = HandFiles(self.out, self.mesh, self.overlay, self.skeleton is not None)
         options: dict[str, Any] = {"hands": self.hands, "thorough": self.thorough, "passes": self.passes}
         skipped = predict(sources, tailor, files, **options, resume=self.resume)
-        print(f"{len(sources) - skipped} of {len(sources)} inputs complete in {self.out}. {_ERROR}")
+        note = "" if all(source.video for source in sources) else f" {_ERROR}"
+        print(f"Results of {len(sources) - skipped} of {len(sources)} inputs are in {self.out}.{note}")
         if skipped:
             raise SystemExit(2)
 
@@ -289,7 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and run the command."""
     commands = Predict | Demo | Fit | View | Synth | Label | ConvertOfficial | Export
     config = (OmitSubcommandPrefixes, OmitArgPrefixes)
-    run = parse(commands, "handtailor", arguments, description=__doc__, config=config)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    run = parse(commands, "handtailor", arguments or ["--help"], description=__doc__, config=config)
     keep_compiled_programs()
     run()
 

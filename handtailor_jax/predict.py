@@ -219,11 +219,16 @@ def _summary(source: Source, content: dict[str, Any]) -> str:
 
 
 def overlay(hands: Sequence[Hand], image: Image | None) -> Image:
-    """Return the image with the detected keypoints, the meshes over it, and the meshes from the side, uint8 RGB."""
+    """Return the image with the detected keypoints, the meshes over it, and the meshes from the side, uint8 RGB.
+
+    Several hands have their side and their number in the JSON file, from 1.
+    """
     detected = [np.where((hand.confidence > 0)[:, None], hand.detected_keypoints_2d, np.nan) for hand in hands]
     camera = jax.tree.map(jnp.asarray, hands[0].camera) if hands else Camera.weak_perspective()
     meshes = [(hand.vertices, hand.faces) for hand in hands]
-    return overlay_figure(image, meshes, camera, detected or None, [hand.keypoints_2d for hand in hands] or None)
+    names = [f"{number} {hand.side}" for number, hand in enumerate(hands, 1)] if len(hands) > 1 else []
+    fitted = [hand.keypoints_2d for hand in hands] or None
+    return overlay_figure(image, meshes, camera, detected or None, fitted, names)
 
 
 def sheet(images: Sequence[Image], captions: Sequence[str]) -> Image:

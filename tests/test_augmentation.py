@@ -90,6 +90,19 @@ def test_center_crop_is_centred_on_the_keypoints(batch):
     assert np.asarray(again.has_intrinsics).sum() == 0
 
 
+def test_motion_blurs_one_direction():
+    image = np.zeros((2, 33, 33, 3), np.uint8)
+    image[:, 16, 16] = 255
+    still = jnp.broadcast_to(jnp.eye(2, 3), (2, 2, 3))
+    moved = np.asarray(resample(jnp.asarray(image), still, 33, blur=jnp.asarray([[4.0, 0.0], [0.0, 4.0]])))[..., 0]
+    np.testing.assert_allclose(moved[0], moved[1].T, atol=1e-6)
+    along, across = (
+        np.sqrt((moved[0] * (axis - 16.0) ** 2).sum()) for axis in np.meshgrid(np.arange(33), np.arange(33))
+    )
+    assert 3.8 < along < 4.1
+    assert across < 0.3
+
+
 def test_pixels_land_where_the_map_says():
     """A smooth blob moves with the map; stripes that are too fine for the result become grey."""
     at = jnp.arange(SOURCE, dtype=jnp.float32)

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import fit as fit_benchmark
 from benchmarks import predict as predict_benchmark
+from benchmarks import recover_hand as recover_hand_benchmark
 from benchmarks import synthetic as synthetic_benchmark
 from benchmarks.original_way import OriginalWay
 from benchmarks.tailor import ORIGINAL, TailorBenchmark, TailorErrors, measure
@@ -143,7 +144,19 @@ def test_tiny_run_of_fit(hand, tmp_path, capsys):
     assert [row["camera"] for row in rows] == ["weak_perspective", "perspective"]
 
 
+@pytest.mark.slow
+def test_tiny_run_of_recover_hand(tmp_path, capsys):
+    path = tmp_path / "calls.json"
+    config = recover_hand_benchmark.RecoverHandBenchmark(("landmarks",), ("jit",), rounds=1, json=path)
+    recover_hand_benchmark.measure(config)
+    assert "| landmarks | jit" in capsys.readouterr().out
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["first, s"] > 0.001 * row["later, ms"] > 0.0
+
+
 def test_bad_options_of_the_others():
+    with pytest.raises(InputError, match="--batch is 0: give positive numbers"):
+        recover_hand_benchmark.measure(recover_hand_benchmark.RecoverHandBenchmark(batch=0))
     with pytest.raises(InputError, match="--problems is 0: give positive numbers"):
         fit_benchmark.measure(fit_benchmark.FitBenchmark(problems=0))
     with pytest.raises(InputError, match="--batch is 0"):
@@ -151,7 +164,7 @@ def test_bad_options_of_the_others():
 
 
 def test_as_a_program(monkeypatch, capsys):
-    for name in ("tailor", "predict", "fit", "live", "sequence", "synthetic"):
+    for name in ("tailor", "predict", "recover_hand", "fit", "live", "sequence", "synthetic"):
         program = str(BENCHMARKS / f"{name}.py")
         monkeypatch.setattr(sys, "argv", [program, "--help"])
         with pytest.raises(SystemExit) as end:

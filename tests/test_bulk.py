@@ -161,7 +161,7 @@ def test_results_that_are_kept(weights, tmp_path, capsys):  # noqa: F811
         capsys.readouterr()
         assert quick(weights, folder, out=out, more=(*BOX, *more, *(["--resume"] if resume else []))) == 0
         printed = capsys.readouterr().out
-        assert "3 of 3 inputs complete in" in printed
+        assert "Results of 3 of 3 inputs are in" in printed
         count = int(printed.split(" of 3 images are complete")[0].split()[-1]) if resume else None
         return {path.stem for path in out.iterdir() if before.get(path) != path.stat().st_mtime_ns}, count
 
@@ -203,7 +203,7 @@ def test_a_killed_run_is_resumed(tmp_path):
         return sorted(path for path in (tmp_path / "out").glob("*.json") if path.name[0] != ".")
 
     whole = start(tmp_path / "whole")
-    assert "10 of 10 inputs complete in" in whole.communicate()[0]
+    assert "Results of 10 of 10 inputs are in" in whole.communicate()[0]
     for count in (2, 6):
         process = start(tmp_path / "out")
         while process.poll() is None and len(results()) < count:

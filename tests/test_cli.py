@@ -147,6 +147,7 @@ def test_export_with_a_network(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments",
     [
+        [],
         ["--help"],
         ["fit", "--help"],
         ["view", "--help"],

@@ -22,7 +22,7 @@ from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.mano.loading import MANO_TIP_VERTICES, embedded_hand
 from handtailor_jax.mediapipe import from_mediapipe
 from handtailor_jax.results import to_json
-from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, MANO_JOINTS, ROOT, permutation
+from handtailor_jax.skeleton import FINGERS, KEYPOINT_ORDERS, KEYPOINTS, MANO_JOINTS, ROOT, permutation
 from handtailor_jax.tailor.placement import camera_keypoints, relative_depth
 from handtailor_jax.types import Camera, HandParameters
 
@@ -166,14 +166,23 @@ def test_manos_landmarks_are_the_models_keypoints(hand):
     np.testing.assert_array_equal(load_convention("mano").landmarks(posed), posed.keypoints)
 
 
-def test_mediapipe_differs_most_at_the_wrist_and_the_thumbs_base(hand):
+def test_mediapipes_tips_lie_before_the_ends_of_the_fingers(hand):
     posed = flat_hand(hand)
-    offset = 1000.0 * np.linalg.norm(load_convention("mediapipe").landmarks(posed) - posed.keypoints, axis=-1)
+    landmarks = load_convention("mediapipe").landmarks(posed)
+    offset = 1000.0 * np.linalg.norm(landmarks - posed.keypoints, axis=-1)
     at = dict(zip(KEYPOINTS, offset.tolist(), strict=True))
-    wrist, thumb = at.pop("wrist"), at.pop("thumb_cmc")
-    assert 7.0 < wrist < 13.0
-    assert 15.0 < thumb < 23.0
-    assert max(at.values()) < 8.5
+    for finger in FINGERS:
+        tip, before = (
+            KEYPOINTS.index(f"{finger}_tip"),
+            KEYPOINTS.index(f"{finger}_{'ip' if finger == 'thumb' else 'dip'}"),
+        )
+        along = posed.keypoints[tip] - posed.keypoints[before]
+        share = jnp.dot(landmarks[tip] - posed.keypoints[before], along) / jnp.sum(along**2)
+        assert 0.5 < share < 0.85, finger
+        assert 6.5 < at.pop(f"{finger}_tip") < 12.0
+    assert 7.0 < at.pop("wrist") < 11.0
+    assert 11.0 < at.pop("thumb_cmc") < 16.0
+    assert max(at.values()) < 6.0
 
 
 def test_landmarks_grow_with_the_hand(hand):

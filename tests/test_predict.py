@@ -131,7 +131,7 @@ def test_folder_pattern_and_files(weights, tmp_path, monkeypatch, capsys):
     ids = {"one", "two", "three", "one_2"}
     assert names(Path("out/new")) == {f"{i}{e}" for i in ids for e in (".json", "_overlay.png", ".obj")} | {"sheet.png"}
     printed = capsys.readouterr()
-    assert "4 of 4 inputs complete in out/new" in printed.out
+    assert "Results of 4 of 4 inputs are in out/new" in printed.out
     for name in ids:
         (found,), size, image, settings = content(Path(f"out/new/{name}.json")).values()
         assert (Path("out/new") / image).is_file()
@@ -300,7 +300,7 @@ def test_videos_that_are_cut_short_empty_or_broken(reader, tmp_path, capsys):
     assert names(tmp_path / "out") == {"short.jsonl"}
     frames = lines(tmp_path / "out" / "short.jsonl")
     assert 2 <= sum(bool(frame["hands"]) for frame in frames) < 6
-    assert "1 of 3 inputs complete" in printed.out
+    assert "Results of 1 of 3 inputs are in" in printed.out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def test_bad_files_among_good_ones(weights, tmp_path, capfd):
     assert [line.split("handtailor: ")[1].split(": ")[1] for line in reported] == [str(tmp_path / name) for name in bad]
     for line, reason in zip(reported, bad.values(), strict=True):
         assert reason in line
-    assert "2 of 5 inputs complete" in printed.out
+    assert "Results of 2 of 5 inputs are in" in printed.out
     assert names(tmp_path / "out") == {"good.json", "last.json"}
 
 

@@ -468,5 +468,22 @@ def test_many_hands_are_drawn_in_groups():
     camera = Camera.perspective(200.0, 200.0, 100.0, 100.0)
     assert [len(group) for group in distant_first(meshes, camera)] == [8, 3]
     assert distant_first(meshes, camera)[-1][-1][0][:, 2].mean() == pytest.approx(0.6, abs=1e-3)
-    figure = overlay_figure(np.zeros((200, 200, 3), np.uint8), meshes, camera, panel_height=110)
+    black = np.zeros((200, 200, 3), np.uint8)
+    figure = overlay_figure(black, meshes, camera, panel_height=110)
     assert figure.shape[0] == 110
+
+
+def test_names_are_written_at_the_wrists():
+    pytest.importorskip("cv2")
+    points, faces = ball(0.02)
+    keypoints = np.full((1, 21, 2), 100.0)
+    arguments = (
+        np.zeros((200, 200, 3), np.uint8),
+        [(points + np.float32([0.0, 0.0, 1.0]), faces)],
+        Camera.perspective(200.0, 200.0, 100.0, 100.0),
+    )
+    plain, named = (overlay_figure(*arguments, keypoints, keypoints, names) for names in ((), ("2 left",)))
+    rows, columns = np.nonzero((plain != named).any(axis=-1))
+    assert len(rows) > 50
+    assert 200 < rows.min() < rows.max() < 240  # under the wrist, in the first of three panels of 400 pixels
+    assert 150 < columns.min() < columns.max() < 250

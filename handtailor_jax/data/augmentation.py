@@ -69,6 +69,8 @@ class AugmentationConfig:
     """Probability that an image becomes grey."""
     blur: float = 1.2
     """Largest standard deviation of additional blur, pixels of the crop."""
+    motion: float = 0.0
+    """Largest standard deviation of motion blur, along the rows or the columns of the image, pixels of the crop."""
     noise: float = 0.05
     """Largest standard deviation of noise, for values from 0 to 1."""
     cut_out: float = 0.3
@@ -178,7 +180,7 @@ def _draw_move(
     source_size: int,
     config: AugmentationConfig,
 ) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """Draw centre, side, angle and blur (pixels) of a crop, the grey level outside, and whether to drop intrinsics."""
+    """Draw a crop's centre, side, angle and blur (2,), the grey level outside, and whether to drop intrinsics."""
     draws = Draws(key, keypoints.dtype, uniforms=16, normals=1)
     low, high = jnp.min(keypoints, axis=0), jnp.max(keypoints, axis=0)
     box = jnp.maximum(hand_size(keypoints), 1.0)
@@ -193,6 +195,8 @@ def _draw_move(
     color = jnp.where(draws.uniform() < 0.6, _GREY, draws.uniform() ** 2)
     outside = jnp.where(kind < 0.5, -1.0, color)
     dropped, upright = draws.chance(config.drop_intrinsics), draws.chance(config.upright)
+    motion, along = config.motion * draws.uniform() ** 3, draws.chance(0.5)
+    blur = jnp.hypot(blur, motion * jnp.stack([along, 1.0 - along]))
     return center, side, angle - upright * turn_of_hand(keypoints), blur, outside, dropped
 
 
@@ -234,7 +238,7 @@ def resample(
     affine: Float[Array, "batch 2 3"],
     size: int,
     *,
-    blur: Float[Array, "batch"] | None = None,
+    blur: Float[Array, "batch 2"] | None = None,
     outside: Float[Array, "batch"] | None = None,
 ) -> Float[Array, "batch size size 3"]:
     """Resample images so that pixel A(u, v) of the result, in [0, 1], shows the source's pixel (u, v), bilinearly.
@@ -243,7 +247,7 @@ def resample(
         image: source images.
         affine: maps from pixels of the source to pixels of the result.
         size: side of the result, pixels.
-        blur: standard deviation of additional blur, pixels of the result.
+        blur: standard deviations of additional blur along rows and columns of the source, pixels of the result.
         outside: grey level outside the source; a negative level repeats the border. Mid-grey if None.
     """
     count, source = image.shape[0], image.shape[1]
@@ -281,20 +285,23 @@ def _source_points(affine: Float[Array, "batch 2 3"], size: int) -> Float[Array,
 
 
 def _smoothed(
-    image: UInt8[Array, "batch source source 3"], affine: Float[Array, "batch 2 3"], blur: Float[Array, "batch"] | None
+    image: UInt8[Array, "batch source source 3"],
+    affine: Float[Array, "batch 2 3"],
+    blur: Float[Array, "batch 2"] | None,
 ) -> Float[Array, "batch 3 source source"]:
     """Blur images by as much as an affine map shrinks them, which prevents aliasing, and by the additional blur."""
     source = image.shape[1]
     zoom = jnp.sqrt(jnp.abs(affine[:, 0, 0] * affine[:, 1, 1] - affine[:, 0, 1] * affine[:, 1, 0]))
     # A box filter as wide as a pixel of the result has the variance (1/zoom^2)/12; the source's pixels have 1/12.
-    variance = jnp.maximum((1.0 / zoom**2 - 1.0) / 12.0, 0.0) * 2.0
+    shrunk = jnp.maximum((1.0 / zoom**2 - 1.0) / 12.0, 0.0) * 2.0
+    variance = jnp.stack([shrunk, shrunk], axis=1)
     if blur is not None:
-        variance = variance + (blur / zoom) ** 2
+        variance = variance + (blur / zoom[:, None]) ** 2
     planes = jnp.moveaxis(image, -1, 1).astype(affine.dtype) / 255.0
-    # Every row of the matrix blurs a pixel; it is the identity if the variance is 0.
+    # Every row of a matrix blurs a pixel; it is the identity if the variance is 0.
     at = jnp.arange(source, dtype=variance.dtype)
     squared = jnp.square(at[:, None] - at[None, :])
-    weights = jnp.exp(-0.5 * squared[None] / jnp.maximum(variance, 1e-2)[:, None, None])
-    kernel = weights / jnp.sum(weights, axis=2, keepdims=True)
-    planes = jnp.einsum("bvr,bcrs->bcvs", kernel, planes)
-    return jnp.einsum("bus,bcvs->bcvu", kernel, planes)
+    weights = jnp.exp(-0.5 * squared[None, None] / jnp.maximum(variance, 1e-2)[..., None, None])
+    kernel = weights / jnp.sum(weights, axis=3, keepdims=True)
+    planes = jnp.einsum("bvr,bcrs->bcvs", kernel[:, 1], planes)
+    return jnp.einsum("bus,bcvs->bcvu", kernel[:, 0], planes)

@@ -14,7 +14,7 @@ from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import depth_divisor, transform_camera
 from handtailor_jax.images import opencv
 from handtailor_jax.render.shading import BACKGROUND, mesh_bounds, render_mesh
-from handtailor_jax.skeleton import BONES, FINGER_KEYPOINTS
+from handtailor_jax.skeleton import BONES, FINGER_KEYPOINTS, WRIST
 from handtailor_jax.types import Camera
 
 _Mesh = tuple[np.ndarray, np.ndarray]
@@ -98,6 +98,7 @@ def overlay_figure(
     camera: Camera,
     keypoints_2d: Any = None,
     fitted_keypoints_2d: Any = None,
+    names: Sequence[str] = (),
     panel_height: int = 400,
 ) -> np.ndarray:
     """Show fitted hands in three panels: image with keypoints, image with the meshes over it, meshes from the side.
@@ -110,6 +111,7 @@ def overlay_figure(
         camera: Perspective or weak-perspective camera of the image.
         keypoints_2d: (hands, 21, 2) input keypoints (u, v) in pixels of the image, drawn as skeletons.
         fitted_keypoints_2d: (hands, 21, 2) keypoints of the fitted hands, drawn as rings.
+        names: A short text for each hand, written at its fitted wrist.
         panel_height: Height of the figure in pixels.
 
     Raises:
@@ -138,6 +140,8 @@ def overlay_figure(
         first = draw_skeleton(first, points @ affine[:, :2].T + affine[:, 2])
     for points in fitted:
         first = draw_skeleton(first, points @ affine[:, :2].T + affine[:, 2], hollow=True)
+    for points, name in zip(fitted, names, strict=False):
+        first = _write(first, name, affine[:, :2] @ points[WRIST] + affine[:, 2])
     for group in distant_first(meshes, camera):
         second = render_mesh(*scene(group, camera), camera, panel_height, panel_width, second)
     third = _side_views(meshes, camera, panel_height)
@@ -171,6 +175,19 @@ def distant_first(meshes: Sequence[_Mesh], camera: Camera) -> list[Sequence[_Mes
     known = float(camera.perspectivity) > 0.0
     ordered = sorted(meshes, key=lambda mesh: -mesh[0][:, 2].mean() if known else np.ptp(mesh[0], axis=0).max())
     return [ordered[first : first + _MOST_IN_SCENE] for first in range(0, len(ordered), _MOST_IN_SCENE)]
+
+
+def _write(image: np.ndarray, text: str, point: np.ndarray) -> np.ndarray:
+    """Return a copy of an image with a text under a point, as far as possible inside."""
+    cv2, canvas = opencv(), _rgb_copy(image)
+    if not np.isfinite(point).all():
+        return canvas
+    width, height = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0]
+    x, y = point[0] - 0.5 * width, point[1] + 1.8 * height
+    place = (round(np.clip(x, 2, canvas.shape[1] - width - 2)), round(np.clip(y, height + 2, canvas.shape[0] - 4)))
+    for color, thickness in ((_INK, 3), (_PAPER, 1)):
+        cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, thickness, cv2.LINE_AA)
+    return canvas
 
 
 def _side_views(meshes: Sequence[_Mesh], camera: Camera, size: int) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from mesh import vertex_normals
 
-# Second shape coefficient (finger length relative to palm length) of the hands in 600 photographs, found by
-# tools/learn_convention.py before this shift: real fingers are longer than the population model's.
+# Second shape coefficient (finger length relative to palm length) of the hands in 600 photographs, found with an
+# estimate of MediaPipe's convention on a hand without this shift: real fingers are longer than the population model's.
 FINGER_LENGTH_SHIFT = 0.65
 
 REGRESSOR_RIDGE = 3e-7
