@@ -86,7 +86,8 @@ def _prior(right: Any, dtype: jnp.dtype) -> Float[Array, ""]:
 def _levels(image: Any, dtype: jnp.dtype) -> Float[Array, "height width 3"]:
     """Return the values of an image from 0 to 255."""
     if not _is_traced(image) and getattr(image, "ndim", 3) == 3:
-        as_rgb(image)
+        rgb = as_rgb(image)
+        image = rgb if np.asarray(image).dtype == np.uint16 else image
     image = jnp.asarray(image)
     if image.ndim != 3 or image.shape[-1] != 3:
         raise InputError(f"image has shape {image.shape}: give one RGB image (H, W, 3), and several with jax.vmap")
@@ -125,9 +126,10 @@ def _where(
 ) -> tuple[Region, Region | None]:
     """Return the region of a box, and the turns in two sizes that a landmark network tries first, if there is one."""
     if isinstance(box, Region):
-        shapes = [jnp.shape(leaf) for leaf in (box.center, box.side, box.rotation)]
-        if shapes != [(2,), (), ()]:
-            raise InputError(f"box.side has shape {shapes[1]}: give one region, several with jax.vmap")
+        for name, shape in (("center", (2,)), ("side", ()), ("rotation", ())):
+            if jnp.shape(getattr(box, name)) != shape:
+                given = jnp.shape(getattr(box, name))
+                raise InputError(f"box.{name} has shape {given}: give one region, several with jax.vmap")
         if not _is_traced(box):
             check_box([*np.asarray(box.center) - 0.5 * box.side, box.side, box.side], image)
             checked_array("box.rotation", np.asarray(box.rotation), ())

@@ -16,9 +16,10 @@ from handtailor_jax.geometry.crops import crop_turned, crop_upright
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.weights import load_module
-from handtailor_jax.image_to_mesh import _camera
+from handtailor_jax.image_to_mesh import _camera, _levels
 from handtailor_jax.images import crop_square, read_image
 from handtailor_jax.tailor.placement import with_floats
+from handtailor_jax.types import Region
 
 K = np.asarray([[481.17, 0.0, 159.5], [0.0, 481.17, 159.5], [0.0, 0.0, 1.0]], np.float32)
 BOX = np.asarray([45.0, 20.0, 235.0, 245.0], np.float32)
@@ -147,6 +148,7 @@ def test_gradients_reach_pixels_weights_camera_and_box(x64, network, config, ima
     [
         ({"image": np.zeros((2, 32, 32, 3), np.uint8)}, "image has shape (2, 32, 32, 3): give one RGB image"),
         ({"image": np.zeros((32, 32), np.uint8)}, "image has shape (32, 32): give one RGB image"),
+        ({"box": Region(np.zeros((3, 2)), np.ones(3), np.ones(3))}, "box.center has shape (3, 2): give one region"),
         ({"image": np.zeros((32, 32, 3), np.int32)}, "image has type int32"),
         ({"image": np.full((32, 32, 3), 255.0)}, "image has float values outside 0 to 1"),
         ({"camera": np.zeros((2, 3, 3))}, "camera has shape (2, 3, 3): give a matrix (3, 3), fx"),
@@ -188,6 +190,13 @@ def test_crops_that_a_hand_module_cannot_take(hourglass, crop, message):
     assert message in str(error.value)
     with pytest.raises(ht.InputError, match=r"camera\.linear has shape \(2, 2, 2\): give one camera for each crop"):
         hourglass(jnp.zeros((1, 224, 224, 3)), ht.Camera.weak_perspective(np.ones(2)))
+
+
+def test_sixteen_bits_are_reduced_to_eight():
+    image = np.full((4, 4, 3), 65535, np.uint16)
+    np.testing.assert_array_equal(_levels(image, jnp.dtype("float32")), np.full((4, 4, 3), 255.0))
+    with pytest.raises(ht.InputError, match="image has type uint16: give uint8 values, or floats of 0 to 1"):
+        jax.jit(lambda image: _levels(image, jnp.dtype("float32")))(image)
 
 
 def test_four_numbers_are_a_camera_under_jit_too(hourglass, hand, image):
