@@ -55,7 +55,7 @@ class WriteRhd:
     evaluation: int = 200
     """Number of evaluation images."""
     cache: Path = Path("cache")
-    """Folder of the rendered samples; missing ones are rendered, about 100 a minute on two CPU cores."""
+    """Folder of the rendered samples; missing ones are rendered, about 500 a minute on two CPU cores."""
 
 
 def parts_of_vertices(hand: HandModel) -> np.ndarray:
