@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, UInt8
 from handtailor_jax.data.draws import Draws
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError, check_range
-from handtailor_jax.geometry.boxes import hand_size, turn_of_hand
+from handtailor_jax.geometry.boxes import box_center, hand_size, turn_of_hand
 from handtailor_jax.geometry.cameras import (
     crop_affine,
     in_plane_rotation,
@@ -33,7 +33,6 @@ MAP_STRIDE = 4
 
 _GREY = 0.5  # level outside an image if no other is given
 _LUMINANCE = np.asarray([0.299, 0.587, 0.114], np.float32)
-_CUTS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +130,9 @@ def _move_depth(
 def center_crop(batch: Batch, size: int, box_factor: float, *, upright: bool = False) -> Batch:
     """Crop the square around each hand, `box_factor` hand sizes wide, without masks; `upright` turns the hand up."""
     keypoints = jnp.asarray(batch.keypoints_2d)
-    middle = 0.5 * (jnp.min(keypoints, axis=-2) + jnp.max(keypoints, axis=-2))
     side = box_factor * hand_size(keypoints)
     angle = -turn_of_hand(keypoints) if upright else jnp.zeros_like(side)
-    affine = crop_affine(middle, side, size, angle)
+    affine = crop_affine(box_center(keypoints), side, size, angle)
     image = jnp.round(255.0 * resample(batch.image, affine, size)).astype(jnp.uint8)
     return dataclasses.replace(move_labels(batch, affine, angle), image=image, mask=None, depth=None)
 
@@ -181,19 +179,16 @@ def _draw_move(
     config: AugmentationConfig,
 ) -> tuple[Array, Array, Array, Array, Array, Array]:
     """Draw a crop's centre, side, angle and blur (2,), the grey level outside, and whether to drop intrinsics."""
-    draws = Draws(key, keypoints.dtype, uniforms=16, normals=1)
-    low, high = jnp.min(keypoints, axis=0), jnp.max(keypoints, axis=0)
-    box = jnp.maximum(hand_size(keypoints), 1.0)
+    draws, box = Draws(key, keypoints.dtype, uniforms=16, normals=1), jnp.maximum(hand_size(keypoints), 1.0)
     fill = jnp.exp(draws.between(math.log(config.fill[0]), math.log(config.fill[1])))
     side = jnp.maximum(jnp.minimum(box / fill, config.beyond * source_size), box)
     room = 0.25 * (side - box) + config.shift * side * draws.uniform()
-    center = 0.5 * (low + high) + room * draws.between(-1.0, 1.0, 2)
+    center = box_center(keypoints) + room * draws.between(-1.0, 1.0, 2)
     most = jnp.where(has_intrinsics > 0.0, config.rotation, config.rotation_photographs)
     angle = most * draws.between(-1.0, 1.0)
     blur = config.blur * draws.uniform() ** 3
-    kind = draws.uniform()
-    color = jnp.where(draws.uniform() < 0.6, _GREY, draws.uniform() ** 2)
-    outside = jnp.where(kind < 0.5, -1.0, color)
+    repeated, grey = draws.uniform() < 0.5, draws.uniform() < 0.6
+    outside = jnp.where(repeated, -1.0, jnp.where(grey, _GREY, draws.uniform() ** 2))
     dropped, upright = draws.chance(config.drop_intrinsics), draws.chance(config.upright)
     motion, along = config.motion * draws.uniform() ** 3, draws.chance(0.5)
     blur = jnp.hypot(blur, motion * jnp.stack([along, 1.0 - along]))
@@ -219,7 +214,7 @@ def vary_light(
         luminance = jnp.sum(image * jnp.asarray(_LUMINANCE, dtype)[None, None], axis=-1, keepdims=True)
         image = luminance + saturation * (image - luminance)
         at = jnp.arange(size, dtype=dtype) / size
-        for _ in range(_CUTS):
+        for _ in range(2):
             middle, half = draws.uniform(2), draws.between(0.03, 0.16, 2)
             on = draws.chance(config.cut_out) > 0.0
             columns, rows = (jnp.abs(at - middle[i]) < half[i] for i in (0, 1))
@@ -294,14 +289,12 @@ def _smoothed(
     zoom = jnp.sqrt(jnp.abs(affine[:, 0, 0] * affine[:, 1, 1] - affine[:, 0, 1] * affine[:, 1, 0]))
     # A box filter as wide as a pixel of the result has the variance (1/zoom^2)/12; the source's pixels have 1/12.
     shrunk = jnp.maximum((1.0 / zoom**2 - 1.0) / 12.0, 0.0) * 2.0
-    variance = jnp.stack([shrunk, shrunk], axis=1)
-    if blur is not None:
-        variance = variance + (blur / zoom[:, None]) ** 2
+    variance = shrunk[:, None] + (jnp.zeros((1, 2)) if blur is None else (blur / zoom[:, None]) ** 2)
     planes = jnp.moveaxis(image, -1, 1).astype(affine.dtype) / 255.0
     # Every row of a matrix blurs a pixel; it is the identity if the variance is 0.
     at = jnp.arange(source, dtype=variance.dtype)
-    squared = jnp.square(at[:, None] - at[None, :])
-    weights = jnp.exp(-0.5 * squared[None, None] / jnp.maximum(variance, 1e-2)[..., None, None])
+    squared = jnp.square(at[:, None] - at[None, :])[None, None]
+    weights = jnp.exp(-0.5 * squared / jnp.maximum(variance, 1e-2)[..., None, None])
     kernel = weights / jnp.sum(weights, axis=3, keepdims=True)
     planes = jnp.einsum("bvr,bcrs->bcvs", kernel[:, 1], planes)
     return jnp.einsum("bus,bcvs->bcvu", kernel[:, 0], planes)

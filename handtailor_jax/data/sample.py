@@ -11,7 +11,7 @@ import numpy.typing as npt
 from jaxtyping import Float, UInt8
 
 from handtailor_jax.errors import InputError
-from handtailor_jax.geometry.boxes import centered_square, hand_size
+from handtailor_jax.geometry.boxes import box_center, centered_square, hand_size
 from handtailor_jax.geometry.mirror import mirror_intrinsics, mirror_pixels, mirror_points, mirror_pose
 from handtailor_jax.images import Image, crop_square, read_image, whole
 from handtailor_jax.skeleton import NUM_BETAS, NUM_JOINTS, NUM_KEYPOINTS
@@ -195,7 +195,7 @@ def crop_sample(sample: Sample, size: int, factor: float) -> Batch:
     box = whole(sample.image)
     if usable.any():
         known = points[usable]
-        center = 0.5 * (known.min(axis=0) + known.max(axis=0))
+        center = box_center(known)
         box = centered_square(center, factor * max(float(hand_size(known)), 1.0))
     image, affine32, _ = crop_square(sample.image, box, size)
     affine = affine32.astype(np.float64)

@@ -18,10 +18,14 @@ def hand_size(keypoints_2d: Float[Numbers, "*batch n 2"]) -> Float[Numbers, "*ba
     return (keypoints_2d.max(axis=-2) - keypoints_2d.min(axis=-2)).max(axis=-1)
 
 
+def box_center(keypoints_2d: Float[Numbers, "*batch n 2"]) -> Float[Numbers, "*batch 2"]:
+    """Return the centre of the keypoints' bounding box."""
+    return 0.5 * (keypoints_2d.min(axis=-2) + keypoints_2d.max(axis=-2))
+
+
 def square_around(keypoints_2d: Float[np.ndarray, "n 2"], factor: float) -> Box:
     """Return the square about the centre of the keypoints' bounding box, `factor` hand sizes wide; pixels."""
-    center = 0.5 * (keypoints_2d.min(axis=0) + keypoints_2d.max(axis=0))
-    return centered_square(center, factor * float(hand_size(keypoints_2d)))
+    return centered_square(box_center(keypoints_2d), factor * float(hand_size(keypoints_2d)))
 
 
 def centered_square(center: npt.NDArray[np.floating], side: float) -> Box:

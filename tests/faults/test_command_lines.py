@@ -29,7 +29,6 @@ MISTAKES = {
     "no table": (evaluate, (), "missing is {table1,"),
     "rounds": (evaluate, ("table1", "--rounds", "many"), "expected --rounds INT"),
     "a dataset": (prepare, ("rhd",), "missing is"),
-    "no command": (cli, (), "Expected one of {predict, demo, fit, view, synth, label, convert-official, export}"),
     "a command": (cli, ("predictt",), "Available subcommands: predict, demo"),
     "hands": (cli, ("predict", "a.jpg", "--hands", "two"), "--hands is given as 'two': give --hands N;"),
     "a camera": (

@@ -15,7 +15,7 @@ from handtailor_jax.data.sample import JointDefinition, Sample
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.alignment import PALM_VERTICES, Alignment, Protocol, align
 from handtailor_jax.evaluation.freihand import freihand_joints
-from handtailor_jax.geometry.boxes import centered_square, hand_size
+from handtailor_jax.geometry.boxes import box_center, centered_square, hand_size
 from handtailor_jax.geometry.cameras import crop_affine, transform_camera, transform_pixels
 from handtailor_jax.images import Image
 from handtailor_jax.mano.hand_model import HandModel
@@ -73,7 +73,7 @@ class GroundTruth:
     @property
     def centers(self) -> Float[Numbers, "n 2"]:
         """Centres of the squares around the hands, pixels."""
-        return 0.5 * (self.keypoints_2d.min(axis=1) + self.keypoints_2d.max(axis=1))
+        return box_center(self.keypoints_2d)
 
     @property
     def sides(self) -> Float[Numbers, "n"]:
