@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 
 from handtailor_jax.cli_data import ConvertOfficial, Export, File, Label, Number, Preset, Synth
-from handtailor_jax.commands import announce_compiling, command, keep_compiled_programs, parse, refuse_idle
+from handtailor_jax.commands import announce_compiling, command, finish, keep_compiled_programs, parse, refuse_idle
 from handtailor_jax.errors import InputError, naming, warn
 from handtailor_jax.types import NetworkName, Side
 
@@ -111,10 +111,7 @@ class Predict:
         files = HandFiles(self.out, self.mesh, self.overlay, self.skeleton is not None)
         options: dict[str, Any] = {"hands": self.hands, "thorough": self.thorough, "passes": self.passes}
         skipped = predict(sources, tailor, files, **options, resume=self.resume)
-        note = "" if all(source.video for source in sources) else f" {_ERROR}"
-        print(f"Results of {len(sources) - skipped} of {len(sources)} inputs are in {self.out}.{note}")
-        if skipped:
-            raise SystemExit(2)
+        finish(skipped, len(sources), self.out, "" if all(source.video for source in sources) else f" {_ERROR}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +130,8 @@ class Demo:
 
         images = {each.image: each.camera for each in read_detections(EXAMPLES) if each.image is not None}
         sources = [Source(image.stem, image, camera=camera) for image, camera in images.items()]
-        predict(sources, HandTailor.load(), HandFiles(self.out, "glb", True))
-        print(f"{len(sources)} images written to {self.out}: look at {self.out / 'sheet.png'}. {_ERROR}")
+        skipped = predict(sources, HandTailor.load(), HandFiles(self.out, "glb", True))
+        finish(skipped, len(sources), self.out, f" Look at {self.out / 'sheet.png'}. {_ERROR}")
 
 
 @dataclasses.dataclass(frozen=True)

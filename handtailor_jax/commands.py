@@ -139,10 +139,18 @@ def cache_folder() -> Path | None:
     return None if cache.startswith("~") else Path(cache) / "handtailor_jax"
 
 
+@functools.cache
+def _nothing_compiled() -> bool:
+    """Return whether the cache was empty when `keep_compiled_programs` was called; loading a hand compiles already."""
+    folder = cache_folder()
+    return "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder is not None and not folder.is_dir()
+
+
 def keep_compiled_programs() -> None:
     """Keep compiled programs between runs in the user's cache folder, because compiling takes half a minute."""
     import jax
 
+    _nothing_compiled()
     folder = cache_folder()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -150,7 +158,14 @@ def keep_compiled_programs() -> None:
 
 
 def announce_compiling() -> None:
-    """Print, if nothing has been cached yet, that the first run takes longer."""
-    folder = cache_folder()
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder is not None and not folder.is_dir():
+    """Print, if nothing had been cached before this process, that the first run takes longer."""
+    if _nothing_compiled():
         print("The first run compiles for a minute or two; later runs start quickly.", file=sys.stderr)
+
+
+def finish(skipped: int, total: int, out: Path, note: str = "") -> None:
+    """Print where the results are, if there are any; end with status 2 if inputs were skipped."""
+    if skipped < total:
+        print(f"Results of {total - skipped} of {total} inputs are in {out}.{note}")
+    if skipped:
+        raise SystemExit(2)

@@ -223,6 +223,8 @@ def read_detections(path: str | Path, hand: HandModel | None = None) -> list[Det
     """
     path = Path(path)
     content = read_json(path, "give a JSON object with keypoints_2d, or a list of them")
+    if isinstance(content, dict) and "keypoints_2d" not in content and "hands" in content:
+        raise InputError(f"{path}: is a result of predict: give hands with their detected_keypoints_2d as keypoints_2d")
     entries = content if isinstance(content, list) else [content]
     if not entries:
         raise InputError(f"{path}: holds no hands: give a JSON object with keypoints_2d, or a list of them")

@@ -163,6 +163,16 @@ def test_help(arguments, capsys):
     assert "usage" in capsys.readouterr().out.lower()
 
 
+def test_the_first_run_says_that_it_compiles(tmp_path):
+    """Before the first command, and not again: loading a hand, which compiles, must not hide it."""
+    text = "from handtailor_jax import commands, embedded_hand; commands.keep_compiled_programs(); embedded_hand()"
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    command = [sys.executable, "-c", f"{text}; commands.announce_compiling()"]
+    said = [subprocess.run(command, env=environment, capture_output=True, text=True).stderr for _ in range(2)]  # noqa: PLW1510
+    assert said == ["The first run compiles for a minute or two; later runs start quickly.\n", ""]
+
+
 def test_as_a_program(tmp_path):
     """The real thing: exit status, one line, and where compiled programs are kept."""
     paths = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(Path(cli.__file__).parents[1])}
@@ -211,6 +221,7 @@ WHOLE_FILES = {
     "null": ("null", "not a JSON object"),
     "numbers": ("[1, 2, 3]", "entry 0: is not a JSON object"),
     "no hands": ("[]", "holds no hands"),
+    "a result of predict": ('{"hands": []}', "give hands with their detected_keypoints_2d as keypoints_2d"),
     "empty object": ("{}", "has no keypoints_2d"),
     "nested": ("[" * 100_000, "nested too deeply"),
 }

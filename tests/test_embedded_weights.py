@@ -63,7 +63,7 @@ def test_demo(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(predict, "overlay_figure", functools.partial(predict.overlay_figure, panel_height=100))
     cli.main(["demo", "--out", str(tmp_path / "demo")])
     printed = capsys.readouterr().out
-    assert "10 images written to" in printed
+    assert "Results of 10 of 10 inputs are in" in printed
     assert "no hand found" not in printed
     truth = json.loads((ASSETS / "examples" / "hands.json").read_text())
     images = {Path(each["image"]).stem for each in truth}
