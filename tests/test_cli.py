@@ -169,7 +169,7 @@ def test_the_first_run_says_that_it_compiles(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     environment |= {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     command = [sys.executable, "-c", f"{text}; commands.announce_compiling()"]
-    said = [subprocess.run(command, env=environment, capture_output=True, text=True).stderr for _ in range(2)]  # noqa: PLW1510
+    said = [subprocess.run(command, env=environment, capture_output=True, text=True).stderr for _ in range(2)]
     assert said == ["The first run compiles for a minute or two; later runs start quickly.\n", ""]
 
 
