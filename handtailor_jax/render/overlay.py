@@ -23,6 +23,7 @@ FINGER_COLORS = ((236, 84, 72), (245, 166, 35), (72, 180, 97), (56, 139, 235), (
 """RGB of thumb, index, middle, ring and little finger in every image."""
 
 _MOST_IN_SCENE = 8  # hands rendered together, with occlusion; of more hands, groups are drawn one over the other
+_SMALLEST = 80  # least size of a hand in a panel, pixels, so that the marks do not cover it
 _INK, _PAPER = (46, 48, 54), (255, 255, 255)
 _SHIFT = 4  # OpenCV reads coordinates in sixteenths of a pixel
 _FINGER_OF = {keypoint: finger for finger, keypoints in enumerate(FINGER_KEYPOINTS) for keypoint in keypoints}
@@ -112,7 +113,7 @@ def overlay_figure(
         keypoints_2d: (hands, 21, 2) input keypoints (u, v) in pixels of the image, drawn as skeletons.
         fitted_keypoints_2d: (hands, 21, 2) keypoints of the fitted hands, drawn as rings.
         names: A short text for each hand, written at its fitted wrist.
-        panel_height: Height of the figure in pixels.
+        panel_height: Height of the figure in pixels; up to three times as much for small hands.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -123,6 +124,8 @@ def overlay_figure(
     given, fitted = (np.zeros((0, 21, 2)) if points is None else np.asarray(points, np.float64) for points in sets)
     bounds = [mesh_bounds(vertices, camera) for vertices, _ in meshes]
     left, top, side_u, side_v = _window(image, np.concatenate([*bounds, given.reshape(-1, 2), fitted.reshape(-1, 2)]))
+    smallest = min(map(float, hand_size(fitted)), default=math.nan) / side_v
+    panel_height *= min(max(1, math.ceil(_SMALLEST / (panel_height * smallest))), 3) if smallest > 0.0 else 1
     zoom = panel_height / side_v
     panel_width = max(1, round(side_u * zoom))
     offset = 0.5 * zoom - 0.5
