@@ -23,7 +23,7 @@ FINGER_COLORS = ((236, 84, 72), (245, 166, 35), (72, 180, 97), (56, 139, 235), (
 """RGB of thumb, index, middle, ring and little finger in every image."""
 
 _MOST_IN_SCENE = 8  # hands rendered together, with occlusion; of more hands, groups are drawn one over the other
-_SMALLEST = 80  # least size of a hand in a panel, pixels, so that the marks do not cover it
+_SMALLEST = 0.2  # share of the panel's height below which marks would cover a hand; panels become larger
 _INK, _PAPER = (46, 48, 54), (255, 255, 255)
 _SHIFT = 4  # OpenCV reads coordinates in sixteenths of a pixel
 _FINGER_OF = {keypoint: finger for finger, keypoints in enumerate(FINGER_KEYPOINTS) for keypoint in keypoints}
@@ -125,7 +125,7 @@ def overlay_figure(
     bounds = [mesh_bounds(vertices, camera) for vertices, _ in meshes]
     left, top, side_u, side_v = _window(image, np.concatenate([*bounds, given.reshape(-1, 2), fitted.reshape(-1, 2)]))
     smallest = min(map(float, hand_size(fitted)), default=math.nan) / side_v
-    panel_height *= min(max(1, math.ceil(_SMALLEST / (panel_height * smallest))), 3) if smallest > 0.0 else 1
+    panel_height *= min(max(1, math.ceil(_SMALLEST / smallest)), 3) if smallest > 0.0 else 1
     zoom = panel_height / side_v
     panel_width = max(1, round(side_u * zoom))
     offset = 0.5 * zoom - 0.5
