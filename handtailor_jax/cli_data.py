@@ -23,7 +23,7 @@ class Synth:
     """Render hands with exact labels, in the file layout of the FreiHAND dataset."""
 
     out: Path
-    """Folder to write, absent or empty; it appears when complete. The same command continues an interrupted one."""
+    """Folder to write, absent or empty; it appears when complete. The same command resumes after an interruption."""
     split: Literal["train", "test"] = "train"
     """train: any number of samples, drawn by the seed. test: the first of the 4,000 samples of the project's tables."""
     count: Number = None
@@ -52,8 +52,7 @@ class Label:
     """Write pseudo-labels of the hands in photographs, for training with train.py.
 
     Keypoints, side and 3D joints come from the network `landmarks`. A hand is labelled if the network's estimates agree
-    in four copies of the image: unchanged, mirrored, and rotated by 20 degrees in both directions. The same command
-    continues an interrupted one.
+    in four copies of the image: unchanged, mirrored, and rotated by 20 degrees in both directions. The same command resumes after an interruption.
     """
 
     photographs: Annotated[Positional[Path], arg(metavar="FOLDER")]
