@@ -52,7 +52,8 @@ class Label:
     """Write pseudo-labels of the hands in photographs, for training with train.py.
 
     Keypoints, side and 3D joints come from the network `landmarks`. A hand is labelled if the network's estimates agree
-    in four copies of the image: unchanged, mirrored, and rotated by 20 degrees in both directions. The same command resumes after an interruption.
+    in four copies of the image: unchanged, mirrored, and rotated by 20 degrees in both directions. The same
+    command resumes after an interruption.
     """
 
     photographs: Annotated[Positional[Path], arg(metavar="FOLDER")]
