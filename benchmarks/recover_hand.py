@@ -48,7 +48,7 @@ def calls(network: ht.HandTailor, batch: int) -> dict[str, Callable[[int], Any]]
     known = ht.read_detections(EXAMPLES / "hands.json")[0]
     pixels = jnp.asarray(read_image(known.image), jnp.float32) / 255.0
     camera, box = jnp.asarray(known.camera), jnp.asarray(BOX)
-    boxes = box + jnp.linspace(0.0, 10.0, batch)[:, None] * jnp.asarray([-1.0, -1.0, 2.0, 2.0])
+    boxes = box[None] + jnp.linspace(0.0, 10.0, batch)[:, None] * jnp.asarray([[-1.0, -1.0, 2.0, 2.0]])
 
     def depth(given: Any) -> jax.Array:
         module, pixels, camera, box = given

@@ -15,7 +15,6 @@ from handtailor_jax.detector.regions import SURE, from_box, from_landmarks, squa
 from handtailor_jax.errors import InputError, checked_array, numbers
 from handtailor_jax.geometry.cameras import as_camera, crop_affine, inverse_affine, transform_pixels
 from handtailor_jax.geometry.crops import crop_turned, crop_upright
-from handtailor_jax.geometry.mirror import choose
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
 from handtailor_jax.images import as_rgb, check_box, whole
 from handtailor_jax.mano.hand_model import HandModel
@@ -167,47 +166,30 @@ def _look(
         view = jax.tree.map(lambda leaf: leaf[None], View(crop, to_crop, region, camera, right))
         return view, estimate_views(module, view)
 
-    return look(region if turns is None or network is None else _best_region(network, image, turns))
+    if turns is None or network is None:
+        return look(region)
 
-
-def _best_region(network: HandLandmarkNetwork, image: Float[Array, "height width 3"], turns: Region) -> Region:
-    """Return the region around the keypoints in the turn with the highest presence."""
-    size, dtype = network.config.image_size, precision_of(network)
-    graph, weights = nnx.split(network)
-
-    def glance(weights: Any, image: Array, region: Region) -> tuple[Float[Array, ""], Region]:
+    def glance(network: HandLandmarkNetwork, image: Array, region: Region) -> tuple[Float[Array, ""], Region]:
         affine = to_image(region, size)
-        landmarks = nnx.merge(graph, weights)(crop_turned(image, affine, size)[None].astype(dtype) / 255.0)
+        landmarks = network(crop_turned(image, affine, size)[None].astype(precision_of(module)) / 255.0)
         return landmarks.presence[0], from_landmarks(transform_pixels(affine, landmarks.crop[0, :, :2]))
 
-    def compare(weights: Any, image: Array, turns: Region) -> tuple[Region, Array]:
-        State = tuple[Array, Array, Array, Region]
+    # The choice of the best turn has no gradient, so turns are compared without gradients; the region in it has one.
+    graph, weights = nnx.split(network)
+    fixed, pixels, places = jax.lax.stop_gradient((weights, image, turns))
 
-        def goes_on(state: State) -> Array:
-            i, presence, *_ = state
-            return (i < turns.side.size) & ((i % turns.side.shape[1] > 0) | (presence <= SURE))
+    def goes_on(state: tuple[Array, Array, Array]) -> Array:
+        i, presence, _ = state
+        return (i < turns.side.size) & ((i % turns.side.shape[1] > 0) | (presence <= SURE))
 
-        def step(state: State) -> State:
-            i, presence, best, region = state
-            seen, found = glance(weights, image, _turn(turns, i))
-            better = seen > presence
-            return i + 1, jnp.maximum(seen, presence), jnp.where(better, i, best), choose(better, found, region)
+    def compare(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        i, presence, best = state
+        seen, _ = glance(nnx.merge(graph, fixed), pixels, _turn(places, i))
+        return i + 1, jnp.maximum(seen, presence), jnp.where(seen > presence, i, best)
 
-        first = jnp.asarray(0)
-        start = first, jnp.asarray(-1.0, image.dtype), first, _turn(turns, first)
-        *_, best, region = jax.lax.while_loop(goes_on, step, start)
-        return region, best
-
-    # The choice of the turn has no gradient, and a loop none in reverse: the gradient is that of a glance at the best.
-    around = jax.custom_jvp(lambda *given: compare(*given)[0])
-
-    @around.defjvp
-    def derivative(given: tuple, tangents: tuple) -> tuple[Region, Region]:
-        region, best = compare(*given)
-        again = lambda weights, image, turns: glance(weights, image, _turn(turns, best))[1]  # noqa: E731
-        return region, jax.jvp(again, given, tangents)[1]
-
-    return around(weights, image, turns)
+    first = jnp.asarray(0)
+    _, _, best = jax.lax.while_loop(goes_on, compare, (first, jnp.asarray(-1.0, image.dtype), first))
+    return look(glance(network, image, _turn(turns, best))[1])
 
 
 def _turn(turns: Region, number: Int[Array, ""]) -> Region:
