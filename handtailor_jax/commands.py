@@ -150,7 +150,7 @@ def keep_compiled_programs() -> None:
     """Keep compiled programs between runs in the user's cache folder, because compiling takes half a minute."""
     import jax
 
-    _nothing_compiled()
+    _nothing_compiled()  # before anything compiles
     folder = cache_folder()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -31,10 +31,12 @@ from handtailor_jax.detector.regions import cut, from_landmarks, to_image
 from handtailor_jax.detector.weights import load_landmark_network
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import place, transform_pixels
+from handtailor_jax.geometry.lifting import reference_bone_length
+from handtailor_jax.geometry.mirror import mirror_points
 from handtailor_jax.mano.landmarks import KEYPOINT_JOINT, LandmarkConvention
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.results import write_json
-from handtailor_jax.skeleton import JOINT_PARENTS, KEYPOINTS, ROOT_JOINT, WRIST
+from handtailor_jax.skeleton import JOINT_PARENTS, KEYPOINTS, ROOT_JOINT
 from handtailor_jax.synthetic.dataset import SyntheticConfig
 from handtailor_jax.synthetic.storage import SamplePool
 from handtailor_jax.tailor.placement import relative_depth
@@ -120,7 +122,7 @@ def look(options: Options) -> Seen:
     @jax.jit
     def posed(pose: Float[Array, "16 3"], betas: Float[Array, "10"]) -> tuple[Array, Array]:
         posed = HAND.shape(betas).pose(pose)
-        return posed.joint_rotations, bone_length(posed.joints)
+        return posed.joint_rotations, reference_bone_length(posed.keypoints)
 
     rows = []
     for number in tqdm(range(options.renderings), desc="landmark network", unit="image"):
@@ -138,12 +140,6 @@ def look(options: Options) -> Seen:
     return joined(rows)
 
 
-def bone_length(joints: Float[Array, "16 3"]) -> Float[Array, ""]:
-    """Return the length of the reference bone."""
-    bone = joints[ROOT_JOINT] - joints[KEYPOINT_JOINT[WRIST]]
-    return jnp.sqrt(jnp.sum(bone * bone))
-
-
 @jax.jit
 def fit(
     keypoints: Float[Array, "21 2"], depth: Float[Array, "21"], offsets: Float[Array, "21 2 3"]
@@ -155,7 +151,7 @@ def fit(
     found = search(HAND, seen, TailorConfig.keypoints_only(), effort, convention=convention).parameters
     posed = HAND.shape(found.betas).pose(found.pose)
     pixels = place(found, posed.keypoints, posed.joints[ROOT_JOINT])[:, :2]
-    return pixels, posed.joint_rotations, 1.0 / (found.scale * bone_length(posed.joints))
+    return pixels, posed.joint_rotations, 1.0 / (found.scale * reference_bone_length(posed.keypoints))
 
 
 def photographs(options: Options) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -168,8 +164,9 @@ def photographs(options: Options) -> list[tuple[np.ndarray, np.ndarray]]:
     draws, rows = np.random.default_rng(0), []
     for labels in collections.values():
         for i in draws.permutation(len(labels))[: options.per_collection]:
-            mirror = np.asarray([1.0 if labels[i].side == "right" else -1.0, 1.0, 1.0], np.float32)
-            keypoints, joints = labels[i].keypoints_2d * mirror[:2], labels[i].joints_3d * mirror
+            keypoints, joints = labels[i].keypoints_2d, labels[i].joints_3d
+            if labels[i].side == "left":
+                keypoints, joints = keypoints * np.asarray([-1.0, 1.0], np.float32), mirror_points(joints)
             rows.append((keypoints, np.asarray(relative_depth(jnp.asarray(joints), keypoints, jnp.ones(21)))))
     return rows
 

@@ -144,7 +144,7 @@ def overlay_figure(
     for points in fitted:
         first = draw_skeleton(first, points @ affine[:, :2].T + affine[:, 2], hollow=True)
     for points, name in zip(fitted, names, strict=False):
-        first = _write(first, name, affine[:, :2] @ points[WRIST] + affine[:, 2])
+        first = _caption(first, name, affine[:, :2] @ points[WRIST] + affine[:, 2])
     for group in distant_first(meshes, camera):
         second = render_mesh(*scene(group, camera), camera, panel_height, panel_width, second)
     third = _side_views(meshes, camera, panel_height)
@@ -180,7 +180,7 @@ def distant_first(meshes: Sequence[_Mesh], camera: Camera) -> list[Sequence[_Mes
     return [ordered[first : first + _MOST_IN_SCENE] for first in range(0, len(ordered), _MOST_IN_SCENE)]
 
 
-def _write(image: np.ndarray, text: str, point: np.ndarray) -> np.ndarray:
+def _caption(image: np.ndarray, text: str, point: np.ndarray) -> np.ndarray:
     """Return a copy of an image with a text under a point, as far as possible inside."""
     cv2, canvas = opencv(), _rgb_copy(image)
     if not np.isfinite(point).all():
