@@ -124,7 +124,7 @@ def _camera(camera: Any, dtype: jnp.dtype) -> Camera:
 def _where(
     module: HandModule | LandmarkHandModule, image: Float[Array, "height width 3"], box: Any, dtype: jnp.dtype
 ) -> tuple[Region, Region | None]:
-    """Return the region of a box, and the turns in two sizes that a landmark network tries first, if there is one."""
+    """Return the region of a box, and its rotations in two sizes, which a landmark network tries first, or None."""
     if isinstance(box, Region):
         for name, shape in (("center", (2,)), ("side", ()), ("rotation", ())):
             if jnp.shape(getattr(box, name)) != shape:
@@ -153,7 +153,7 @@ def _look(
     camera: Camera,
     right: Float[Array, ""],
 ) -> tuple[View, HandEstimate]:
-    """Return a batch of one view, of the region or around the keypoints in the best turn, and its estimate."""
+    """Return a batch of one view, of the region or around the keypoints in the best rotation, and its estimate."""
     size, network, (region, turns) = module.image_size, module.landmark_network, where
 
     def look(region: Region) -> tuple[View, HandEstimate]:
@@ -174,7 +174,7 @@ def _look(
         landmarks = network(crop_turned(image, affine, size)[None].astype(precision_of(module)) / 255.0)
         return landmarks.presence[0], from_landmarks(transform_pixels(affine, landmarks.crop[0, :, :2]))
 
-    # The choice of the best turn has no gradient, so turns are compared without gradients; the region in it has one.
+    # The choice of the best rotation has no gradient, so they are compared without; the region in it has one.
     graph, weights = nnx.split(network)
     fixed, pixels, places = jax.lax.stop_gradient((weights, image, turns))
 
@@ -193,5 +193,5 @@ def _look(
 
 
 def _turn(turns: Region, number: Int[Array, ""]) -> Region:
-    """Return a turn by its number; the turns are numbered size by size."""
+    """Return a rotation of a box by its number; they are numbered size by size."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[number], turns)

@@ -1,7 +1,7 @@
 """Pseudo-labels for photographs: the keypoints of hands on which four copies of an image agree.
 
-The detector runs on the image, on its mirror image and on the image turned by 20 degrees both ways. The medians of the
-four estimates are the label. `training/sources.py` reads the file (docs/training.md, Your own photographs).
+The detector runs on the image, on its mirror image and on the image rotated by 20 degrees in both directions. The
+medians of the four estimates are the label. `training/sources.py` reads the file (docs/training.md).
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ def label_folder(folder: Path, out: Path, config: LabelConfig = LabelConfig()) -
             labels[name if number == 1 else f"{name}#{number}"] = {"split": splits[name], **other, **label}
     if not labels:
         partial.unlink()
-        raise InputError(f"{folder}: {len(images)} images, and no hand that can be labelled: give clearer photographs")
+        raise InputError(f"{folder}: {len(images)} images without a hand that can be labelled: use sharper photographs")
     write_json(out, labels)
     partial.unlink(missing_ok=True)  # a second run may have ended
     return counts

@@ -233,4 +233,4 @@ def overlay(hands: Sequence[Hand], image: Image | None) -> Image:
 
 def sheet(images: Sequence[Image], captions: Sequence[str]) -> Image:
     """Return a grid of overlays with captions, reduced to at most 3,200 pixels in width."""
-    return contact_sheet(images, 2 if len(images) <= 8 else 4, captions, most_width=3200)
+    return contact_sheet(images, 1 if len(images) <= 3 else 2 if len(images) <= 8 else 3, captions, most_width=3200)

@@ -195,7 +195,7 @@ def _turned(pose: Float[Array, "n 16 3"], turns: Float[Array, "n 16 3"]) -> Floa
 def network_predictions(truth: GroundTruth, module: HandModule, hand: HandModel) -> tuple[Predictions, Predictions]:
     """Return predictions of a hand module with and without intrinsics; each image is decoded once.
 
-    The boxes around the true hands are given; with a landmark network in the stem, the crops are turned to the hands.
+    The boxes around the true hands are given; with a landmark network in the stem, the crops are rotated to the hands.
 
     Raises:
         InputError: If there are no images, or one cannot be decoded.
