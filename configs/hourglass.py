@@ -6,6 +6,11 @@
         --weights runs/hourglass/weights.safetensors --iknet-weights None --steps 1500 \
         --optimizer.learning-rate 5e-4 --augmentation.motion 3
 
+    python train.py --config configs/hourglass.py --out runs/last --data.photographs DIR --data.pool 4096 \
+        --data.second-hand 0.3 --data.photograph-backgrounds --weights runs/tuned/weights.safetensors \
+        --iknet-weights None --steps 1500 --optimizer.learning-rate 3e-4 --optimizer.average 0.995 \
+        --augmentation.motion 3 --no-detached --loss.tailored-keypoints 3 --loss.tailored-mesh 3
+
 The first command starts with the IKNet of configs/small_iknet.py; that of the embedded weights started with the IKNet
 of configs/small.py after both of its runs. The second command fine-tunes with motion blur. For the embedded weights it
 was also the first run with the present landmark convention, with which photographs are fitted (docs/model-card.md).

@@ -34,6 +34,8 @@ class Synth:
     """Seed of the train split."""
     backgrounds: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Folder of images, used as backgrounds of half of the hands; only generated backgrounds if not given."""
+    second_hand: float = 0.0
+    """Share of samples in which another hand, without labels, touches the labelled one or nearly does."""
 
     def __call__(self) -> None:
         """Render the samples and write them."""
@@ -41,7 +43,9 @@ class Synth:
         from handtailor_jax.synthetic.storage import read_photographs, write_freihand
 
         images = None if self.backgrounds is None else read_photographs(self.backgrounds)
-        dataset = SyntheticDataset(SyntheticConfig(size=self.size), self.split, self.seed, images)
+        dataset = SyntheticDataset(
+            SyntheticConfig(size=self.size, second_hand=self.second_hand), self.split, self.seed, images
+        )
         count = self.count if self.count is not None else len(dataset) if self.split == "test" else 1000
         write_freihand(dataset, count, self.out)
         print(f"written to {self.out}")

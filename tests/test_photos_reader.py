@@ -6,13 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
-from handtailor_jax.data.readers.photos import hand_mask, read_labels
+from handtailor_jax.data.readers.photos import hand_mask, read_labels, without_hand
 from handtailor_jax.data.sample import labelled_batch
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import square_around
 from handtailor_jax.images import crop_square
 from handtailor_jax.skeleton import BONES
-from handtailor_jax.training.sources import composed, paste, prepare_photographs
+from handtailor_jax.training.photographs import composed, paste, prepare_photographs, surroundings
 
 
 def entry(**changes):
@@ -109,6 +109,33 @@ def test_the_mask_on_a_plain_background():
     assert mask is not None
     overlap = (mask > 127) & truth
     assert overlap.sum() / ((mask > 127) | truth).sum() > 0.85
+
+
+def test_a_photograph_without_its_hand(tmp_path):
+    """The hand disappears, the rest of the image stays, and black borders are cut off."""
+    image, keypoints, truth = drawn_hand()
+    filled = without_hand(image, keypoints)
+    beyond = cv2.dilate(truth.astype(np.uint8), np.ones((61, 61), np.uint8)) == 0
+    np.testing.assert_array_equal(filled[beyond], image[beyond])
+    skin = np.abs(image.astype(int) - (200, 150, 120)).max(axis=-1) < 30
+    assert skin.sum() > 1000
+    above_wrist = np.arange(100)[:, None] < 60
+    assert not (above_wrist & (np.abs(filled.astype(int) - (200, 150, 120)).max(axis=-1) < 30)).any()
+
+    wide = np.zeros((140, 140, 3), np.uint8)
+    wide[20:120, 20:120] = image
+    content = {}
+    for name in ("digits/a.png", "rooms/b.png"):
+        (tmp_path / name).parent.mkdir()
+        cv2.imwrite(str(tmp_path / name), wide)
+        content[name] = entry(keypoints_2d=(keypoints + 20.0).tolist())
+    found = surroundings(write(tmp_path, content), tmp_path / "cache")
+    assert found.shape == (1, 192, 192, 3)
+    assert found.min() > 60
+    np.testing.assert_array_equal(surroundings(tmp_path, tmp_path / "cache"), found)
+    plain = write(tmp_path, {"digits/a.png": content["digits/a.png"]})
+    with pytest.raises(InputError, match="all photographs have a plain background"):
+        surroundings(plain, tmp_path / "cache")
 
 
 def test_pasting_depends_on_the_random_numbers_only():

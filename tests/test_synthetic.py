@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import project
@@ -22,9 +23,11 @@ from handtailor_jax.synthetic.dataset import (
     sample_key,
 )
 from handtailor_jax.synthetic.imaging import jpeg
+from handtailor_jax.synthetic.poses import sample_pose
+from handtailor_jax.synthetic.scene import place_hand, place_second_hand
 from handtailor_jax.synthetic.skin import CHANNELS, skin_chart
 from handtailor_jax.synthetic.storage import read_photographs, write_freihand
-from handtailor_jax.synthetic.surface import scene_topology
+from handtailor_jax.synthetic.surface import HELD, scene_topology, smooth_surface, with_second_hand
 from tools.bake_scene import scene_arrays
 
 SIZE, COUNT = 64, 8
@@ -347,6 +350,64 @@ def test_hand_and_arm_are_one_surface():
     there = {tuple(e) for e in edges.tolist()}
     open_edges = [e for e in there if e[::-1] not in there]
     assert len(open_edges) == len(np.asarray(topology.wrist_loop))  # the far end of the arm
+
+
+def test_the_second_hand_is_a_copy_of_the_first_in_the_mesh():
+    """A scene whose second hand is the first one moved has its vertices and normals there, divided in the same way."""
+    plain = scene_topology()
+    both = with_second_hand(plain)
+    total = int(plain.faces.max()) + 1
+    own = int(both.faces.max()) + 1 - total
+    vertices = np.random.default_rng(0).normal(size=(total, 3)).astype(np.float32)
+    move = np.asarray([1.0, -2.0, 0.5], np.float32)
+    first = smooth_surface(jnp.asarray(vertices), plain)
+    scene = smooth_surface(jnp.asarray(np.concatenate([vertices, vertices[:own] + move])), both)
+    corners = [np.asarray(surface[0])[np.asarray(t.smooth_faces)] for surface, t in ((first, plain), (scene, both))]
+    normals = [np.asarray(surface[1])[np.asarray(t.smooth_faces)] for surface, t in ((first, plain), (scene, both))]
+    count = len(corners[0])
+    copied = np.asarray(plain.material) < HELD
+    np.testing.assert_array_equal(corners[1][:count], corners[0])
+    np.testing.assert_allclose(corners[1][count:], corners[0][copied] + move, atol=1e-3)
+    np.testing.assert_allclose(normals[1][count:], normals[0][copied], atol=5e-3)
+    assert int(both.is_hand.sum()) == int(plain.is_hand.sum())
+    np.testing.assert_array_equal(both.material[count:], np.asarray(plain.material)[copied])
+
+
+def test_a_second_hand_touches_the_first_and_does_not_cut_it(hand):
+    topology = scene_topology()
+
+    def placed(key):
+        keys = jax.random.split(key, 4)
+        pose, other = sample_pose(hand, keys[0]), sample_pose(hand, keys[1])
+        betas = jnp.zeros((hand.num_betas,), jnp.float32)
+        first = place_hand(hand, pose, betas, keys[2], SIZE)
+        vertices = place_second_hand(hand, first, other, betas, topology, keys[3])
+        mesh = hand.shape(betas).pose(other).skin()
+        return first.vertices, vertices, mesh.vertices
+
+    first, vertices, meshes = jax.device_get(jax.jit(jax.vmap(placed))(jax.random.split(jax.random.key(3), 48)))
+    seconds = vertices[:, : first.shape[1]]
+    gaps = np.asarray([cKDTree(a).query(b)[0].min() for a, b in zip(first, seconds, strict=True)])
+    assert np.median(gaps) < 0.015
+    assert gaps.max() < 0.06
+    # Hands of the other side are mirror images: the triple product of three edges changes its sign.
+    corners = [0, 400, 800, 1200]
+    signs = [np.sign(np.linalg.det(np.diff(mesh[:, corners], axis=1))) for mesh in (seconds, meshes)]
+    assert 0.7 < (signs[0] != signs[1]).mean() < 0.98
+
+
+@rendered
+def test_a_second_hand_changes_the_image_and_not_the_labels():
+    pair = [SyntheticDataset(SyntheticConfig(size=SIZE, second_hand=share), seed=5) for share in (0.0, 1.0)]
+    alone, both = (jax.device_get(each.batch(np.arange(8))) for each in pair)
+    for name in ("keypoints_2d", "joints", "pose", "betas", "vertices"):
+        np.testing.assert_allclose(getattr(both, name), getattr(alone, name), atol=1e-5)
+    assert not (both.mask & ~alone.mask).any()
+    assert not (both.visible & ~alone.visible).any()
+    covered = alone.mask & ~both.mask
+    assert covered.any(axis=(1, 2)).any()
+    different = np.abs(both.image.astype(int) - alone.image).max(axis=(1, 2, 3))
+    assert (different > 20).sum() >= 6
 
 
 def test_jpeg_agrees_with_an_encoder():

@@ -1,4 +1,4 @@
-"""Geometry of a scene: a hand in front of a camera, its arm, a sleeve, a held object, an object in front of it.
+"""Geometry of a scene: a hand in front of a camera, its arm, a sleeve, objects in it and in front, a second hand.
 
 The scene is one mesh with one list of faces, the same for every sample. Parts that a sample does not have are collapsed
 to a point, which the rasteriser skips.
@@ -16,7 +16,7 @@ from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import crop_affine, project, transform_camera
 from handtailor_jax.geometry.rotations import matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.skeleton import KEYPOINTS, ROOT, WRIST
+from handtailor_jax.skeleton import BONES, KEYPOINTS, ROOT, WRIST
 from handtailor_jax.synthetic.surface import ARM_ARC, BAND_STEPS, OBJECT_GRID, SLEEVE_STEPS, SceneTopology
 from handtailor_jax.types import Camera, pytree
 
@@ -25,6 +25,7 @@ _SLEEVE_FLARE, _BAND_FLARE = (0.2, 0.85) + 10 * (1.0,), (0.0, 1.0, 1.0, 0.0)
 _OBJECT_SHAPES = ((1.0, 1.0), (0.25, 1.0), (0.25, 0.25), (0.5, 0.9))  # exponents of superquadrics
 # Keypoints lie inside the hand: metres of flesh in front of a visible keypoint, for a reference bone of 95 mm.
 _FLESH = np.asarray([0.028] + [0.030, 0.021, 0.016, 0.008] + [0.024, 0.015, 0.012, 0.007] * 4, np.float32)
+_OTHER_SIDE, _TOUCHING = 0.85, 0.019  # share of the other side; metres between bones that touch
 
 
 @pytree
@@ -67,6 +68,46 @@ def place_hand(hand: HandModel, pose: Float[Array, "16 3"], betas: Array, key: P
     center = 0.5 * (low + high) + 0.5 * room * draws.between(-1.0, 1.0, 2)
     camera = transform_camera(unit, crop_affine(center, side, size))
     return Placement(vertices=vertices, joints=joints, keypoints_2d=project(camera, joints), camera=camera)
+
+
+def place_second_hand(
+    hand: HandModel,
+    first: Placement,
+    pose: Float[Array, "16 3"],
+    betas: Array,
+    topology: SceneTopology,
+    key: PRNGKeyArray,
+) -> Float[Array, "second_vertices 3"]:
+    """Place another hand of the same size, mostly of the other side, so that it touches the first hand or nearly does.
+
+    It comes from a random direction, more often from the side than from the front or from behind, and stops where its
+    flesh meets that of the first hand. Vertices of hand, arm, sleeve and band, metres, camera frame.
+    """
+    dtype = hand.dtype
+    arm_key, own = jax.random.split(key)
+    draws = Draws(own, dtype)
+    mesh = hand.shape(betas).pose(pose).skin()
+    arm = _arm(mesh.vertices[topology.wrist_loop], matrix_from_axis_angle(pose[0]), Draws(arm_key, dtype))
+    sign = jnp.where(draws.uniform() < _OTHER_SIDE, -1.0, 1.0)
+    mirror = jnp.concatenate([sign[None], jnp.ones((2,), dtype)])
+    vertices = jnp.concatenate([mesh.vertices, arm]) * mirror[None]
+    joints = mesh.keypoints * mirror[None]
+
+    direction = draws.normal(3) * jnp.asarray([1.0, 1.0, 0.6], dtype)
+    direction = direction / jnp.sqrt(jnp.sum(direction * direction) + 1e-12)
+    start = jnp.mean(first.joints, axis=0) - jnp.mean(joints, axis=0)
+    steps = jnp.linspace(0.0, 0.36, 37, dtype=dtype)
+    moved = _filled(joints + start[None])[None] + (steps[:, None] * direction[None])[:, None]
+    apart = moved[:, :, None] - _filled(first.joints)[None, None]
+    nearest = jnp.sqrt(jnp.min(jnp.sum(apart * apart, axis=-1), axis=(1, 2)))
+    shift = steps[jnp.argmax(nearest > _TOUCHING)] + 0.08 * jnp.maximum(draws.uniform() - 0.5, 0.0)
+    return vertices + (start + shift * direction)[None]
+
+
+def _filled(joints: Float[Array, "21 3"]) -> Float[Array, "41 3"]:
+    """Return the keypoints and the middles of the bones."""
+    bones = np.asarray(BONES, np.int32)
+    return jnp.concatenate([joints, 0.5 * (joints[bones[:, 0]] + joints[bones[:, 1]])])
 
 
 def visible_keypoints(placed: Placement, depth: Float[Array, "size size"]) -> Bool[Array, "21"]:

@@ -164,7 +164,13 @@ class SamplePool:
     """Random access to the first samples of a split; missing samples are rendered when the pool is opened."""
 
     def __init__(
-        self, folder: Path, config: SyntheticConfig, count: int, split: Split = "train", seed: int = 0
+        self,
+        folder: Path,
+        config: SyntheticConfig,
+        count: int,
+        split: Split = "train",
+        seed: int = 0,
+        photographs: np.ndarray | None = None,
     ) -> None:
         """Open a pool and render missing shards.
 
@@ -174,18 +180,20 @@ class SamplePool:
             count: Number of samples.
             split: "train" or "test".
             seed: Seed of the training split.
+            photographs: Background photographs (see `load_assets`).
 
         Raises:
             InputError: If the folder cannot be written, a shard is damaged, or the split has fewer samples.
         """
         self.count = count
-        self.folder = folder / f"{split}-{config.size}px-seed{seed}-{_digest(config)}"
+        more = [] if photographs is None else [zlib.crc32(photographs.tobytes())]
+        self.folder = folder / f"{split}-{config.size}px-seed{seed}-{_digest(config, *more)}"
         shards = [self.folder / f"{i:05d}" for i in range(-(-count // SHARD))]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             missing = [shard for shard in shards if not shard.is_dir()]
             if missing:
-                dataset = SyntheticDataset(config, split, seed)
+                dataset = SyntheticDataset(config, split, seed, photographs)
                 if not 1 <= count <= len(dataset):
                     raise InputError(f"count is {count}: give 1 to {len(dataset)}, as many as the {split} split has")
                 _render(dataset, missing)

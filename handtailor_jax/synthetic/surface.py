@@ -4,6 +4,7 @@ Images are kept as separate planes (height, width), one per quantity: XLA then l
 An array of records would be gathered first, which takes eight times as long on a CPU.
 """
 
+import dataclasses
 import importlib.resources
 import math
 from typing import TypeVar
@@ -65,6 +66,33 @@ def scene_topology() -> SceneTopology:
     asset = importlib.resources.files("handtailor_jax").joinpath("assets", "scene.npz")
     with asset.open("rb") as file, np.load(file) as arrays:
         return SceneTopology(**{name: jnp.asarray(array) for name, array in arrays.items()})
+
+
+def with_second_hand(topology: SceneTopology) -> SceneTopology:
+    """Return the topology of a scene in which a copy of hand, arm, sleeve and band follows the other vertices.
+
+    The labels describe the first hand only.
+    """
+    faces, smooth = np.asarray(topology.faces), np.asarray(topology.smooth_faces)
+    edges, material = np.asarray(topology.edges), np.asarray(topology.material)
+    objects = 2 * OBJECT_GRID[0] * OBJECT_GRID[1]
+    total = int(faces.max()) + 1
+    own = total - objects  # vertices of a hand with its arm, sleeve and band, the first ones
+    middles = total + own  # the first middle of an edge, now that there are more vertices
+    copied = material < HELD
+    # Vertices of smooth faces are corners, then middles of edges, of which the copies follow the first ones.
+    moved = np.where(smooth >= total, smooth + own, smooth)
+    copy = np.where(smooth >= total, smooth - total + middles + len(edges), smooth + total)[copied]
+    parts = {
+        "faces": [faces, faces[(faces < own).all(axis=1)] + total],
+        "is_hand": [np.asarray(topology.is_hand), np.zeros(int((faces < own).all(axis=1).sum()), np.int32)],
+        "edges": [edges, edges + total],
+        "smooth_faces": [moved, copy],
+        "material": [material, material[copied]],
+        "uv": [np.asarray(topology.uv), np.asarray(topology.uv)[:, copied]],
+    }
+    joined = {name: jnp.asarray(np.concatenate(part, axis=-1 if name == "uv" else 0)) for name, part in parts.items()}
+    return dataclasses.replace(topology, **joined)
 
 
 @pytree

@@ -16,7 +16,7 @@ from handtailor_jax.data.augmentation import augment
 from handtailor_jax.data.sample import Batch, labelled_batch
 from handtailor_jax.hand_module.losses import Term, weighted_mean
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.synthetic.dataset import SyntheticAssets, SyntheticConfig, render_batch, sample_key
+from handtailor_jax.synthetic.dataset import SyntheticAssets, render_batch, sample_key
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.custom import NOTHING, Custom
 from handtailor_jax.training.objective import Loss, objective
@@ -219,7 +219,7 @@ def compile_rendering(config: TrainingConfig, devices: tuple[jax.Device, ...]) -
 
     def render(assets: SyntheticAssets, step: Int[Array, ""], samples: Int[Array, "n"]) -> Batch:
         keys = jax.vmap(lambda index: sample_key(config.seed, "train", index))(step * config.batch + samples)
-        sample = render_batch(assets, keys, SyntheticConfig(size=config.data.size))
+        sample = render_batch(assets, keys, config.data.rendering)
         fields = ("image", "keypoints_2d", "joints", "pose", "betas")
         return labelled_batch(intrinsics=sample.camera.matrix, **{name: getattr(sample, name) for name in fields})
 

@@ -34,7 +34,16 @@ NAN, INF = float("nan"), float("inf")
             {"seed": (-1, 2**31, 10**30), "batch": (0, -1, 20000, 10**30), "joint_noise": (NAN, -1.0)},
         ),
         (TrainingConfig, {"steps": (0, -5), "log_every": (0,), "heatmap_sigma": (0.0, -1.0, NAN)}),
-        (DataConfig, {"size": (0, -1, 10**6), "photograph_3d": (NAN, -1.0), "pool": (0,), "test": (-1,)}),
+        (
+            DataConfig,
+            {
+                "size": (0, -1, 10**6),
+                "photograph_3d": (NAN, -1.0),
+                "second_hand": (NAN, 1.5),
+                "pool": (0,),
+                "test": (-1,),
+            },
+        ),
         (AugmentationConfig, {"noise": (NAN, -1.0, INF), "blur": (-1.0, NAN), "saturation": ((NAN, 1.0), (-1.0, 1.0))}),
         (AugmentationConfig, {"shift": (NAN,), "rotation": (INF,), "exposure": (-1.0,), "grey": (2.0,)}),
         (HandModuleConfig, {"channels": (0, -8, 10**9), "ik_hidden": ((0,), (64, -1)), "shape_channels": (0,)}),

@@ -149,3 +149,15 @@ def hand_mask(image: Image, keypoints_2d: FloatArray) -> npt.NDArray[np.uint8] |
     if not 0.12 < found.sum() / size**2 < 1.1:
         return None
     return cv2.GaussianBlur(255 * found, (0, 0), 0.7)
+
+
+def without_hand(image: Image, keypoints_2d: FloatArray) -> Image:
+    """Fill the part of an RGB image around a hand from its surroundings (Telea, Journal of Graphics Tools 2004)."""
+    cv2 = opencv()
+    hand = np.zeros(image.shape[:2], np.uint8)
+    cv2.fillConvexPoly(hand, cv2.convexHull(np.round(keypoints_2d).astype(np.int32)), 255)
+    size = float(hand_size(keypoints_2d))
+    reach = max(3, round(0.3 * size) | 1)
+    hand = cv2.dilate(hand, np.ones((reach, reach), np.uint8))
+    filled = cv2.inpaint(np.ascontiguousarray(image), hand, 3, cv2.INPAINT_TELEA)
+    return np.asarray(filled)
