@@ -18,8 +18,7 @@ from handtailor_jax.evaluation.alignment import GivenTruth, Protocol, ScoredJoin
 from handtailor_jax.evaluation.freihand import freihand_joints, write_predictions
 from handtailor_jax.evaluation.paper import figures
 from handtailor_jax.evaluation.paper.ablations import table3, table4
-from handtailor_jax.evaluation.paper.accuracy import table1, table2
-from handtailor_jax.evaluation.paper.networks import networks
+from handtailor_jax.evaluation.paper.accuracy import networks, table1, table2
 from handtailor_jax.evaluation.paper.sources import (
     network_predictions,
     read_predictions,
@@ -148,24 +147,20 @@ def evaluate(config: EvaluationConfig) -> Findings:
     return findings
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def _check(config: EvaluationConfig) -> None:
     for name in ("count", "rounds", "iterations", "damped_iterations", "shown", "rendered"):
         value = getattr(config, name)
         if value == ():
-            raise InputError(f"{_flag(name)} has no value: give at least one number")
+            raise InputError(f"{name} has no value: give at least one number")
         if value is not None:
-            check_range(_flag(name), value, 1)
-    check_range("--seed", config.seed, 0, 2**31 - 1)
+            check_range(name, value, 1)
+    check_range("seed", config.seed, 0, 2**31 - 1)
     given = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default}
     idle: dict[str, str] = {name: config.what for name, what in _OF_PARTS.items() if config.what not in (*what, "all")}
     dataset, is_rendered = f"--dataset {config.dataset}", config.dataset == "synthetic" and config.root is None
     idle |= dict.fromkeys(("wrist", "stb_camera") if config.dataset != "stb" else (), dataset)
     idle |= dict.fromkeys(("split", "skip_unreadable") if is_rendered else (), dataset)
-    refuse_idle({f"{_flag(name)} does not apply to {of}": name in given for name, of in idle.items()})
+    refuse_idle({f"{name} does not apply to {of}": name in given for name, of in idle.items()})
     if config.predictions is None and config.weights is None:
         raise InputError("nothing to evaluate: give --weights FILE, or --predictions simulated or an npz")
     if config.predictions is not None and config.weights is not None:
