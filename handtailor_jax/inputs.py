@@ -8,12 +8,11 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from handtailor_jax.detections import check_id
 from handtailor_jax.errors import InputError, check_fields, naming, read_file, read_json, warn
 from handtailor_jax.geometry.cameras import intrinsic_matrix
-from handtailor_jax.hand_tailor import check_arguments
 from handtailor_jax.images import SUFFIXES, box_numbers
 from handtailor_jax.types import Box, Side
 from handtailor_jax.video.files import VIDEOS
@@ -161,7 +160,8 @@ def _checked(path: Path, entry: dict[str, Any]) -> tuple[Path, str | None, dict[
     if id is not None:
         id = str(id) if isinstance(id, int) and not isinstance(id, bool) else id
         check_id(id)
-    check_arguments(side)
+    if side not in (None, *get_args(Side)):
+        raise InputError(f"side is {side!r}: use right or left, or leave it out")
     known: dict[str, Any] = {} if side is None else {"side": side}
     if entry.get("box") is not None:
         known["box"] = box_numbers(entry["box"])
