@@ -32,8 +32,8 @@ READERS = {
     "fit": lambda path, _: ("fit", path),
     "fit --hand": lambda path, hands: ("fit", hands, "--hand", path),
     "predict": lambda path, _: ("predict", path),
-    "predict --weights": lambda path, hands: ("predict", hands, "--weights", path),
-    "predict --hand": lambda path, hands: ("predict", hands, "--hand", path),
+    "predict --weights": lambda path, hands: ("predict", hands.with_name("image.png"), "--weights", path),
+    "predict --hand": lambda path, hands: ("predict", hands.with_name("image.png"), "--hand", path),
     "synth": lambda path, hands: ("synth", "--backgrounds", path),
     "convert-official": lambda path, hands: ("convert-official", path, hands.with_name("new.safetensors")),
     "export --hand": lambda path, hands: ("export", "tailor", hands.with_name("new"), "--hand", path),
@@ -47,6 +47,7 @@ OUT = ("fit", "predict", "synth")
 def test_inputs_that_are_no_files(capfd, entry, pipe, tmp_path, reader, name):
     """Every command ends with status 2 and one line about the path, at once."""
     (tmp_path / "in.json").write_text(json.dumps(entry))
+    (tmp_path / "image.png").write_bytes(b"x")
     places = {"device": "/dev/zero", "long": tmp_path / LONG, "below a file": tmp_path / "in.json" / "x"}
     arguments = READERS[reader](places.get(name, pipe), tmp_path / "in.json")
     arguments = (*arguments, *(("--out", tmp_path / "out") if arguments[0] in OUT else ()))
