@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import tyro
 
-from handtailor_jax.commands import command, parse
+from handtailor_jax.commands import command, parsed
 from handtailor_jax.evaluation.paper.reproduce import EvaluationConfig, evaluate
 
 
@@ -15,8 +15,8 @@ from handtailor_jax.evaluation.paper.reproduce import EvaluationConfig, evaluate
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and evaluate."""
     positional = (tyro.conf.PositionalRequiredArgs,)
-    config = parse(EvaluationConfig, "evaluate.py", arguments, description=__doc__, config=positional)
-    findings = evaluate(config)
+    with parsed(EvaluationConfig, "evaluate.py", arguments, description=__doc__, config=positional) as config:
+        findings = evaluate(config)
     if findings.tables or findings.claims:
         print(findings.markdown())
     print(f"written to {config.out}")

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from handtailor_jax.commands import command, parse
+from handtailor_jax.commands import command, parse, spelling
 from handtailor_jax.errors import InputError, install
 from handtailor_jax.training.config import TrainingConfig
 
@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if file.config is None and not {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments):
         raise InputError("--config is missing: give one of the files in configs/")
     default = Command() if file.config is None else Command(training=read_config(file.config))
-    print(run(parse(Command, "train.py", arguments, default=default, description=__doc__)))
+    with spelling(default.training):
+        print(run(parse(Command, "train.py", arguments, default=default, description=__doc__)))
 
 
 def run(options: Command) -> Path:

@@ -26,40 +26,29 @@ from handtailor_jax.inputs import Source
 _THREADS, _AHEAD = 2, 4  # threads that decode, and images that are decoded before they are needed
 
 
-class ReadAhead:
-    """Requests with images that other threads decode ahead of time; iterate inside a `with` block."""
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self._sources = sources
-
-    def __enter__(self) -> "ReadAhead":
-        self._stack = contextlib.ExitStack()
-        # Once around all threads, because OpenCV's log level applies to the whole process.
-        self._stack.enter_context(quiet(opencv()))
-        self._threads = self._stack.enter_context(ThreadPoolExecutor(_THREADS))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(cancel_futures=True)
-        self._stack.close()
-
-    def __iter__(self) -> Iterator[Request | InputError]:
-        rest, ahead = iter(self._sources), deque[tuple[Source, Future[Image]]]()
-        while True:
-            for source in itertools.islice(rest, _AHEAD - len(ahead)):
-                ahead.append((source, self._threads.submit(read_image, source.file)))
-            if not ahead:
-                return
-            source, decoded = ahead.popleft()
-            try:
-                yield Request(decoded.result(), source.camera, source.box, source.side)
-            except InputError as error:
-                yield error
+@contextlib.contextmanager
+def read_ahead(sources: Sequence[Source]) -> Iterator[Iterator[Request | InputError]]:
+    """Yield an iterator over the requests of images, which other threads decode ahead of time inside the block."""
+    # Quiet once around all threads, because OpenCV's log level applies to the whole process.
+    with quiet(opencv()), ThreadPoolExecutor(_THREADS) as threads:
+        try:
+            yield _requests(sources, threads)
+        finally:
+            threads.shutdown(cancel_futures=True)
 
 
-def named(image: Path, folder: Path) -> str:
-    """Return how the results in a folder name their image: by its path from there."""
-    return os.path.relpath(image, folder)
+def _requests(sources: Sequence[Source], threads: ThreadPoolExecutor) -> Iterator[Request | InputError]:
+    rest, ahead = iter(sources), deque[tuple[Source, Future[Image]]]()
+    while True:
+        for source in itertools.islice(rest, _AHEAD - len(ahead)):
+            ahead.append((source, threads.submit(read_image, source.file)))
+        if not ahead:
+            return
+        source, decoded = ahead.popleft()
+        try:
+            yield Request(decoded.result(), source.camera, source.box, source.side)
+        except InputError as error:
+            yield error
 
 
 class Settings:
@@ -94,7 +83,7 @@ class Settings:
         path = folder / f"{source.id}.json"
         try:
             content = json.loads(path.read_bytes())
-            if (content["image"], content["settings"]) != (named(source.file, folder), self.of(source)):
+            if (content["image"], content["settings"]) != (os.path.relpath(source.file, folder), self.of(source)):
                 return None
             endings = [f".{self._mesh}"] if self._mesh and content["hands"] else []
         except (OSError, ValueError, KeyError, TypeError):  # missing, or not written by this package

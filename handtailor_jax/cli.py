@@ -3,8 +3,6 @@
 Invalid input is reported in one line, and the exit status is 2.
 """
 
-# Each command is a class: its docstring and fields are the help, a call runs it. Only the call imports heavy modules.
-
 import contextlib
 import dataclasses
 import functools
@@ -16,14 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 
 from handtailor_jax.cli_data import ConvertOfficial, Export, File, Label, Number, Preset, Synth
-from handtailor_jax.commands import announce_compiling, command, finish, keep_compiled_programs, parse, refuse_idle
+from handtailor_jax.commands import announce_compiling, command, finish, keep_compiled_programs, parsed, refuse_idle
 from handtailor_jax.errors import InputError, naming, warn
 from handtailor_jax.types import NetworkName, Side
 
 if TYPE_CHECKING:
     from handtailor_jax.mano.hand_model import HandModel
 
-# In the help, metavar replaces the type, and the empty hint hides a default of None.
 Out = Annotated[Path, arg(aliases=["-o"], metavar="FOLDER")]
 Four = tuple[float, float, float, float]
 MeshFormat = Annotated[Literal["obj", "ply", "glb"] | None, arg(metavar="{obj,ply,glb}", help_behavior_hint="")]
@@ -43,9 +40,9 @@ class Predict:
     files: Annotated[Positional[tuple[str, ...]], arg(metavar="[INPUT ...]", help_behavior_hint="")] = ()
     """Images, folders, patterns such as "photos/*.jpg", videos, or the number of a webcam."""
     inputs: File = None
-    """CSV or JSON list of images with their boxes, sides and cameras, in place of INPUT; docs/cli.md has its fields."""
+    """CSV or JSON list of images with boxes, sides and cameras, instead of INPUT; docs/cli.md lists its fields."""
     network: NetworkName = "landmarks"
-    """Network: landmarks (landmark network and IKNet) or hourglass (the paper's network on the landmark network)."""
+    """landmarks: landmark network and IKNet. hourglass: the paper's network, on top of the landmark network."""
     hands: Number = None
     """Largest number of hands; if not given, all hands of an image and two of a video."""
     thorough: bool = False
@@ -90,13 +87,13 @@ class Predict:
 
         check_arguments(self.side, self.hands, self.passes)
         if self.files and self.inputs is not None:
-            raise InputError(f"inputs are named by {self.inputs} and by {self.files[0]}: give one of the two")
+            raise InputError(f"{self.files[0]} is given as INPUT and {self.inputs} as --inputs: give one of the two")
         as_camera(self.camera)
         known: dict[str, Any] = {"camera": self.camera, "box": self.box, "side": self.side}
-        refuse_idle({"--preset does not apply with --no-tailor": self.preset and not self.tailor})
         sources = find_sources(self.files, **known) if self.inputs is None else read_list(self.inputs, **known)
         boxes = [source.box is not None for source in sources]
         idle = {
+            "--preset does not apply with --no-tailor": self.preset and not self.tailor,
             "--passes does not apply without --box": self.passes != 2 and not any(boxes),
             "--hands and --thorough do not apply with --box": all(boxes) and (self.thorough or (self.hands or 1) > 1),
         }
@@ -191,19 +188,21 @@ class Fit:
             if hand is None:
                 unseen += 1
                 continue
-            path = images[i]
-            before, after = hand.reprojection_before, hand.reprojection_after
-            if after > 0.5 * hand_size(each.keypoints_2d):
+            size = max(float(hand_size(each.keypoints_2d)), 1.0)
+            before, after = hand.reprojection_before / size, hand.reprojection_after / size
+            if after > 0.5:
                 doubt = "the fitted hand is far from the keypoints: check their order, the side and joints_3d"
                 tqdm.write(f"handtailor: warning: {each.id}: {doubt}", file=sys.stderr)
-            caption = f"{each.id}  {before:.1f} > {after:.1f} px"
+            caption = f"{each.id}: error {before:.1%} at the start, {after:.1%} fitted"
             when = {"time": each.time, "seen": bool(hand.confidence.any())} if in_time else {}
+            path = images[i]
             files.write(each.id, {**when, **to_json(hand)}, [hand], None if path is None else read_image(path), caption)
             if len(detections) <= MOST_LINES:
-                tqdm.write(f"{each.id}: mean reprojection error {before:.2f} px at the start, {after:.2f} px fitted")
+                tqdm.write(caption)
         skipped += files.close()
         note = f"; {unseen} frames do not show the hand" if unseen else ""
-        print(f"{len(detections) - skipped - unseen} hand{'s' if several else ''} written to {self.out}{note}")
+        count = f"{len(detections) - skipped - unseen} hand{'s' if several else ''}"
+        print(f"{count} written to {self.out}{note}. {_ERROR}")
         if skipped:
             raise SystemExit(2)
 
@@ -219,13 +218,13 @@ class View:
     results: Annotated[Positional[tuple[str, ...]], arg(metavar="[RESULT ...]", help_behavior_hint="")] = ()
     """Files that `predict` or `fit` wrote (.json, .jsonl), or folders of such files."""
     media: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
-    """Image or video of the results, or its folder; if not given, it is searched by the name in the results."""
+    """Image or video of the results, or its folder; if not given, it is looked up by its name in the results."""
     live: Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint="")] = None
-    """Number of the webcam whose hands are shown, 0 for the first; or a video, which is played in its place."""
+    """Number of the webcam whose hands are shown, 0 for the first; or a video, which is played instead."""
     hands: Number = None
-    """Largest number of hands of --live; 2 if not given."""
+    """Largest number of hands with --live; 2 if not given."""
     camera: Annotated[Four | None, arg(metavar="FX FY CX CY", help_behavior_hint="")] = None
-    """Intrinsics FX FY CX CY of --live, pixels; weak perspective if not given."""
+    """Intrinsics FX FY CX CY with --live, pixels; weak perspective if not given."""
     hand: File = None
     """Hand model, the embedded hand if not given; results need the model with which they were made."""
     host: str = "127.0.0.1"
@@ -288,9 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = Predict | Demo | Fit | View | Synth | Label | ConvertOfficial | Export
     config = (OmitSubcommandPrefixes, OmitArgPrefixes)
     arguments = sys.argv[1:] if arguments is None else arguments
-    run = parse(commands, "handtailor", arguments or ["--help"], description=__doc__, config=config)
-    keep_compiled_programs()
-    run()
+    with parsed(commands, "handtailor", arguments or ["--help"], description=__doc__, config=config) as run:
+        keep_compiled_programs()
+        run()
 
 
 if __name__ == "__main__":

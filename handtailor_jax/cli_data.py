@@ -23,7 +23,7 @@ class Synth:
     """Render hands with exact labels, in the file layout of the FreiHAND dataset."""
 
     out: Path
-    """Folder to write, absent or empty; it appears when complete. The same command resumes after an interruption."""
+    """Folder to create, or an empty one; it appears when it is complete. Repeat the command to resume after a stop."""
     split: Literal["train", "test"] = "train"
     """train: any number of samples, drawn by the seed. test: the first of the 4,000 samples of the project's tables."""
     count: Number = None
@@ -56,8 +56,8 @@ class Label:
     """Write pseudo-labels of the hands in photographs, for training with train.py.
 
     Keypoints, side and 3D joints come from the network `landmarks`. A hand is labelled if the network's estimates agree
-    in four copies of the image: unchanged, mirrored, and rotated by 20 degrees in both directions. The same
-    command resumes after an interruption.
+    in four copies of the image: unchanged, mirrored, and rotated by 20 degrees in both directions. Repeat the
+    command to resume after an interruption.
     """
 
     photographs: Annotated[Positional[Path], arg(metavar="FOLDER")]
@@ -65,7 +65,7 @@ class Label:
     out: File = None
     """File to write, in FOLDER or in a folder above it; FOLDER/labels.json if not given."""
     val: float = 0.1
-    """Share of the images of each folder that are kept for evaluation: the last images by name."""
+    """Share of the images of each folder that are held out for evaluation: the last images by name."""
     spread: float = 0.03
     """Largest mean distance of the copies' keypoints from their median, in hand sizes."""
 

@@ -1,11 +1,13 @@
 """Functions that all programs share: parsing command lines, reporting expected errors, caching compiled programs."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +17,13 @@ from handtailor_jax.errors import InputError, InputWarning
 
 P = ParamSpec("P")
 
+_SILENT_SECONDS = 3.0  # that a program compiles before a line is printed
 _MEMORY = "not enough memory: give smaller inputs"
 _UNION = re.compile(r"Error parsing (\S+): no type matching .* could be instantiated from \[(.*?)\]; expected")
 _HEADINGS = {"Argument helptext:": "expected", "Perhaps you meant:": "perhaps you meant", "Missing from": "missing is"}
+# Start of a message about an argument; tyro puts the part of a config before the message of the part's `__post_init__`.
+_ARGUMENT = re.compile(r"(?:Error parsing \w+\.([\w.]+): )?(?:\w+Config: )?([a-z][\w.]*)(?= )")
+_WORD = re.compile(r"(?<![\w./-])[a-z]\w*(?:\.\w+)*(?![\w/-])")
 # Borders and dividers of tyro's error boxes; without Unicode the boxes have dividers only.
 _RULE = re.compile(r"^(?:[╭╰].*|[│ ]*─{4}.*| *-{4,} *)$", re.MULTILINE)
 
@@ -26,8 +32,8 @@ def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Return a decorator of a program's main function that turns expected errors into one line and an exit status.
 
     After an `InputError`, an error of the operating system or a lack of memory, the line is printed to stderr and the
-    status is 2. After Ctrl-C the status is 130, after a broken pipe at stdout 141. Any other error is a bug of this
-    package: its traceback ends with a request to report it.
+    status is 2. After Ctrl-C the status is 130, after the end of a reader of stdout or stderr 141. Any other error is a
+    bug of this package: its traceback ends with a request to report it.
     """
 
     def decorate(main: Callable[P, None]) -> Callable[P, None]:
@@ -38,7 +44,7 @@ def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
                     main(*args, **kwargs)
             except InputError as error:
                 reason, status = str(error), 2
-            except BrokenPipeError:
+            except ConnectionError:  # a broken pipe, or the socket that some programs give as stdout
                 reason, status = "", 141
             except OSError as error:
                 names = [
@@ -59,7 +65,8 @@ def command(program: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
             else:
                 return
             if reason:
-                print(f"{program}: error: {' '.join(reason.split())}", file=sys.stderr)
+                with contextlib.suppress(OSError):
+                    print(f"{program}: error: {' '.join(reason.split())}", file=sys.stderr)
             raise SystemExit(status)
 
         return run
@@ -78,8 +85,9 @@ def _printing(program: str) -> Iterator[None]:
         else:
             show(message, category, *where, **more)
 
-    if sys.stdout is None:
-        sys.stdout = io.StringIO()  # stdout is closed, as by `>&-` in a shell
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `>&-` in a shell
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
@@ -125,6 +133,48 @@ def parse(kind: Any, program: str, arguments: Sequence[str] | None, **options: A
     raise InputError(_UNION.sub(r"\1 is given as \2: give", text))
 
 
+@contextlib.contextmanager
+def spelling(config: Any) -> Iterator[None]:
+    """Spell arguments as options in an `InputError` that is raised inside the block: hand_length -> --hand-length.
+
+    Functions name the argument that is wrong first, as Python spells it. `config` is the dataclass of the command line.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(_spelled(str(error), list(_names(config)))) from None
+
+
+@contextlib.contextmanager
+def parsed(kind: Any, program: str, arguments: Sequence[str] | None, **options: Any) -> Iterator[Any]:
+    """Parse a command line as `parse` does, and spell arguments as options in errors raised inside the block."""
+    config = parse(kind, program, arguments, **options)
+    with spelling(config):
+        yield config
+
+
+def _names(config: Any) -> Iterator[str]:
+    for field in dataclasses.fields(config):
+        yield field.name
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from (f"{field.name}.{name}" for name in _names(value))
+
+
+def _spelled(text: str, names: Sequence[str]) -> str:
+    """Spell the first word of a message, and words with a dot or underscore, as options if they are among the names."""
+    if start := _ARGUMENT.match(text):
+        part, name = start.groups()
+        name = next((known for known in (f"{part}.{name}", name) if known in names), None)
+        text = text if name is None else name + text[start.end() :]
+
+    def option(word: re.Match[str]) -> str:
+        spelled = word[0] in names and (word.start() == 0 or not word[0].isalpha())
+        return f"--{word[0].replace('_', '-')}" if spelled else word[0]
+
+    return _WORD.sub(option, text)
+
+
 def refuse_idle(reasons: Mapping[str, object]) -> None:
     """Raise an `InputError` for the first option that is given without effect; keys are messages, values conditions."""
     for reason, given in reasons.items():
@@ -139,11 +189,16 @@ def cache_folder() -> Path | None:
     return None if cache.startswith("~") else Path(cache) / "handtailor_jax"
 
 
+def _own_cache() -> Path | None:
+    """Return the folder in which programs are kept, unless JAX's environment variable names another."""
+    return None if "JAX_COMPILATION_CACHE_DIR" in os.environ else cache_folder()
+
+
 @functools.cache
 def _nothing_compiled() -> bool:
     """Return whether the cache was empty when `keep_compiled_programs` was called; loading a hand compiles already."""
-    folder = cache_folder()
-    return "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder is not None and not folder.is_dir()
+    folder = _own_cache()
+    return folder is not None and not folder.is_dir()
 
 
 def keep_compiled_programs() -> None:
@@ -151,16 +206,45 @@ def keep_compiled_programs() -> None:
     import jax
 
     _nothing_compiled()  # before anything compiles
-    folder = cache_folder()
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder is not None:
+    if folder := _own_cache():
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def announce_compiling() -> None:
-    """Print, if nothing had been cached before this process, that the first run takes longer."""
+    """Print that the first run takes longer; in later runs, print it once if a program compiles for some seconds."""
     if _nothing_compiled():
         print("The first run compiles for a minute or two; later runs start quickly.", file=sys.stderr)
+    elif _own_cache():
+        _watch_compiling()
+
+
+@functools.cache
+def _watch_compiling() -> None:
+    import jax
+    from tqdm import tqdm
+
+    timer: threading.Timer | None = None
+
+    @functools.cache
+    def announce() -> None:
+        tqdm.write("Compiling for these sizes and options; later runs start quickly.", file=sys.stderr)
+
+    def on_event(event: str, **_: object) -> None:
+        nonlocal timer
+        if event == "/jax/compilation_cache/compile_requests_use_cache":
+            timer = threading.Timer(_SILENT_SECONDS, announce)
+            timer.daemon = True
+            timer.start()
+        elif event == "/jax/compilation_cache/cache_hits" and timer is not None:
+            timer.cancel()
+
+    def on_duration(event: str, *_: object, **__: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration" and timer is not None:
+            timer.cancel()
+
+    jax.monitoring.register_event_listener(on_event)
+    jax.monitoring.register_event_duration_secs_listener(on_duration)
 
 
 def finish(skipped: int, total: int, out: Path, note: str = "") -> None:

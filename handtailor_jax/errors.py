@@ -18,7 +18,10 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class InputError(ValueError):
-    """Error in the input; the message is one line with the wrong value, the expected one and the remedy."""
+    """Error in the input; the message is one line with the wrong value, the expected one and the remedy.
+
+    If an argument is wrong, the message begins with its name, which commands spell as an option (`commands.spelling`).
+    """
 
 
 class InputWarning(UserWarning):

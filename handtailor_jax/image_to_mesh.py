@@ -1,6 +1,7 @@
 """One hand from an image and a box, as one function of arrays: crop, hand module and tailor in one graph."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int
 
 from handtailor_jax.detector.landmark_network import HandLandmarkNetwork
 from handtailor_jax.detector.regions import SURE, from_box, from_landmarks, square_region, to_image
 from handtailor_jax.errors import InputError, checked_array, numbers
 from handtailor_jax.geometry.cameras import as_camera, crop_affine, inverse_affine, transform_pixels
-from handtailor_jax.geometry.crops import crop_turned, crop_upright
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
 from handtailor_jax.images import as_rgb, check_box, whole
 from handtailor_jax.mano.hand_model import HandModel
@@ -124,7 +125,7 @@ def _camera(camera: Any, dtype: jnp.dtype) -> Camera:
 def _where(
     module: HandModule | LandmarkHandModule, image: Float[Array, "height width 3"], box: Any, dtype: jnp.dtype
 ) -> tuple[Region, Region | None]:
-    """Return the region of a box, and the turns in two sizes that a landmark network tries first, if there is one."""
+    """Return the region of a box, and its rotations in two sizes, which a landmark network tries first, or None."""
     if isinstance(box, Region):
         for name, shape in (("center", (2,)), ("side", ()), ("rotation", ())):
             if jnp.shape(getattr(box, name)) != shape:
@@ -153,7 +154,7 @@ def _look(
     camera: Camera,
     right: Float[Array, ""],
 ) -> tuple[View, HandEstimate]:
-    """Return a batch of one view, of the region or around the keypoints in the best turn, and its estimate."""
+    """Return a batch of one view, of the region or around the keypoints in the best rotation, and its estimate."""
     size, network, (region, turns) = module.image_size, module.landmark_network, where
 
     def look(region: Region) -> tuple[View, HandEstimate]:
@@ -174,7 +175,7 @@ def _look(
         landmarks = network(crop_turned(image, affine, size)[None].astype(precision_of(module)) / 255.0)
         return landmarks.presence[0], from_landmarks(transform_pixels(affine, landmarks.crop[0, :, :2]))
 
-    # The choice of the best turn has no gradient, so turns are compared without gradients; the region in it has one.
+    # The choice of the best rotation has no gradient, so they are compared without; the region in it has one.
     graph, weights = nnx.split(network)
     fixed, pixels, places = jax.lax.stop_gradient((weights, image, turns))
 
@@ -193,5 +194,48 @@ def _look(
 
 
 def _turn(turns: Region, number: Int[Array, ""]) -> Region:
-    """Return a turn by its number; the turns are numbered size by size."""
+    """Return a rotation of a box by its number; they are numbered size by size."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[number], turns)
+
+
+def crop_upright(
+    image: Float[Array, "height width 3"],
+    center: Float[Array, "2"],
+    side: Float[Array, ""],
+    size: int,
+    outside: float = 128.0,
+) -> Float[Array, "size size 3"]:
+    """Crop an upright square as `images.crop_square` does: averages over areas when shrinking, bilinear when enlarging.
+
+    `center` and `side` are in pixels of the image; x and y are 0 at its left and upper edge. Pixels outside of the
+    image have the value `outside`.
+    """
+    columns, rows = (_shares(center[i] - 0.5 * side, side, size, image.shape[1 - i]) for i in (0, 1))
+    inside = rows.sum(axis=1)[:, None] * columns.sum(axis=1)[None]
+    return jnp.einsum("iy,yxc,jx->ijc", rows, image, columns) + outside * (1.0 - inside)[..., None]
+
+
+def _shares(first: Float[Array, ""], side: Float[Array, ""], size: int, length: int) -> Float[Array, "size length"]:
+    """Return the share of each of `length` pixels in each of the `size` cells of an interval.
+
+    Cells are at least one pixel wide; where they overlap, when enlarging, the shares interpolate linearly.
+    """
+    step = side / size
+    middle = first + step * (jnp.arange(size, dtype=side.dtype) + 0.5)
+    half, edges = 0.5 * jnp.maximum(step, 1.0), jnp.arange(length + 1, dtype=side.dtype)[None]
+    upper = jnp.minimum((middle + half)[:, None], edges[:, 1:])
+    lower = jnp.maximum((middle - half)[:, None], edges[:, :-1])
+    return jnp.maximum(upper - lower, 0.0) / (2.0 * half)
+
+
+def crop_turned(
+    image: Float[Array, "height width 3"], to_image: Float[Array, "2 3"], size: int
+) -> Float[Array, "size size 3"]:
+    """Crop a rotated square as `detector.regions.cut` does: bilinear, without antialiasing, with a repeated border.
+
+    `to_image` is the affine map from the crop's pixels to the image's.
+    """
+    v, u = jnp.indices((size, size), dtype=image.dtype).reshape(2, -1)
+    points = transform_pixels(to_image, jnp.stack([u, v], axis=-1))
+    sample = functools.partial(map_coordinates, coordinates=[points[:, 1], points[:, 0]], order=1, mode="nearest")
+    return jax.vmap(sample, in_axes=-1, out_axes=-1)(image).reshape(size, size, 3)

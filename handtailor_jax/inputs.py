@@ -19,6 +19,7 @@ from handtailor_jax.video.files import VIDEOS
 
 _BOX, _CAMERA = ("x", "y", "w", "h"), ("fx", "fy", "cx", "cy")
 _FIELDS = ("image", "id", "side", "box", "camera")
+_LISTS = {".json", ".jsonl", ".csv", ".tsv", ".txt"}
 _LIST = "give a CSV file with the columns image, x, y, w, h, side, fx, fy, cx, cy, or JSON (docs/cli.md)"
 
 
@@ -110,8 +111,9 @@ def _csv_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             text = read_file(path, 2**28, _LIST).decode("utf-8-sig")
             rows = csv.reader(io.StringIO(text, newline=""), strict=True)
             header = [name.strip() for name in next(rows, [])]
-            if len(header) == 1 and ";" in header[0]:
-                raise InputError("separates its cells with semicolons: use commas")
+            for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+                if len(header) == 1 and mark in header[0]:
+                    raise InputError(f"separates its cells with {name}: use commas")
             if len(set(header)) < len(header):
                 raise InputError("names a column twice in its first line: give each once")
             for cells in rows:
@@ -158,11 +160,9 @@ def _checked(path: Path, entry: dict[str, Any]) -> tuple[Path, str | None, dict[
     if id is not None:
         id = str(id) if isinstance(id, int) and not isinstance(id, bool) else id
         check_id(id)
-    known: dict[str, Any] = {}
-    if side is not None:
-        if side not in get_args(Side):
-            raise InputError(f"side is {side!r}: use right or left, or leave it out")
-        known["side"] = side
+    if side not in (None, *get_args(Side)):
+        raise InputError(f"side is {side!r}: use right or left, or leave it out")
+    known: dict[str, Any] = {} if side is None else {"side": side}
     if entry.get("box") is not None:
         known["box"] = box_numbers(entry["box"])
     if entry.get("camera") is not None:
@@ -179,21 +179,35 @@ def _paths(given: str) -> list[Path | int]:
         return [int(given)]
     if os.path.isdir(given):  # noqa: PTH112
         try:
-            found = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-            inside = [p for p in found if p.suffix.lower() in SUFFIXES | VIDEOS]
+            found = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+            files = [p for p in found if p.is_file()]
+            inside = [p for p in files if p.suffix.lower() in SUFFIXES | VIDEOS]
+            _warn_of_broken_links(given, found)
         except OSError as error:
             raise InputError(f"{given}: cannot be read ({error.strerror}): check its permissions") from None
         if not inside:
             raise InputError(f"{given}: holds no files with a suffix of images or videos: name a folder that does")
-        if passed := [p.name for p in found if p not in set(inside)]:
-            more = ", ..." if len(passed) > 5 else ""
-            count = f"{len(passed)} file{'s' if len(passed) > 1 else ''} ignored"
-            warn(f"{given}: {count}, without a suffix of images or videos: {', '.join(passed[:5])}{more}")
+        _warn_of_ignored(given, sorted({*files} - {*inside}), "without a suffix of images or videos")
         return list(inside)
     if os.path.exists(given):  # noqa: PTH110
+        if path.suffix.lower() in _LISTS:
+            remedy = f"give a list of images as --inputs {given}, keypoints to `handtailor fit`"
+            raise InputError(f"{given}: is neither an image nor a video: {remedy}")
         return [path]
     matches = sorted(map(Path, glob.glob(given, recursive=True)))  # noqa: PTH207 - any pattern
     files = [match for match in matches if match.is_file()]
     if not files:
-        raise InputError(f"{given}: no such file, folder or pattern: correct its name")
+        problem = "is a link to a missing file" if path in matches else "no such file, folder or pattern"
+        raise InputError(f"{given}: {problem}: correct its name")
+    _warn_of_broken_links(given, matches)
     return list(files)
+
+
+def _warn_of_broken_links(given: str, paths: Sequence[Path]) -> None:
+    _warn_of_ignored(given, [p for p in paths if p.is_symlink() and not p.exists()], "links to missing files")
+
+
+def _warn_of_ignored(given: str, paths: Sequence[Path], why: str) -> None:
+    if paths:
+        names = ", ".join([*(path.name for path in paths[:5]), *["..."][: len(paths) - 5]])
+        warn(f"{given}: {len(paths)} file{'s'[: len(paths) - 1]} ignored, {why}: {names}")

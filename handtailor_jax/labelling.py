@@ -1,7 +1,7 @@
 """Pseudo-labels for photographs: the keypoints of hands on which four copies of an image agree.
 
-The detector runs on the image, on its mirror image and on the image turned by 20 degrees both ways. The medians of the
-four estimates are the label. `training/sources.py` reads the file (docs/training.md, Your own photographs).
+The detector runs on the image, on its mirror image and on the image rotated by 20 degrees in both directions. The
+medians of the four estimates are the label. `training/sources.py` reads the file (docs/training.md).
 """
 
 import dataclasses
@@ -25,7 +25,6 @@ from handtailor_jax.errors import InputError, check_range
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.images import SUFFIXES, Image, opencv, read_image
 from handtailor_jax.results import prepare_folder, write_atomically, write_json
-from handtailor_jax.types import Side
 
 Points = npt.NDArray[np.float64]
 
@@ -53,15 +52,6 @@ class LabelConfig:
         """Raise an InputError if a number is out of range."""
         check_range("spread", self.spread, 1e-6, 1)
         check_range("val", self.val, 0, 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Estimate:
-    """A hand in one copy, in pixels and axes of the image."""
-
-    keypoints_2d: Points
-    joints_3d: Points
-    side: Side
 
 
 def label_folder(folder: Path, out: Path, config: LabelConfig = LabelConfig()) -> Counter[str]:
@@ -105,7 +95,7 @@ def label_folder(folder: Path, out: Path, config: LabelConfig = LabelConfig()) -
             labels[name if number == 1 else f"{name}#{number}"] = {"split": splits[name], **other, **label}
     if not labels:
         partial.unlink()
-        raise InputError(f"{folder}: {len(images)} images, and no hand that can be labelled: give clearer photographs")
+        raise InputError(f"{folder}: {len(images)} images without a hand that can be labelled: use sharper photographs")
     write_json(out, labels)
     partial.unlink(missing_ok=True)  # a second run may have ended
     return counts
@@ -150,17 +140,17 @@ def _copies(image: Image) -> Iterator[tuple[Image, Points]]:
         yield cv2.warpAffine(image, affine, size, borderMode=cv2.BORDER_REPLICATE), affine
 
 
-def _in_image(hand: DetectedHand, affine: Points) -> _Estimate:
+def _in_image(hand: DetectedHand, affine: Points) -> DetectedHand:
     """Map a hand of a copy back to the image; the inverse of the affine map's linear part is its transpose."""
     linear, offset = affine[:, :2], affine[:, 2]
     keypoints = (np.asarray(hand.keypoints_2d, np.float64) - offset) @ linear
     joints = np.asarray(hand.joints_3d, np.float64)
     joints = np.concatenate([joints[:, :2] @ linear, joints[:, 2:]], axis=1)
-    reflected = np.linalg.det(linear) < 0.0
-    return _Estimate(keypoints, joints, "left" if (hand.side == "right") == reflected else "right")
+    right = 1.0 - hand.right if np.linalg.det(linear) < 0.0 else hand.right
+    return dataclasses.replace(hand, keypoints_2d=keypoints, joints_3d=joints, right=right)
 
 
-def _closest(hand: _Estimate, others: Sequence[_Estimate]) -> _Estimate | None:
+def _closest(hand: DetectedHand, others: Sequence[DetectedHand]) -> DetectedHand | None:
     """Return the same hand in another copy; None if there is none."""
     close = {float(np.linalg.norm(hand.keypoints_2d - each.keypoints_2d, axis=-1).mean()): each for each in others}
     nearest = min(close, default=math.inf)

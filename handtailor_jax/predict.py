@@ -1,6 +1,7 @@
 """Recovery of the hands of many images and videos, and their files: JSON, meshes and overlays."""
 
 import contextlib
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from handtailor_jax.bulk import ReadAhead, Settings, named
+from handtailor_jax.bulk import Settings, read_ahead
 from handtailor_jax.commands import announce_compiling
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
@@ -52,11 +53,6 @@ class HandFiles:
             mesh_library()
         if overlay:
             opencv()
-
-    @property
-    def of_videos(self) -> dict[str, bool]:
-        """The files of a video to write, as keywords of `recover_video`."""
-        return {"overlay": self.overlay, "mesh": self.mesh is not None, "skeleton": self.skeleton}
 
     def prepare(self, ids: Iterable[str], inputs: Iterable[Path | None], others: Iterable[str] = ()) -> None:
         """Check that the files of the given ids, and others, can be written; see `prepare_folder`."""
@@ -145,7 +141,8 @@ def predict(
             # A file is smoothed as a whole at its end; a webcam is smoothed frame by frame.
             config = VideoConfig(hands=2 if hands is None else hands, smooth=isinstance(source.path, int))
             follow = HandVideo(tailor, source.camera, source.box, source.side, config)
-            recover_video(source.path, files.folder / source.id, follow, tailor.hand, **files.of_videos)
+            written = {"overlay": files.overlay, "mesh": files.mesh is not None, "skeleton": files.skeleton}
+            recover_video(source.path, files.folder / source.id, follow, tailor.hand, **written)
         skipped += was_skipped()
     return skipped
 
@@ -163,9 +160,8 @@ def _predict_images(
         tqdm.write(f"{len(kept)} of {len(images)} images are complete")
     skipped = 0
     todo = [source for source in images if source.id not in kept]
-    requests = ReadAhead(todo)
     progress = tqdm(desc="predict", unit="image", total=len(images), initial=len(kept), disable=len(todo) <= 1)
-    with requests, progress:
+    with read_ahead(todo) as requests, progress:
         results = tailor.many(requests, **options)
         for source in images:
             if source.id in kept:
@@ -181,7 +177,7 @@ def _predict_images(
                         "the network's output is not finite: check the camera, and that weights and hand model match"
                     )
                 content = {"hands": [to_json(hand) for hand in found], "image_size": [*request.image.shape[1::-1]]}
-                content |= {"image": named(source.file, files.folder), "settings": settings.of(source)}
+                content |= {"image": os.path.relpath(source.file, files.folder), "settings": settings.of(source)}
                 summary = _summary(source, content)
                 files.write(source.id, content, found, request.image, summary)
                 if len(images) <= MOST_LINES or not found:
@@ -200,8 +196,8 @@ def _skipping(source: Source) -> Iterator[Callable[[], bool]]:
     except InputError as error:
         failed = True
         text = " ".join(str(error).split())
-        named = text if str(source.path) in text else f"{source.path}: {text}"
-        tqdm.write(f"handtailor: skipped: {named}", file=sys.stderr)
+        text = text if str(source.path) in text else f"{source.path}: {text}"
+        tqdm.write(f"handtailor: skipped: {text}", file=sys.stderr)
 
 
 def _summary(source: Source, content: dict[str, Any]) -> str:
@@ -233,4 +229,4 @@ def overlay(hands: Sequence[Hand], image: Image | None) -> Image:
 
 def sheet(images: Sequence[Image], captions: Sequence[str]) -> Image:
     """Return a grid of overlays with captions, reduced to at most 3,200 pixels in width."""
-    return contact_sheet(images, 2 if len(images) <= 8 else 4, captions, most_width=3200)
+    return contact_sheet(images, 1 if len(images) <= 3 else 2 if len(images) <= 8 else 3, captions, most_width=3200)

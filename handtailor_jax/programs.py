@@ -1,4 +1,4 @@
-"""Traced programs that are kept between processes, beside JAX's compile cache.
+"""Traced programs that are stored between processes, beside JAX's compile cache.
 
 A new process that finds its compiled programs in JAX's cache still traces every function, which takes several times
 longer than loading them. `kept` skips that: it stores the traced program as a file of `jax.export`.

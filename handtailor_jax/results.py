@@ -187,6 +187,8 @@ def appearing(path: Path) -> Iterator[Path]:
         yield temporary
         if temporary.exists():
             temporary.replace(path)
+    except ConnectionError:  # of stdout or stderr, to which the caller prints
+        raise
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"{path}: cannot be written ({reason}): choose another folder") from None

@@ -63,6 +63,7 @@ def test_a_list_as_csv_and_json(tmp_path):
         ("image\n", "lists no images: give a CSV file with the columns image, x, y"),
         ("a.png\n", "lists no images"),
         ("image,image\na.png,b.png\n", "names a column twice"),
+        ("image\tside\na.png\tleft\n", "separates its cells with tabs: use commas"),
         ("imge\na.png\n", "line 2: 'imge' is not a field: did you mean image?"),
         ("image,side\na.png\n", "line 2: has 1 cells, and the first line 2"),
         ("image\nnone.png\n", "line 2: image none.png: no such file"),
@@ -107,7 +108,7 @@ def test_a_list_of_the_command(weights, tmp_path, capsys):  # noqa: F811
     boxes = {name: content(tmp_path / "out" / f"{name}.json")["hands"][0]["box"] for name in ("one", "two")}
     assert boxes == {"one": [10.0, 5.0, 40.0, 40.0], "two": [0.0, 0.0, 30.0, 30.0]}
     assert status("--inputs", path, tmp_path / "a.png", *options) == 2
-    assert "inputs are named by" in capsys.readouterr().err
+    assert "as INPUT and" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------------------------

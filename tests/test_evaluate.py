@@ -19,7 +19,7 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.alignment import Protocol
 from handtailor_jax.evaluation.freihand import freihand_joints
 from handtailor_jax.evaluation.metrics import GRID_5_20, auc
-from handtailor_jax.evaluation.paper import ablations, figures, networks, reproduce
+from handtailor_jax.evaluation.paper import ablations, accuracy, figures, reproduce
 from handtailor_jax.evaluation.paper.figures import figure3b_claim
 from handtailor_jax.evaluation.paper.reproduce import EvaluationConfig, evaluate, read_truth
 from handtailor_jax.evaluation.paper.sources import (
@@ -381,7 +381,7 @@ def test_a_submission_uses_no_label(tmp_path):
 
 def test_both_networks_are_scored_on_the_hands_that_are_found(hand, truth, subject, monkeypatch):
     with pytest.raises(InputError, match="networks compares hand modules, not the simulated network: give --weights"):
-        networks.networks(subject)
+        accuracy.networks(subject)
 
     def exact(i):
         parameters = jax.tree.map(lambda leaf: jnp.asarray(leaf[i]), truth.parameters)
@@ -394,8 +394,8 @@ def test_both_networks_are_scored_on_the_hands_that_are_found(hand, truth, subje
     hands = {0: [elsewhere], 1: [elsewhere, exact(1)], 2: [exact(2)], 3: []}
     some = dataclasses.replace(truth, read_image=lambda i: np.full((1, 1, 3), i, np.uint8))
     predicted = dataclasses.replace(subject.predictions, method="hand module")
-    monkeypatch.setattr(networks.HandTailor, "load", lambda: lambda image, camera: hands[int(image[0, 0, 0])])
-    findings = networks.networks(dataclasses.replace(subject, truth=some, predictions=predicted).at(slice(4)))
+    monkeypatch.setattr(accuracy.HandTailor, "load", lambda: lambda image, camera: hands[int(image[0, 0, 0])])
+    findings = accuracy.networks(dataclasses.replace(subject, truth=some, predictions=predicted).at(slice(4)))
     (table,) = findings.tables
     names = [row[0] for row in table.rows]
     assert names[:2] == [f"landmark network, finds the hand: {stage}" for stage in ("hand module", "HandTailor")]

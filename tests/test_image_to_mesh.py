@@ -12,11 +12,10 @@ from flax import nnx
 import handtailor_jax as ht
 from handtailor_jax.cli import EXAMPLES
 from handtailor_jax.detector.regions import cut, square_region, to_image
-from handtailor_jax.geometry.crops import crop_turned, crop_upright
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.weights import load_module
-from handtailor_jax.image_to_mesh import _camera, _levels
+from handtailor_jax.image_to_mesh import _camera, _levels, crop_turned, crop_upright
 from handtailor_jax.images import crop_square, read_image
 from handtailor_jax.tailor.placement import with_floats
 from handtailor_jax.types import Region

@@ -262,9 +262,6 @@ def test_zb_takes_the_palm_and_visible_joints_only():
 def test_ge_is_told_root_and_bone():
     _, truth = hands(6)
     assert worst(align(moved(truth, 6, rotate=False), truth, "ge").predicted, truth) < 1e-9
-    with pytest.raises(ValueError, match="root_depth and bone_length"):
-        Protocol("ge")
-    assert str(Protocol("ge", given_truth=("root_depth", "bone_length"))).endswith("truth=root_depth+bone_length")
 
 
 @pytest.mark.parametrize("name", ["lit", "root", "pa", "abs", "zb", "ge"])

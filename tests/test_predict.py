@@ -330,8 +330,8 @@ def refused(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--hands", "0"), "hands is 0: give at least 1"),
-        (("--passes", "0"), "passes is 0: give at least 1"),
+        (("--hands", "0"), "--hands is 0: give at least 1"),
+        (("--passes", "0"), "--passes is 0: give at least 1"),
         (("--passes", "3"), "--passes does not apply without --box: leave it out"),
         (("--hands", "2", "--box", "0", "0", "9", "9"), "--hands and --thorough do not apply with --box"),
         (("--thorough", "--network", "hourglass"), "--thorough does not apply to these weights"),

@@ -446,8 +446,12 @@ def test_contact_sheet():
     panels = [np.full((20, 30, 3), 10, np.uint8), np.full((10, 40, 3), 20, np.uint8), np.full((5, 5, 3), 30, np.uint8)]
     sheet = contact_sheet(panels, 2, ["one", "a very long caption that cannot fit", "dr\u00e9i"])
     assert sheet.dtype == np.uint8
-    assert sheet.shape[1] == 2 * 48 + 8
-    assert all((sheet == panel[0, 0]).all(-1).sum() >= panel.shape[0] * panel.shape[1] for panel in panels)
+    assert sheet.shape[1] == 40 + 10 + 3 * 8  # all panels have the height 10; the row of two is the widest
+    assert [(sheet == panel[0, 0]).all(-1).sum() for panel in panels] == [15 * 10, 40 * 10, 10 * 10]
+    assert contact_sheet(3 * panels, 4, most_width=60).shape[1] <= 60
+    grid = contact_sheet(6 * panels[:1], 2)
+    assert grid.shape == (3 * 28 + 8, 2 * 38 + 8, 3)
+    assert (grid == 10).all(-1).sum() == 6 * 20 * 30
     for arguments in (([], 2), (panels, 0), (panels, 2, ["one"])):
         with pytest.raises(ValueError, match="images"):
             contact_sheet(*arguments)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from handtailor_jax.commands import command, parse
+from handtailor_jax.commands import command, parsed
 from handtailor_jax.data.readers import open_archive, reader_options
 from handtailor_jax.data.sample import Reader, Sample
 from handtailor_jax.errors import InputError, install
@@ -228,11 +228,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prepare a dataset from the command line."""
     from tyro.conf import PositionalRequiredArgs
 
-    config = parse(Prepare, "python -m handtailor_jax.data.prepare", arguments, config=(PositionalRequiredArgs,))
-    options = {name: value for name in ("mask", "depth", "camera", "wrist") if (value := getattr(config, name))}
-    if config.hand is not None:
-        options["hands_mean"] = np.asarray(load_hand(config.hand).pose_mean)
-    folder = prepare(config.name, config.root, config.out, **options)
+    program = "python -m handtailor_jax.data.prepare"
+    with parsed(Prepare, program, arguments, config=(PositionalRequiredArgs,)) as config:
+        options = {name: value for name in ("mask", "depth", "camera", "wrist") if (value := getattr(config, name))}
+        if config.hand is not None:
+            options["hands_mean"] = np.asarray(load_hand(config.hand).pose_mean)
+        folder = prepare(config.name, config.root, config.out, **options)
     print(f"prepared {folder}: give it as --root to evaluate.py or as --data.dataset-folder to train.py")
 
 

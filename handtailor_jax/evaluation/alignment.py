@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from handtailor_jax.evaluation.metrics import GRID_20_50, FloatArray, Grid, Mask, Points, distances_mm, paired_points
+from handtailor_jax.evaluation.metrics import GRID_20_50, FloatArray, Mask, Points, distances_mm, paired_points
 from handtailor_jax.geometry.similarity import POINT, PointSet, best_similarity, ratio
 from handtailor_jax.skeleton import KEYPOINTS, REFERENCE_BONE, ROOT, WRIST
 
@@ -61,8 +61,6 @@ Alignment = Literal["lit", "zb", "ge", "root", "pa", "abs"]
 """
 WristRecipe = Literal["bihand", "ge", "palm"]
 """How the wrist is derived from STB's palm point."""
-HandChoice = Literal["mask", "visible", "both"]
-"""Hand of an RHD image: the one with more pixels in the mask, the one with more visible keypoints, or both."""
 StbCamera = Literal["SK", "BB"]
 """Camera of STB: the colour camera, or both cameras of the stereo rig."""
 ScoredJoints = Literal["model", "freihand", "palm"]
@@ -70,7 +68,7 @@ ScoredJoints = Literal["model", "freihand", "palm"]
 regressed from the posed mesh, "palm" joints are on the chain except the wrist, the mean of `PALM_VERTICES`."""
 PALM_VERTICES = (95, 22)
 """Vertices of MANO whose mean is compared with STB's palm point (docs/datasets.md)."""
-GivenTruth = Literal["box", "root_depth", "bone_length", "intrinsics"]
+GivenTruth = Literal["box", "intrinsics"]
 """A part of the ground truth that a method is given at test time."""
 
 _PHALANX = (KEYPOINTS.index("middle_mcp"), KEYPOINTS.index("middle_pip"))
@@ -86,30 +84,17 @@ _ALIGNMENTS: Mapping[Alignment, Callable[[Any, Any], Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """Decisions on which a number depends. Every table prints them.
+    """Decisions on which a number depends, beside those that all tables share. Every table prints them."""
 
-    Raises:
-        ValueError: For alignment "ge" without the parts of the ground truth that its method is given.
-    """
-
-    alignment: Alignment = "lit"
-    grid: Grid = GRID_20_50
     wrist: WristRecipe = "bihand"
-    hand: HandChoice = "mask"
     stb_camera: StbCamera = "SK"
     joint_definition: ScoredJoints = "model"
     given_truth: tuple[GivenTruth, ...] = ("box", "intrinsics")
 
-    def __post_init__(self) -> None:
-        if self.alignment == "ge" and not {"root_depth", "bone_length"} <= set(self.given_truth):
-            raise ValueError(f"alignment ge gives root_depth and bone_length: add them to {self.given_truth}")
-
     def __str__(self) -> str:
         """Return all decisions in one line."""
-        return (
-            f"align={self.alignment} grid={self.grid.name} wrist={self.wrist} hand={self.hand} "
-            f"stb_camera={self.stb_camera} joints={self.joint_definition} truth={'+'.join(self.given_truth) or 'none'}"
-        )
+        chosen = f"wrist={self.wrist} hand=mask stb_camera={self.stb_camera} joints={self.joint_definition}"
+        return f"align=lit grid={GRID_20_50.name} {chosen} truth={'+'.join(self.given_truth) or 'none'}"
 
 
 class Aligned(NamedTuple):

@@ -88,7 +88,7 @@ def transform_camera(camera: Camera, affine: Float[Array, "*batch 2 3"]) -> Came
 
 
 def rotate_frame(camera: Camera, angle: Float[Array, "*batch"]) -> Camera:
-    """Return the camera in a frame turned about the optical axis (radians, from x toward y): K' = K R^T for points R p.
+    """Return the camera in a frame rotated about the optical axis (radians, x toward y): K' = K R^T for points R p.
 
     Rotating the frame by the angle by which an image was rotated makes the linear part diagonal again if fx = fy.
     """
@@ -177,5 +177,5 @@ def checked_length(hand_length: Any, camera: Any) -> float:
     length = float(checked_array("hand_length", hand_length, ()))
     check_range("hand_length (metres from the wrist to the middle fingertip)", length, 0.03, 0.5)
     if camera is None:
-        raise InputError("hand_length is given without camera: depth needs intrinsics; add them, or leave it out")
+        raise InputError("hand_length is given without camera: depth needs its intrinsics; add them, or leave it out")
     return length

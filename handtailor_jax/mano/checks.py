@@ -98,7 +98,7 @@ def check_own_arrays(arrays: Arrays) -> None:
     tips = arrays["tip_vertices"]
     _check_indices(tips, len(arrays["template"]), "tip_vertices")
     if len(np.unique(tips)) < len(tips):
-        raise InputError(f"tip_vertices names a vertex twice; one vertex a finger expected; {UNDAMAGED}")
+        raise InputError(f"tip_vertices names a vertex twice; one vertex per finger expected; {UNDAMAGED}")
     basis = arrays["anatomy_basis"].astype(np.float64)
     error = float(np.max(np.abs(basis @ basis.transpose(0, 2, 1) - np.eye(3))))
     if error > 1e-3:

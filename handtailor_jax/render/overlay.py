@@ -1,7 +1,4 @@
-"""Overlays and figures: a mesh over its image, keypoints, a second view, contact sheets.
-
-All functions take and return uint8 RGB NumPy images of any size.
-"""
+"""Overlays and figures: a mesh over its image, keypoints, a second view, contact sheets; all images are uint8 RGB."""
 
 import math
 from collections.abc import Sequence
@@ -72,7 +69,7 @@ def draw_skeleton(image: Any, keypoints_2d: Any, confidence: Any = None, hollow:
 def second_view(
     vertices: Any, faces: Any, height: int, width: int, pixels_per_unit: float | None = None, angle: float = 75.0
 ) -> np.ndarray:
-    """Render the mesh (V, 3), (F, 3) turned about the vertical axis through its centre, in weak perspective.
+    """Render the mesh (V, 3), (F, 3) rotated about the vertical axis through its centre, in weak perspective.
 
     The mesh fills the image, but at no more than `pixels_per_unit`. The angle is in degrees; a positive one shows the
     right side of the mesh.
@@ -210,40 +207,41 @@ def _side_views(meshes: Sequence[_Mesh], camera: Camera, size: int) -> np.ndarra
 def contact_sheet(
     panels: Sequence[Any], columns: int, captions: Sequence[str] | None = None, most_width: int = 2**15
 ) -> np.ndarray:
-    """Arrange images of any sizes in a grid on white, each centred in a cell of the largest size.
+    """Arrange images in rows of similar width on white, about `columns` in a row, scaled to one height, their median.
 
-    Under each image is its caption, in which characters outside ASCII become "?". Images are reduced where the grid
-    would be wider than `most_width` pixels, before the captions are written.
+    Under each image is its caption, in which characters outside ASCII become "?". The height is less where a row would
+    be wider than `most_width` pixels.
 
     Raises:
         ValueError: Without images or columns, or if the number of captions is not the number of images.
     """
-    cv2 = opencv()
+    cv2, gap = opencv(), 8
     images = [_rgb_copy(panel) for panel in panels]
     if not images or columns < 1:
         raise ValueError(f"a contact sheet needs images and columns, got {len(images)} images and {columns} columns")
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"a contact sheet needs one caption per image, got {len(captions)} for {len(images)} images")
-    gap, columns = 8, min(columns, len(images))
-    zoom = ((most_width - gap) / columns - gap) / max(image.shape[1] for image in images)
-    if zoom < 1.0:
-        images = [cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA) for image in images]
-    cell_height, cell_width = (max(image.shape[i] for image in images) for i in range(2))
-    text_scale = float(np.clip(cell_width / 700.0, 0.38, 0.6))
-    line = round(34 * text_scale) + 6 if captions is not None else 0
-    rows = math.ceil(len(images) / columns)
-    size = (rows * (cell_height + line + gap) + gap, columns * (cell_width + gap) + gap, 3)
-    sheet = np.full(size, 255, np.uint8)
-    for i, image in enumerate(images):
-        y, x = gap + (i // columns) * (cell_height + line + gap), gap + (i % columns) * (cell_width + gap)
-        dy, dx = (cell_height - image.shape[0]) // 2, (cell_width - image.shape[1]) // 2
-        sheet[y + dy : y + dy + image.shape[0], x + dx : x + dx + image.shape[1]] = image
-        if captions is not None:
-            text = captions[i].encode("ascii", "replace").decode()
-            while len(text) > 1 and cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, text_scale, 1)[0][0] > cell_width:
-                text = text[:-1]
-            place = (x, y + cell_height + round(24 * text_scale) + 4)
-            cv2.putText(sheet, text, place, cv2.FONT_HERSHEY_SIMPLEX, text_scale, _INK, 1, cv2.LINE_AA)
+    height = float(np.median([image.shape[0] for image in images]))
+    widths = np.asarray([height * image.shape[1] / image.shape[0] for image in images])
+    count = max(1, round(widths.sum() / (columns * np.median(widths))))
+    middles = (np.cumsum(widths) - 0.5 * widths) / widths.sum()
+    rows = [row for i in range(count) if (row := np.flatnonzero((count * middles).astype(int) == i).tolist())]
+    zoom = min([1.0, *((most_width - gap * (len(row) + 1)) / widths[row].sum() for row in rows)])
+    height, widths = round(zoom * height), np.maximum(np.floor(zoom * widths), 1).astype(int)
+    text_scale = float(np.clip(np.median(widths) / 700.0, 0.38, 0.6))
+    step = height + gap + (round(34 * text_scale) + 6 if captions is not None else 0)
+    size = (len(rows) * step + gap, max(widths[row].sum() + gap * (len(row) + 1) for row in rows), 3)
+    sheet, font = np.full(size, 255, np.uint8), cv2.FONT_HERSHEY_SIMPLEX
+    for y, row in zip(range(gap, size[0], step), rows, strict=False):
+        for i, x in zip(row, np.cumsum([gap, *(widths[row] + gap)]).tolist(), strict=False):
+            width, how = int(widths[i]), cv2.INTER_AREA if images[i].shape[0] > height else cv2.INTER_LINEAR
+            sheet[y : y + height, x : x + width] = cv2.resize(images[i], (width, height), interpolation=how)
+            if captions is not None:
+                text = captions[i].encode("ascii", "replace").decode()
+                while len(text) > 1 and cv2.getTextSize(text, font, text_scale, 1)[0][0] > width:
+                    text = text[:-1]
+                baseline = y + height + round(24 * text_scale) + 4
+                cv2.putText(sheet, text, (x, baseline), font, text_scale, _INK, 1, cv2.LINE_AA)
     return sheet
 
 

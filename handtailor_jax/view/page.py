@@ -215,7 +215,7 @@ def _serve(host: str, port: int) -> Any:
         import viser
     except ImportError as error:
         raise InputError(f"the page needs viser ({error}): {install('view')}") from None
-    check_range("--port", port, 0, 65535)
+    check_range("port", port, 0, 65535)
     # Check the address first: viser takes the next port if this one is taken, and waits forever if the host is wrong.
     try:
         with socket.create_server((host, port)) as free:

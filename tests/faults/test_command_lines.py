@@ -14,12 +14,21 @@ from handtailor_jax.detector import squares
 from handtailor_jax.errors import InputError, install
 from handtailor_jax.images import opencv
 
+PICTURE = "docs/pictures/demo.jpg"
 SMOKE = ("--config", "configs/smoke.py", "--out", "x")
 MISTAKES = {
     "a number": (train, (*SMOKE, "--steps", "abc"), "expected --steps INT"),
-    "below a range": (train, (*SMOKE, "--optimizer.learning-rate", "-1"), "optimizer.learning_rate is -1.0"),
-    "NaN": (train, (*SMOKE, "--joint-noise", "nan"), "joint_noise is nan"),
-    "shapes": (train, (*SMOKE, "--betas-std", "-1"), "betas_std is -1.0: give 0 to 10"),
+    "below a range": (train, (*SMOKE, "--optimizer.learning-rate", "-1"), "error: --optimizer.learning-rate is -1.0"),
+    "NaN": (train, (*SMOKE, "--joint-noise", "nan"), "error: --joint-noise is nan"),
+    "shapes": (train, (*SMOKE, "--betas-std", "-1"), "error: --betas-std is -1.0: give 0 to 10"),
+    "a part": (train, (*SMOKE, "--module.depth", "0"), "error: --module.depth is 0: give 1 to 16"),
+    "a named part": (train, (*SMOKE, "--augmentation.blur", "-1"), "error: --augmentation.blur is -1.0"),
+    "two options": (train, (*SMOKE, "--data.dataset", "rhd"), "--data.dataset is set but --data.dataset-folder is not"),
+    "a part of a batch": (train, (*SMOKE, "--batch", "9", "--optimizer.accumulate", "2"), "error: --batch 9 cannot be"),
+    "a length": (cli, ("predict", PICTURE, "--hand-length", "9"), "error: --hand-length (metres"),
+    "a focal length": (cli, ("predict", PICTURE, "--camera", "0", "1", "2", "3"), "error: --camera has the focal"),
+    "a share": (cli, ("label", ".", "--val", "3"), "error: --val is 3.0: give 0 to 1"),
+    "a size": (cli, ("synth", "--out", "x", "--size", "17"), "error: --size must be a multiple of 16"),
     "no iterations": (evaluate, ("table3", "--iterations", "--predictions", "x.npz"), "--iterations has no value"),
     "photographs": (train, (*SMOKE, "--data.photographs", "x"), "x/labels.json: no such file; give a folder"),
     "a choice": (train, (*SMOKE, "--stage", "all"), "invalid choice 'all' for argument '--stage'"),
@@ -84,6 +93,7 @@ def test_options_of_other_tables(capsys, tmp_path, table, option):
     ("dataset", "option"),
     [
         (("rhd", "--root", "."), ("--wrist", "ge")),
+        (("rhd", "--root", "."), ("--wrist", "bihand")),
         (("freihand", "--root", "."), ("--stb-camera", "BB_left")),
         (("synthetic",), ("--split", "train")),
         (("synthetic",), ("--skip-unreadable",)),

@@ -30,6 +30,23 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path):
         find_sources([str(tmp_path)])
 
 
+def test_broken_links_are_named(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "b.jpg").symlink_to(tmp_path / "missing.jpg")
+    for given in (tmp_path, tmp_path / "*.jpg"):
+        with pytest.warns(InputWarning, match=r"1 file ignored, links to missing files: b\.jpg$"):
+            assert [source.id for source in find_sources([str(given)])] == ["a"]
+    with pytest.raises(InputError, match=r"b\.jpg: is a link to a missing file"):
+        find_sources([str(tmp_path / "b.jpg")])
+
+
+@pytest.mark.parametrize("name", ["labels.json", "list.CSV"])
+def test_lists_are_no_images(tmp_path, name):
+    (tmp_path / name).write_text("[]")
+    with pytest.raises(InputError, match=rf"is neither an image nor a video: .* --inputs .*{name}"):
+        find_sources([str(tmp_path / name)])
+
+
 @pytest.mark.parametrize("name", ["a.gif", "a.jfif", "a.mpo", "a.jp2", "a.avif", "a.tiff", "a.webp", "a.ppm"])
 def test_formats_that_opencv_or_pillow_reads(tmp_path, name):
     try:

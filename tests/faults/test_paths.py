@@ -132,6 +132,7 @@ def test_users_without_a_home(monkeypatch):
         (InputError("of two\nlines"), 2, "prog: error: of two lines\n"),
         (KeyboardInterrupt(), 130, ""),
         (BrokenPipeError(), 141, ""),
+        (ConnectionResetError(104, "Connection reset by peer"), 141, ""),
         (UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "x"), 2, "prog: error: 'a\\udcff': the name is not UTF-8"),
     ],
 )
@@ -169,9 +170,19 @@ def test_warnings_are_one_line(capsys):
 
 
 PROGRAM = """
+import pathlib
+import sys
+from tqdm import tqdm
 from handtailor_jax.commands import command
+from handtailor_jax.results import appearing
 @command("prog")
 def main():
+    if "file" in sys.argv:  # whose writer prints to a pipe that nobody reads
+        with appearing(pathlib.Path("written")):
+            for _ in range(100_000):
+                print("line", file=sys.stderr)
+    for _ in tqdm(range(3), disable="bar" not in sys.argv):
+        tqdm.write("stderr", file=sys.stderr) if "bar" in sys.argv else None
     for _ in range(100_000):
         print("h\\u00e4nd \\udcff")
 main()
@@ -184,11 +195,15 @@ main()
         ("{} | head -1", 141, ""),
         ("{} > /dev/full", 2, "prog: error: No space left on device\n"),
         ("{} >&-", 0, ""),
+        ("{} 2>&- | head -1", 141, ""),
+        ("{} bar 2>&-", 0, ""),
+        ("{} bar 2>&1 | head -1", 141, ""),
+        ("{} file 2>&1 | head -1", 141, ""),
         ("PYTHONIOENCODING=ascii {} > /dev/null", 0, ""),
     ],
 )
 def test_streams(tmp_path, shell, status, line):
-    """Standard output whose reader ends, that is full, closed or ASCII."""
+    """Standard output and error whose reader ends, that are full, closed or ASCII."""
     (tmp_path / "program.py").write_text(PROGRAM)
     run = "set -o pipefail; " + shell.format(f"{sys.executable} program.py")
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}

@@ -21,7 +21,7 @@ from handtailor_jax.data.sample import (
     mirrored_sample,
     read_aligned,
 )
-from handtailor_jax.errors import InputError, check_file
+from handtailor_jax.errors import InputError, naming, read_file
 from handtailor_jax.images import Image, read_image
 from handtailor_jax.mano.safe_arrays import NUMPY_GLOBALS, UnreadableArray, array_of
 from handtailor_jax.mano.safe_pickle import ForeignGlobal, Limits, PickleCutShort, UnreadablePickle, unpickle
@@ -150,15 +150,11 @@ def _annotation(path: Path) -> tuple[list[int], DoubleArray, DoubleArray, Double
 
 def _content(path: Path) -> Any:
     """Read the annotation's pickle without executing it."""
-    try:
-        size = check_file(path)
-        if size > _MOST_BYTES:
-            raise InputError(f"{path}: has {size} bytes; at most {_MOST_BYTES} expected: {_REMEDY}")
-        return unpickle(path.read_bytes(), lambda module, name: (module, name) in NUMPY_GLOBALS, _LIMITS).value
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-    except (ForeignGlobal, PickleCutShort) as error:
-        problem = str(error)
-    except UnreadablePickle as error:
-        problem = f"is not a pickle of numbers (it {error})"
-    raise InputError(f"{path}: {problem}: {_REMEDY}")
+    with naming(path):
+        content = read_file(path, _MOST_BYTES, _REMEDY)
+        try:
+            return unpickle(content, lambda module, name: (module, name) in NUMPY_GLOBALS, _LIMITS).value
+        except (ForeignGlobal, PickleCutShort) as error:
+            raise InputError(f"{error}: {_REMEDY}") from None
+        except UnreadablePickle as error:
+            raise InputError(f"is not a pickle of numbers (it {error}): {_REMEDY}") from None

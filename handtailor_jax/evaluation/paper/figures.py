@@ -206,7 +206,7 @@ def _axes(subject: Subject) -> tuple[Any, Any]:
     matplotlib.use("Agg")
     figure = matplotlib.figure.Figure(figsize=(6.4, 4.4), layout="constrained")
     axis = figure.subplots()
-    axis.set_title(f"{_data(subject)}, {subject.protocol.alignment}", fontsize=9)
+    axis.set_title(f"{_data(subject)}, lit", fontsize=9)
     return figure, axis
 
 

@@ -18,8 +18,7 @@ from handtailor_jax.evaluation.alignment import GivenTruth, Protocol, ScoredJoin
 from handtailor_jax.evaluation.freihand import freihand_joints, write_predictions
 from handtailor_jax.evaluation.paper import figures
 from handtailor_jax.evaluation.paper.ablations import table3, table4
-from handtailor_jax.evaluation.paper.accuracy import table1, table2
-from handtailor_jax.evaluation.paper.networks import networks
+from handtailor_jax.evaluation.paper.accuracy import networks, table1, table2
 from handtailor_jax.evaluation.paper.sources import (
     network_predictions,
     read_predictions,
@@ -58,9 +57,9 @@ class EvaluationConfig:
     """Method and data to evaluate, and the folder of the results."""
 
     what: Part | Literal["freihand-submission", "all"]
-    """Table, figure or comparison to compute, or the file for FreiHAND's server; all: every one but this file."""
+    """Table, figure or comparison to compute, or the file for FreiHAND's server; all: everything except this file."""
     out: Path = Path("evaluation")
-    """Folder for report.md, one CSV file a table, results.json and the figures."""
+    """Folder for report.md, one CSV file per table, results.json and the figures."""
     dataset: Dataset = "synthetic"
     """Dataset to evaluate on. synthetic: this project's own test split, rendered here, without download."""
     root: Path | None = None
@@ -76,15 +75,15 @@ class EvaluationConfig:
     others: tuple[Path, ...] = ()
     """Predictions of other methods (npz) for Table 2."""
     shape_weights: tuple[Path, ...] = ()
-    """Weights for the left half of Table 4, one file a shape loss, in the order L_beta, + depth, + silhouette."""
+    """Weights for the left half of Table 4, one file per shape loss, in the order L_beta, + depth, + silhouette."""
     hand: Path | None = None
     """Hand model (MANO pickle or npz); the embedded hand if not given."""
     preset: PresetName | None = None
     """Preset of the tailor under evaluation; if not given, "network" with --weights and "default" without."""
-    wrist: WristRecipe = "bihand"
-    """Recipe by which STB's wrist is derived from the palm point."""
-    stb_camera: Literal["SK", "BB_left", "BB_right"] = "SK"
-    """Camera whose images of STB are used."""
+    wrist: WristRecipe | None = None
+    """Recipe by which STB's wrist is derived from the palm point; bihand if not given."""
+    stb_camera: Literal["SK", "BB_left", "BB_right"] | None = None
+    """Camera whose images of STB are used; SK if not given."""
     seed: int = 0
     """Seed of the noise model, of confidence intervals and of the order of timing."""
     rounds: int = 20
@@ -148,24 +147,20 @@ def evaluate(config: EvaluationConfig) -> Findings:
     return findings
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def _check(config: EvaluationConfig) -> None:
     for name in ("count", "rounds", "iterations", "damped_iterations", "shown", "rendered"):
         value = getattr(config, name)
         if value == ():
-            raise InputError(f"{_flag(name)} has no value: give at least one number")
+            raise InputError(f"{name} has no value: give at least one number")
         if value is not None:
-            check_range(_flag(name), value, 1)
-    check_range("--seed", config.seed, 0, 2**31 - 1)
+            check_range(name, value, 1)
+    check_range("seed", config.seed, 0, 2**31 - 1)
     given = {field.name for field in dataclasses.fields(config) if getattr(config, field.name) != field.default}
     idle: dict[str, str] = {name: config.what for name, what in _OF_PARTS.items() if config.what not in (*what, "all")}
     dataset, is_rendered = f"--dataset {config.dataset}", config.dataset == "synthetic" and config.root is None
     idle |= dict.fromkeys(("wrist", "stb_camera") if config.dataset != "stb" else (), dataset)
     idle |= dict.fromkeys(("split", "skip_unreadable") if is_rendered else (), dataset)
-    refuse_idle({f"{_flag(name)} does not apply to {of}": name in given for name, of in idle.items()})
+    refuse_idle({f"{name} does not apply to {of}": name in given for name, of in idle.items()})
     if config.predictions is None and config.weights is None:
         raise InputError("nothing to evaluate: give --weights FILE, or --predictions simulated or an npz")
     if config.predictions is not None and config.weights is not None:
@@ -190,7 +185,8 @@ def read_truth(config: EvaluationConfig) -> GroundTruth:
     if config.root is None:
         raise InputError(f"--root is missing: give the folder of {config.dataset} as published")
     split = config.split or ("evaluation" if config.dataset in ("rhd", "freihand") else "test")
-    options = {"wrist": config.wrist, "camera": config.stb_camera} if config.dataset == "stb" else {}
+    chosen = {"wrist": config.wrist, "camera": config.stb_camera}  # only for STB; the reader has the defaults
+    options = {name: value for name, value in chosen.items() if value is not None}
     reader = open_dataset(config.dataset, config.root, split, **options)
     count = len(reader) if config.count is None else min(config.count, len(reader))
     samples: Iterator[tuple[int, Sample]] = ((index, reader[index]) for index in range(count))
@@ -227,8 +223,8 @@ def _subject(config: EvaluationConfig, truth: GroundTruth, hand: HandModel) -> S
         scored = "freihand" if truth.joint_definition == "freihand" else by_wrist
     protocol = Protocol(
         joint_definition=scored,
-        wrist=config.wrist,
-        stb_camera="SK" if config.stb_camera == "SK" else "BB",
+        wrist=config.wrist or "bihand",
+        stb_camera="SK" if config.stb_camera in (None, "SK") else "BB",
         given_truth=given,
     )
     preset: PresetName = config.preset or ("default" if config.weights is None else "network")

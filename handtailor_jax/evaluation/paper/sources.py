@@ -60,7 +60,7 @@ def synthetic_truth(count: int) -> GroundTruth:
     """
     most = synthetic.TEST_SAMPLES
     if not 1 <= count <= most:
-        raise InputError(f"--count must be between 1 and {most} for the synthetic test split, got {count}")
+        raise InputError(f"count must be between 1 and {most} for the synthetic test split, got {count}")
     dataset = synthetic.SyntheticDataset(synthetic.SyntheticConfig(size=_IMAGE_SIZE, images_at_once=1), "test")
     # The last piece is filled up, so that one program serves all pieces.
     indices = np.arange(-(-count // _PIECE) * _PIECE, dtype=np.int32).reshape(-1, _PIECE) % most
@@ -195,7 +195,7 @@ def _turned(pose: Float[Array, "n 16 3"], turns: Float[Array, "n 16 3"]) -> Floa
 def network_predictions(truth: GroundTruth, module: HandModule, hand: HandModel) -> tuple[Predictions, Predictions]:
     """Return predictions of a hand module with and without intrinsics; each image is decoded once.
 
-    The boxes around the true hands are given; with a landmark network in the stem, the crops are turned to the hands.
+    The boxes around the true hands are given; with a landmark network in the stem, the crops are rotated to the hands.
 
     Raises:
         InputError: If there are no images, or one cannot be decoded.
