@@ -6,14 +6,17 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 # Several virtual devices, so that the code for many devices is tested on one machine. Read once, when JAX starts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# Nearly all of the time goes into compiling, of which optimising is half. XLA's older code generator for CPUs, which
-# jax 0.10 can be told to use, compiles faster, but makes NaN of the gradient to a crop's pixels in float64.
+# Nearly all of the time goes into compiling, of which optimising is half. The older of the two code generators of
+# jax 0.10 takes a third of the time of the other and a gigabyte less memory, but some gradients in float64 come out
+# wrong, by 3 % or as NaN. So it is for processes only whose numbers are compared with each other (`quick_process`).
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+QUICK = " --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
 
 # One compilation for all workers, commands and processes of a test run, and none for the next run: its folder is a new
 # one. The commands take this folder instead of the user's, and programs of one folder are not found in another.
@@ -113,6 +116,15 @@ def x64() -> Iterator[None]:
 def hand64(x64: None) -> HandModel:
     """The embedded right hand, float64; the test runs with 64-bit types."""
     return embedded_hand(dtype=np.float64)
+
+
+@pytest.fixture(scope="session")
+def quick_process() -> dict[str, str]:
+    """Environment of processes that compile quickly, on one device; they load traced programs, as users' do."""
+    root = str(Path(__file__).resolve().parents[1])
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1") + QUICK
+    jax_only = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    return os.environ | jax_only | {"PYTHONPATH": root, "HANDTAILOR_TRACED_PROGRAMS": "1"}
 
 
 @pytest.fixture(scope="session")

@@ -23,12 +23,17 @@ def finite(name, tree):
 
 
 def fits(hand):
-    """With a given pose and by search, of this side and the other, with and without depths."""
+    """With a given pose and by search, of this side and the other; the search of one type is traced only."""
     known, other = DETECTIONS["fist"], DETECTIONS["pinch"]
     finite("refined", ht.fit(known.keypoints_2d, side="right", camera=known.camera, pose=known.pose, hand=hand))
     quick = ht.SearchConfig(survivors=2)
-    found = ht.fit(other.keypoints_2d, side="left", convention="mediapipe", hand=hand, search_config=quick)
-    finite("searched", found.vertices)
+    if hand.dtype == np.float32:
+        found = ht.fit(other.keypoints_2d, side="left", convention="mediapipe", hand=hand, search_config=quick)
+        finite("searched", found.vertices)
+    else:
+        seen = ht.Observation(other.keypoints_2d, np.ones(21, np.float32), ht.Camera.weak_perspective())
+        run = functools.partial(ht.search, config=ht.TailorConfig.keypoints_only(), search_config=quick)
+        assert jax.eval_shape(run, hand, seen).vertices.dtype == hand.dtype
 
 
 def tailored(hand, dtype):
@@ -48,11 +53,11 @@ def tailored(hand, dtype):
         traced = jax.eval_shape(functools.partial(run, config=preset()), hand, pose, seen)
         assert {leaf.dtype for leaf in jax.tree.leaves(traced)} == {hand.dtype}
     fitted = run(hand, pose, seen, (ht.TailorConfig.default if hand.dtype == np.float32 else ht.TailorConfig.paper)())
-    finite("tailored", ht.camera_mesh(hand, fitted))
-    finite("keypoints", ht.camera_keypoints(hand, fitted))
-    start = ht.place_proposal(hand, jnp.asarray(known.pose), jnp.zeros(10, dtype), seen)
+    finite("tailored", jax.jit(ht.camera_mesh)(hand, fitted))
+    finite("keypoints", jax.jit(ht.camera_keypoints)(hand, fitted))
+    start = jax.jit(ht.place_proposal)(hand, jnp.asarray(known.pose), jnp.zeros(10, dtype), seen)
     many = jax.tree.map(lambda leaf: leaf[None], (start, seen))
-    finite("batch", ht.tailor_batch(hand, *many))
+    assert jax.eval_shape(ht.tailor_batch, hand, *many).pose.dtype == hand.dtype
 
 
 def recovered(hand):
@@ -66,7 +71,6 @@ def recovered(hand):
         traced = jax.eval_shape(ht.recover_hand, *given)
         assert traced.vertices.dtype == hand.dtype
         if runs:
-            finite(f"recovered by {network}", jax.jit(ht.recover_hand)(*given))
             finite(f"all hands by {network}", [each.vertices for each in tailor(image)])
 
 

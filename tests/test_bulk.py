@@ -188,16 +188,13 @@ def test_results_that_are_kept(weights, tmp_path, capsys):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_resumed(tmp_path):
+def test_a_killed_run_is_resumed(tmp_path, quick_process):
     """Twice, at some result: what is complete stays, and in the end all files are those of a run without a break."""
-    kept = {"JAX_COMPILATION_CACHE_DIR": os.environ["HANDTAILOR_TEST_CACHE"], "JAX_PLATFORMS": "cpu"}
-    kept |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "PYTHONPATH": str(ROOT)}
-    kept["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
 
     def start(out):
         command = (sys.executable, "-m", "handtailor_jax.cli", "predict", str(EXAMPLES[0].parent), "--mesh", "glb")
         return subprocess.Popen(
-            (*command, "--resume", "--out", str(out)), env=os.environ | kept, stdout=subprocess.PIPE, text=True
+            (*command, "--resume", "--out", str(out)), env=quick_process, stdout=subprocess.PIPE, text=True
         )
 
     def results():

@@ -56,7 +56,10 @@ def test_keypoints_to_mesh(tmp_path):
 @pytest.mark.slow
 def test_jit_vmap_and_grad(capsys):
     main(3)()
-    assert "by the pixels (320, 320, 3)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "a batch (2, 1609, 3)" in printed
+    assert "by the pixels (320, 320, 3)" in printed
+    assert "nan" not in printed
 
 
 @pytest.mark.slow

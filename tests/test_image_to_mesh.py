@@ -11,14 +11,18 @@ from flax import nnx
 
 import handtailor_jax as ht
 from handtailor_jax.cli import EXAMPLES
+from handtailor_jax.detector.landmark_network import HandLandmarkNetwork
 from handtailor_jax.detector.regions import cut, square_region, to_image
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.hand_module.hand_module import HandModule
+from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
 from handtailor_jax.hand_module.weights import load_module
 from handtailor_jax.image_to_mesh import _camera, _levels, crop_turned, crop_upright
 from handtailor_jax.images import crop_square, read_image
+from handtailor_jax.skeleton import ROOT, WRIST
 from handtailor_jax.tailor.placement import with_floats
 from handtailor_jax.types import Region
+from tests.test_detector import SMALL_LANDMARKS
+from tests.test_objective import fixed_weights
 
 K = np.asarray([[481.17, 0.0, 159.5], [0.0, 481.17, 159.5], [0.0, 0.0, 1.0]], np.float32)
 BOX = np.asarray([45.0, 20.0, 235.0, 245.0], np.float32)
@@ -99,19 +103,45 @@ def test_a_left_hand_is_the_mirrored_right_hand(hourglass, hand, image, stem, pi
     np.testing.assert_allclose(319.0 - left.keypoints_2d[:, 0], found.keypoints_2d[:, 0], atol=pixels)
 
 
+def fixed_landmarks():
+    """A small landmark network with IKNet that finds the hand of the image, more or less."""
+    known = next(each for each in ht.read_detections(EXAMPLES) if each.id == "open")
+    relative = known.keypoints_2d - known.keypoints_2d[ROOT]
+    depth = 0.3 * np.hypot(*relative.T) * np.sin(np.arange(21.0))  # fingers bend by turns
+    metres = 0.09 / np.hypot(*relative[WRIST])
+    heads = {
+        "landmarks": np.column_stack([(known.keypoints_2d - BOX[:2]) * SMALL_LANDMARKS.image_size / BOX[2:], depth]),
+        "world": metres * np.column_stack([relative, depth]),
+    }
+    network = HandLandmarkNetwork(SMALL_LANDMARKS, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(network)
+    rng = np.random.default_rng(0)
+    flat = []
+    for place, variable in nnx.to_flat_state(state):
+        shape = variable.shape
+        value = rng.normal(size=shape) * (0.1 if place[0] in heads else 1.0) / np.sqrt(shape[-1])
+        if place[0] in heads and place[-1] == "bias":
+            value = heads[place[0]].reshape(-1)
+        flat.append((place, variable.replace(jnp.asarray(value, jnp.float32))))
+    iknet = ht.HandTailor.load(network="landmarks").module.iknet
+    return LandmarkHandModule(nnx.merge(graph, nnx.from_flat_state(flat)), iknet)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "config"), [("hourglass", ht.TailorConfig.network()), ("landmarks", ht.TailorConfig.landmarks())]
 )
-def test_gradients_reach_pixels_weights_camera_and_box(x64, network, config, image, rng):
+def test_gradients_reach_pixels_weights_camera_and_box(x64, network, config, image, rng, tmp_path):
     """From the mesh of a right and a left hand: finite, not zero, by box and pixels equal to central differences.
 
-    In float64. The box is not at whole pixels, where the gradient of a bilinear sample jumps.
+    In float64, with small networks: those of the embedded ones take gigabytes to compile, and are used in
+    examples/03_jit_vmap_grad.py and docs/notebook.ipynb. The box is not at whole pixels, where the gradient of a
+    bilinear sample jumps.
     """
     config = dataclasses.replace(config, solver=dataclasses.replace(config.solver, iterations=1))
-    tailor = ht.HandTailor.load(network=network)
-    graph, weights = nnx.split(tailor.module)
-    hand, weights, camera = with_floats(np.dtype("float64"), (tailor.hand, weights, ht.Camera.from_matrix(K)))
+    module = fixed_landmarks() if network == "landmarks" else ht.load_weights(fixed_weights(tmp_path / "x.safetensors"))
+    graph, weights = nnx.split(module)
+    hand, weights, camera = with_floats(np.dtype("float64"), (ht.embedded_hand(), weights, ht.Camera.from_matrix(K)))
     of_vertices = rng.normal(size=(1609, 3))
 
     # One program for values and gradients of both sides, because it takes long to compile.
@@ -198,8 +228,11 @@ def test_sixteen_bits_are_reduced_to_eight():
         jax.jit(lambda image: _levels(image, jnp.dtype("float32")))(image)
 
 
-def test_four_numbers_are_a_camera_under_jit_too(hourglass, hand, image):
-    recover = jax.jit(lambda camera: ht.recover_hand(hourglass, hand, image, camera, BOX, config=None).joints)
+def test_four_numbers_are_a_camera_under_jit_too(hand, image):
+    """With a small network, because each form of the camera is a program to compile."""
+    module = HandModule(dataclasses.replace(HandModuleConfig.small(), channels=8, depth=1), rngs=nnx.Rngs(0))
+    module.eval()
+    recover = jax.jit(lambda camera: ht.recover_hand(module, hand, image, camera, BOX, config=None).joints)
     four = {"fx": K[0, 0], "fy": K[1, 1], "cx": K[0, 2], "cy": K[1, 2]}
     np.testing.assert_allclose(recover(four), recover(K), atol=1e-5)
     np.testing.assert_allclose(recover(tuple(four.values())), recover(K), atol=1e-5)
