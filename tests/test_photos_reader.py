@@ -12,7 +12,8 @@ from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import square_around
 from handtailor_jax.images import crop_square
 from handtailor_jax.skeleton import BONES
-from handtailor_jax.training.photographs import composed, paste, prepare_photographs, surroundings
+from handtailor_jax.training.backdrops import composed, paste, surroundings
+from handtailor_jax.training.sources import prepare_photographs
 
 
 def entry(**changes):

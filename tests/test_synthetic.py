@@ -27,7 +27,7 @@ from handtailor_jax.synthetic.poses import sample_pose
 from handtailor_jax.synthetic.scene import place_hand, place_second_hand
 from handtailor_jax.synthetic.skin import CHANNELS, skin_chart
 from handtailor_jax.synthetic.storage import read_photographs, write_freihand
-from handtailor_jax.synthetic.surface import HELD, scene_topology, smooth_surface, with_second_hand
+from handtailor_jax.synthetic.surface import HELD, scene_topology, smooth_surface
 from tools.bake_scene import scene_arrays
 
 SIZE, COUNT = 64, 8
@@ -355,7 +355,7 @@ def test_hand_and_arm_are_one_surface():
 def test_the_second_hand_is_a_copy_of_the_first_in_the_mesh():
     """A scene whose second hand is the first one moved has its vertices and normals there, divided in the same way."""
     plain = scene_topology()
-    both = with_second_hand(plain)
+    both = scene_topology(two_hands=True)
     total = int(plain.faces.max()) + 1
     own = int(both.faces.max()) + 1 - total
     vertices = np.random.default_rng(0).normal(size=(total, 3)).astype(np.float32)

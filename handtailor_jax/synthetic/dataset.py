@@ -23,7 +23,6 @@ from handtailor_jax.geometry.mirror import mirror_camera, mirror_pixels, mirror_
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.render.rasterise import rasterise
-from handtailor_jax.skeleton import WRIST
 from handtailor_jax.synthetic.appearance import openness_of, sample_light, sample_materials, shade
 from handtailor_jax.synthetic.backgrounds import photo_background, procedural_background
 from handtailor_jax.synthetic.imaging import behind_hand, develop, halved
@@ -31,18 +30,12 @@ from handtailor_jax.synthetic.poses import PoseConfig, sample_betas, sample_pose
 from handtailor_jax.synthetic.scene import (
     Placement,
     place_hand,
-    place_second_hand,
     scene_vertices,
+    second_hand,
     visible_keypoints,
 )
 from handtailor_jax.synthetic.skin import skin_chart
-from handtailor_jax.synthetic.surface import (
-    SceneTopology,
-    key_visibility,
-    scene_topology,
-    visible_surface,
-    with_second_hand,
-)
+from handtailor_jax.synthetic.surface import SceneTopology, key_visibility, scene_topology, visible_surface
 from handtailor_jax.types import Camera, pytree
 
 Split = Literal["train", "test"]
@@ -114,10 +107,10 @@ class SyntheticAssets:
     """Background photographs in sRGB, possibly none."""
 
 
-def load_assets(photographs: Any = None, second_hand: bool = False) -> SyntheticAssets:
+def load_assets(photographs: Any = None, two_hands: bool = False) -> SyntheticAssets:
     """Load the embedded hand, its chart, and background photographs, uint8 RGB (photographs, height, width, 3).
 
-    Scenes of assets without a second hand render in half the time (`SyntheticConfig.second_hand`).
+    `two_hands` is needed if `SyntheticConfig.second_hand` is not 0; without it, scenes render in half the time.
 
     Raises:
         InputError: If the photographs have another type or shape.
@@ -129,8 +122,7 @@ def load_assets(photographs: Any = None, second_hand: bool = False) -> Synthetic
             f"{images.shape}: resize the photographs to one size and stack them"
         )
     chart = jnp.asarray(skin_chart(_CHART_SIZE))
-    topology = with_second_hand(scene_topology()) if second_hand else scene_topology()
-    return SyntheticAssets(embedded_hand(), topology, chart, photographs=jnp.asarray(images))
+    return SyntheticAssets(embedded_hand(), scene_topology(two_hands), chart, photographs=jnp.asarray(images))
 
 
 def sample_key(seed: int | Array, split: Split, index: Any) -> PRNGKeyArray:
@@ -165,7 +157,9 @@ def render_sample(
     draws = Draws(keys[0], dtype)
     vertices = scene_vertices(placed, pose, topology, keys[1])
     if config.second_hand > 0.0:
-        other = _second_hand(assets, jax.random.fold_in(key, 2), placed, betas, config)
+        own, share = jax.random.split(jax.random.fold_in(key, 2), 3), config.second_hand
+        other = sample_pose(assets.hand, own[0], dataclasses.replace(config.pose, candidates=1))
+        other = second_hand(assets.hand, placed, other, betas, topology, own[1:], share)
         vertices = jnp.concatenate([vertices, other])
 
     # Two samples per pixel along each axis, of which every second one is at a pixel centre.
@@ -204,16 +198,6 @@ def render_sample(
         left=draws.uniform() < config.left,
     )
     return _mirror_left(sample, size)
-
-
-def _second_hand(
-    assets: SyntheticAssets, key: PRNGKeyArray, first: Placement, betas: Array, config: SyntheticConfig
-) -> Float[Array, "second_vertices 3"]:
-    """Return the vertices of another hand near the first; in samples without one all are a point of the first hand."""
-    pose_key, place_key, choice = jax.random.split(key, 3)
-    pose = sample_pose(assets.hand, pose_key, dataclasses.replace(config.pose, candidates=1))
-    placed = place_second_hand(assets.hand, first, pose, betas, assets.topology, place_key)
-    return jnp.where(jax.random.uniform(choice) < config.second_hand, placed, first.joints[WRIST][None])
 
 
 def _background(assets: SyntheticAssets, key: PRNGKeyArray, config: SyntheticConfig) -> Float[Array, "size size 3"]:
@@ -278,7 +262,7 @@ class SyntheticDataset:
         if not 0 <= seed < 2**31:
             raise InputError(f"seed must be between 0 and 2**31 - 1, got {seed}")
         self.config, self.split, self.seed = config, cast(Split, split), seed
-        self.assets = load_assets(photographs, second_hand=config.second_hand > 0.0)
+        self.assets = load_assets(photographs, two_hands=config.second_hand > 0.0)
 
     def __len__(self) -> int:
         return TEST_SAMPLES if self.split == "test" else 2**31 - 1

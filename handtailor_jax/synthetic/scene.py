@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray
 
 from handtailor_jax.data.draws import Draws
 from handtailor_jax.geometry.boxes import hand_size
@@ -68,6 +68,20 @@ def place_hand(hand: HandModel, pose: Float[Array, "16 3"], betas: Array, key: P
     center = 0.5 * (low + high) + 0.5 * room * draws.between(-1.0, 1.0, 2)
     camera = transform_camera(unit, crop_affine(center, side, size))
     return Placement(vertices=vertices, joints=joints, keypoints_2d=project(camera, joints), camera=camera)
+
+
+def second_hand(
+    hand: HandModel,
+    first: Placement,
+    pose: Float[Array, "16 3"],
+    betas: Array,
+    topology: SceneTopology,
+    keys: Key[Array, "2"],
+    share: float,
+) -> Float[Array, "second_vertices 3"]:
+    """Return the vertices of another hand near the first; in scenes without one all are a point of the first hand."""
+    placed = place_second_hand(hand, first, pose, betas, topology, keys[0])
+    return jnp.where(jax.random.uniform(keys[1]) < share, placed, first.joints[WRIST][None])
 
 
 def place_second_hand(

@@ -61,11 +61,12 @@ class SceneTopology:
     wrist_loop: Int[Array, "loop"]  # vertices of the hand's open edge, in order
 
 
-def scene_topology() -> SceneTopology:
-    """Return the topology of scenes with the embedded hand, which tools/bake_scene.py made."""
+def scene_topology(two_hands: bool = False) -> SceneTopology:
+    """Return the topology of scenes with one or two embedded hands; tools/bake_scene.py made that of one."""
     asset = importlib.resources.files("handtailor_jax").joinpath("assets", "scene.npz")
     with asset.open("rb") as file, np.load(file) as arrays:
-        return SceneTopology(**{name: jnp.asarray(array) for name, array in arrays.items()})
+        topology = SceneTopology(**{name: jnp.asarray(array) for name, array in arrays.items()})
+    return with_second_hand(topology) if two_hands else topology
 
 
 def with_second_hand(topology: SceneTopology) -> SceneTopology:

@@ -9,7 +9,6 @@ from tyro.conf import Suppress
 from handtailor_jax.data.augmentation import AugmentationConfig
 from handtailor_jax.errors import InputError, check_range
 from handtailor_jax.hand_module.config import HandModuleConfig
-from handtailor_jax.synthetic.dataset import SyntheticConfig
 from handtailor_jax.tailor.tailor import TailorConfig
 
 Stage = Literal["keypoints", "ik", "end_to_end"]
@@ -66,10 +65,8 @@ class DataConfig:
         check_range("data.size", self.size, 32, 4096)
         check_range("data.photograph_3d", self.photograph_3d, 0)
         check_range("data.second_hand", self.second_hand, 0, 1)
-        _check(
-            not self.photograph_backgrounds or (self.photographs is not None and self.synthetic == "pool"),
-            "data.photograph_backgrounds needs data.photographs and a pool: set data.photographs, or leave it out",
-        )
+        unused = self.photograph_backgrounds and (self.photographs is None or self.synthetic != "pool")
+        _check(not unused, "data.photograph_backgrounds needs a pool and data.photographs: set both, or leave it out")
         share, dataset = self.photograph_share, self.dataset_share
         _check(0.0 <= share <= 1.0, f"data.photograph_share is a share between 0 and 1, got {share}")
         _check(
@@ -84,11 +81,6 @@ class DataConfig:
             self.dataset is None or self.photographs is None or share + dataset <= 1.0,
             f"data.dataset_share and data.photograph_share add up to {share + dataset:g}: lower them to at most 1",
         )
-
-    @property
-    def rendering(self) -> SyntheticConfig:
-        """Distribution of the rendered samples."""
-        return SyntheticConfig(size=self.size, second_hand=self.second_hand)
 
     def counts(self, batch: int) -> Counts:
         """Return the number of samples from each kind of source in a batch."""

@@ -224,7 +224,7 @@ class Run:
     def _rendering(self) -> tuple[Any, Any, Any]:
         """Function that renders samples, its assets on all devices, and function that joins samples with others."""
         join = on_devices(lambda *parts: jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *parts), self.devices)
-        assets = load_assets(second_hand=self.config.data.second_hand > 0.0)
+        assets = load_assets(two_hands=self.config.data.second_hand > 0.0)
         return compile_rendering(self.config, self.devices), self._on_all_devices(assets), join
 
     def _positions(self, count: int) -> np.ndarray:

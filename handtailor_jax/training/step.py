@@ -21,6 +21,7 @@ from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.custom import NOTHING, Custom
 from handtailor_jax.training.objective import Loss, objective
 from handtailor_jax.training.prediction import predict, sampled_poses
+from handtailor_jax.training.sources import rendering
 from handtailor_jax.training.state import (
     DEVICES,
     Arrays,
@@ -219,7 +220,7 @@ def compile_rendering(config: TrainingConfig, devices: tuple[jax.Device, ...]) -
 
     def render(assets: SyntheticAssets, step: Int[Array, ""], samples: Int[Array, "n"]) -> Batch:
         keys = jax.vmap(lambda index: sample_key(config.seed, "train", index))(step * config.batch + samples)
-        sample = render_batch(assets, keys, config.data.rendering)
+        sample = render_batch(assets, keys, rendering(config.data))
         fields = ("image", "keypoints_2d", "joints", "pose", "betas")
         return labelled_batch(intrinsics=sample.camera.matrix, **{name: getattr(sample, name) for name in fields})
 
