@@ -56,6 +56,7 @@ def test_keypoints_in_2d_are_enough(tmp_path):
             "needs a side .left or right., 21 keypoints_2d and, if present, 21 joints_3d",
         ),
         ({"x.jpg": entry(keypoints_2d="none")}, "has a coordinate that is not a number"),
+        ({"x.jpg": entry(keypoints_2d=[[1.0, float("nan")]] * 21)}, "has a coordinate that is not a finite number"),
     ],
 )
 def test_unusable_labels(tmp_path, content, message):
@@ -137,6 +138,17 @@ def test_a_photograph_without_its_hand(tmp_path):
     plain = write(tmp_path, {"digits/a.png": content["digits/a.png"]})
     with pytest.raises(InputError, match="all photographs have a plain background"):
         surroundings(plain, tmp_path / "cache")
+
+
+def test_keypoints_far_outside_the_image_are_an_error(tmp_path):
+    image, keypoints, _ = drawn_hand()
+    (tmp_path / "a").mkdir()
+    cv2.imwrite(str(tmp_path / "a" / "1.png"), image)
+    folder = write(tmp_path, {"a/1.png": entry(keypoints_2d=(1e5 * keypoints).tolist(), joints_3d=None)})
+    with pytest.raises(InputError, match=r"1\.png: has 100 x 100 pixels, but keypoints far outside in labels\.json"):
+        prepare_photographs(folder, "train", 64, tmp_path / "cache")
+    with pytest.raises(InputError, match="keypoints far outside"):
+        surroundings(folder, tmp_path / "cache")
 
 
 def test_pasting_depends_on_the_random_numbers_only():

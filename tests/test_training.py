@@ -278,7 +278,7 @@ def test_devices_and_batches_that_do_not_fit(cache, tmp_path):
     with pytest.raises(InputError, match="9 devices were asked for, there are 8"):
         Run(tiny(cache), tmp_path / "c", devices=9)
     data = dataclasses.replace(tiny(cache).data, photographs=tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"labels.json: no such file; give a folder with labels.json"):
+    with pytest.raises(InputError, match=r"labels.json: no such file; give a folder with a valid labels.json"):
         Run(tiny(cache, data=data), tmp_path / "d", devices=1)
 
 

@@ -107,11 +107,13 @@ def _write_layout(dataset: SyntheticDataset, count: int, folder: Path, part: str
     labels.mkdir(parents=True, exist_ok=True)
     step = dataset.config.images_at_once
     pieces = []
-    for first in tqdm(range(0, count, step), unit=f"{step} images", disable=not progress):
-        last = min(first + step, count)
-        pieces.append(labels / f"{first:08d}-{last:08d}.json")
-        if not pieces[-1].is_file():
-            _write_batch(dataset, first, last, folder / part, pieces[-1])
+    with tqdm(total=count, desc="rendering", unit="image", disable=not progress) as bar:
+        for first in range(0, count, step):
+            last = min(first + step, count)
+            pieces.append(labels / f"{first:08d}-{last:08d}.json")
+            if not pieces[-1].is_file():
+                _write_batch(dataset, first, last, folder / part, pieces[-1])
+            bar.update(last - first)
     for name in _LISTS:
         # Batch by batch, because the vertices of a whole dataset do not fit into memory as text.
         with (folder / f"{part}_{name}.json").open("w", encoding="utf-8") as file:

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from handtailor_jax.data.readers.photos import read_labels, without_hand
+from handtailor_jax.data.readers.photos import read_labels, read_photograph, without_hand
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.errors import InputError
-from handtailor_jax.images import crop_square, read_image
+from handtailor_jax.images import crop_square
 from handtailor_jax.render.shading import to_srgb
 from handtailor_jax.results import write_atomically
 from handtailor_jax.synthetic.backgrounds import procedural_background
@@ -83,7 +83,7 @@ def surroundings(folder: Path, cache: Path) -> Bytes:
     def make() -> dict[str, np.ndarray]:
         squares = []
         for label in tqdm(chosen, desc="removing hands from photographs", unit="photo"):
-            image = without_hand(read_image(label.path), label.keypoints_2d)
+            image = without_hand(read_photograph(label), label.keypoints_2d)
             rows, columns = (np.flatnonzero(image.max(axis=(axis, 2)) > _BLACK) for axis in (1, 0))
             if not len(rows):
                 continue

@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 from handtailor_jax.data import open_dataset
 from handtailor_jax.data.loader import gather, index_stream, load
-from handtailor_jax.data.readers.photos import PhotoLabel, hand_mask, read_labels
+from handtailor_jax.data.readers.photos import PhotoLabel, hand_mask, read_labels, read_photograph
 from handtailor_jax.data.sample import Batch, Reader, labelled_batch
 from handtailor_jax.detections import detection
 from handtailor_jax.errors import InputError
 from handtailor_jax.fit import fit_detection
 from handtailor_jax.geometry.boxes import hand_size, square_around
 from handtailor_jax.geometry.mirror import mirror_pixels, mirror_points
-from handtailor_jax.images import crop_square, read_image
+from handtailor_jax.images import crop_square
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import MANO_VERTICES, embedded_hand
 from handtailor_jax.synthetic.dataset import SyntheticConfig
@@ -185,7 +185,7 @@ def prepare_photographs(folder: Path, split: str, size: int, cache: Path, weight
 
 def _fitted(label: PhotoLabel, hand: HandModel, size: int) -> dict[str, np.ndarray] | None:
     """Return the row of one photograph; None if the hand model does not fit its label."""
-    image, points, joints = read_image(label.path), label.keypoints_2d, label.joints_3d
+    image, points, joints = read_photograph(label), label.keypoints_2d, label.joints_3d
     if label.side == "left":
         points, image = mirror_pixels(points, image.shape[1]), np.ascontiguousarray(image[:, ::-1])
         joints = None if joints is None else mirror_points(joints)

@@ -18,6 +18,7 @@ _PALM = [WRIST, *(KEYPOINTS.index(f"{finger}_mcp") for finger in FINGERS[1:])]
 # Shares of the hand size: bones drawn `_BONE_WIDTH` wide are certainly skin; pixels beyond `_REACH` of them are not.
 _BONE_WIDTH = 0.05
 _REACH = 0.22
+_FARTHEST = 4.0  # largest coordinate of a keypoint, in image sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ def read_labels(folder: Path, split: str) -> list[PhotoLabel]:
         InputError: if there are none, or a label is invalid.
     """
     path = folder / "labels.json"
-    content: dict[str, Any] = read_json(path, "give a folder with labels.json")
+    content: dict[str, Any] = read_json(path, "give a folder with a valid labels.json")
     try:
         entries = sorted((name, entry) for name, entry in content.items() if entry["split"] == split)
     except (ValueError, AttributeError, KeyError, TypeError):
@@ -72,13 +73,28 @@ def _label(path: Path, name: str, entry: dict[str, Any]) -> PhotoLabel:
     except (TypeError, ValueError, OverflowError, RecursionError):
         raise InputError(f"{path}: {name} has a coordinate that is not a number: correct the label") from None
     columns = ((keypoints, 2),) if joints is None else ((keypoints, 2), (joints, 3))
-    valid = all(points.shape == (NUM_KEYPOINTS, n) and np.isfinite(points).all() for points, n in columns)
+    valid = all(points.shape == (NUM_KEYPOINTS, n) for points, n in columns)
+    if valid and not all(np.isfinite(points).all() for points, _ in columns):
+        raise InputError(f"{path}: {name} has a coordinate that is not a finite number: correct the label")
     if not valid or side not in get_args(Side):
         raise InputError(
             f"{path}: {name} needs a side (left or right), 21 keypoints_2d and, if present, 21 joints_3d: "
             "correct the label"
         )
     return PhotoLabel(name, image, side, keypoints, joints, convention)
+
+
+def read_photograph(label: PhotoLabel) -> Image:
+    """Read the image of a label as RGB.
+
+    Raises:
+        InputError: if it cannot be read, or the keypoints are far outside it.
+    """
+    image = read_image(label.path)
+    if np.abs(label.keypoints_2d).max() > _FARTHEST * max(image.shape):
+        size = f"{image.shape[1]} x {image.shape[0]} pixels"
+        raise InputError(f"{label.path}: has {size}, but keypoints far outside in labels.json: correct the label")
+    return image
 
 
 class Photos:
@@ -106,7 +122,7 @@ class Photos:
         label = self._labels[index]
         sample = Sample(
             name=label.name,
-            image=read_image(label.path),
+            image=read_photograph(label),
             keypoints_2d=label.keypoints_2d,
             visible=np.ones(NUM_KEYPOINTS, np.bool_),
             joints=None,
