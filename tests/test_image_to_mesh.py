@@ -11,7 +11,7 @@ from flax import nnx
 
 import handtailor_jax as ht
 from handtailor_jax.cli import EXAMPLES
-from handtailor_jax.detector.landmark_network import HandLandmarkNetwork
+from handtailor_jax.detector.landmark_network import HandLandmarkConfig, HandLandmarkNetwork
 from handtailor_jax.detector.regions import cut, square_region, to_image
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule, LandmarkHandModule
@@ -21,12 +21,12 @@ from handtailor_jax.images import crop_square, read_image
 from handtailor_jax.skeleton import ROOT, WRIST
 from handtailor_jax.tailor.placement import with_floats
 from handtailor_jax.types import Region
-from tests.test_detector import SMALL_LANDMARKS
 from tests.test_objective import fixed_weights
 
 K = np.asarray([[481.17, 0.0, 159.5], [0.0, 481.17, 159.5], [0.0, 0.0, 1.0]], np.float32)
 BOX = np.asarray([45.0, 20.0, 235.0, 245.0], np.float32)
 RUN = jax.jit(ht.recover_hand, static_argnames="config")
+SMALL_LANDMARKS = HandLandmarkConfig(32, stem=(4, 4), widths=(6,), stages=((3, 2, 1),))
 
 
 @pytest.fixture(scope="module")

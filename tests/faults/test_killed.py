@@ -24,9 +24,10 @@ from handtailor_jax.cli import EXAMPLES
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("HANDTAILOR_KILLS", "1"))
 HANDTAILOR = (sys.executable, "-m", "handtailor_jax.cli")
+# Overlays take most of the time of programs that are not optimised: predict has them.
 COMMANDS = {
     "predict": (*HANDTAILOR, "predict", "images", "clip.mp4", "--mesh", "glb", "--out", "out"),
-    "fit": (*HANDTAILOR, "fit", "hands.json", "--mesh", "ply", "--out", "out"),
+    "fit": (*HANDTAILOR, "fit", "hands.json", "--mesh", "ply", "--no-overlay", "--out", "out"),
     "synth": (*HANDTAILOR, "synth", "--count", "24", "--size", "64", "--out", "out"),
     "train": (sys.executable, str(ROOT / "train.py"), "--config", "config.py", "--out", "out", "--resume"),
     "evaluate": (
