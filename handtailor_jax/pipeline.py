@@ -168,7 +168,7 @@ def recover(
     back = inverse_affine(to_crop)
     pixels = transform_pixels(back, estimate.keypoints_2d)
     seen = Observation(pixels, estimate.confidence, cameras)
-    seen = seen if config is None else config.weighted(seen, estimate.presence)
+    seen = seen if config is None else config.weighted(seen)
     if estimate.root_depth is None:
         depths = jax.vmap(relative_depth)(estimate.joints, pixels, seen.confidence)
         seen = dataclasses.replace(seen, relative_depth=depths)

@@ -230,20 +230,6 @@ def test_noise_grows_as_confidence_falls(hand, seen):
         np.testing.assert_allclose(powered, weighted, rtol=1e-4, atol=1e-3)
 
 
-def test_presence_weighs_the_keypoints(seen):
-    observation = seen["perspective"].observation
-    config = dataclasses.replace(DEFAULT, sure_odds=90.0, least_weight=0.2)
-    presence = jnp.linspace(0.0, 1.0, 12).at[-2].set(45.0 / 46.0)
-    weighted = jax.jit(lambda presence: config.weighted(observation, presence).confidence)
-    share = weighted(presence) / observation.confidence
-    np.testing.assert_allclose(share[0], 0.2, rtol=1e-5)
-    np.testing.assert_allclose(share[-2], 0.5, rtol=1e-4)
-    np.testing.assert_allclose(share[-1], 1.0)
-    assert np.isfinite(jax.grad(lambda presence: weighted(presence).sum())(presence)).all()
-    for other, given in ((config, None), (DEFAULT, presence)):
-        np.testing.assert_array_equal(other.weighted(observation, given).confidence, observation.confidence)
-
-
 def test_low_confidences_do_not_shrink_the_hand(hand, rng):
     """Three keypoints of higher confidence are far off; without pixel_std and zoom_std the hand shrinks."""
     network = TailorConfig.network()

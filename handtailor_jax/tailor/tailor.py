@@ -6,8 +6,6 @@ import math
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
@@ -17,8 +15,6 @@ from handtailor_jax.tailor.placement import StartScale, with_floats
 from handtailor_jax.tailor.solve import Adam, GradientMode, LevenbergMarquardt, Solver, solve
 from handtailor_jax.types import HandParameters, Observation
 
-_LEAST_DOUBT = 1e-6
-"""Least probability that there is no hand, so that its odds are finite."""
 _TWO_STEPS = LevenbergMarquardt(iterations=2, damping=0.003)
 
 
@@ -39,32 +35,16 @@ class TailorConfig:
     """Scale of the start; see `StartScale`."""
     gradient: GradientMode = "unrolled"
     """Differentiation of the result; see `GradientMode`."""
-    sure_odds: float = 0.0
-    """Odds of a hand's presence from which its keypoints have their full weight; 0: presence has no effect."""
-    least_weight: float = 1.0
-    """Weight of the keypoints of a hand of the least presence."""
 
-    def weighted(self, observation: Observation, presence: Float[Array, "*batch"] | None = None) -> Observation:
+    def weighted(self, observation: Observation) -> Observation:
         """Return an observation with the confidences that the energy uses.
 
-        A hand module that is unsure whether there is a hand is less accurate. With presence p, all confidences of the
-        hand are multiplied by
-
-            w = min(1, max(least_weight, p / (1 - p) / sure_odds))
-
         The paper's energies weigh all keypoints equally, except those of confidence 0, which are unknown.
-
-        Args:
-            observation: Keypoints with the hand module's confidences.
-            presence: Probability that there is a hand; None if it is not estimated.
         """
-        confidence = observation.confidence
-        if not isinstance(self.energy, CalibratedEnergy):
-            confidence = (confidence > 0.0).astype(confidence.dtype)
-        elif presence is not None and self.sure_odds > 0.0:
-            odds = presence / jnp.maximum(1.0 - presence, _LEAST_DOUBT)
-            confidence = confidence * jnp.clip(odds / self.sure_odds, self.least_weight, 1.0)[..., None]
-        return dataclasses.replace(observation, confidence=confidence)
+        if isinstance(self.energy, CalibratedEnergy):
+            return observation
+        known = (observation.confidence > 0.0).astype(observation.confidence.dtype)
+        return dataclasses.replace(observation, confidence=known)
 
     @classmethod
     def default(cls) -> "TailorConfig":
@@ -132,16 +112,14 @@ class TailorConfig:
     def landmarks(cls) -> "TailorConfig":
         """Return the default for the landmark network: high weight of keypoints, low weight of depths.
 
-        It is meant for IKNet's pose, placed by `place_proposal`. The weight falls with the presence, because keypoints
-        of hands with a presence below 0.99 are much less accurate than IKNet's pose; see `weighted`. It was selected
-        on renderings that IKNet was not trained with, and on photographs of the training splits: a higher weight of the
-        pose for all hands makes joints of renderings more accurate, but moves the mesh away from the keypoints of
-        photographs.
+        It is meant for IKNet's pose, placed by `place_proposal`. It was selected among 15 settings on 256 renderings
+        and 180 photographs of the training splits: a higher weight of the pose makes joints of renderings more
+        accurate, but moves the mesh away from the keypoints of photographs.
         """
         energy = CalibratedEnergy(
             keypoint_std=0.008, depth_std=0.25, rotation_std=0.3, finger_std=0.15, betas_std=1.0, robustness=8.0
         )
-        return cls(energy, LevenbergMarquardt(iterations=10), sure_odds=90.0, least_weight=0.2)
+        return cls(energy, LevenbergMarquardt(iterations=10))
 
     @classmethod
     def keypoints_only(cls) -> "TailorConfig":
