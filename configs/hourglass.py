@@ -13,11 +13,12 @@
 
 The first command starts with the IKNet of configs/small_iknet.py; that of the embedded weights started with the IKNet
 of configs/small.py after both of its runs. The second command fine-tunes with motion blur. For the embedded weights it
-was also the first run with the present landmark convention, with which photographs are fitted (docs/model-card.md).
+was also the first run with the present landmark convention, with which photographs are fitted (docs/model-card.md). The
+third command is the last stage, through the tailor; on jax 0.10 it needs one device, the default on a CPU.
 The hand points up in all crops, as in the regions of the detector. DIR has images and labels.json (docs/training.md,
 Your own photographs).
 
-Hardware: 2 CPU cores, 6 GB of memory, 7 GB of disk; 20 minutes of rendering and an hour of training, then half an hour.
+Hardware: 2 CPU cores, 6 GB of memory, 7 GB of disk; 20 minutes of rendering and an hour of training, then half an hour, then 15 and 40 minutes.
 Expected score, keypoints within 10 % of the hand size: in docs/model-card.md.
 """
 
