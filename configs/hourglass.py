@@ -18,7 +18,8 @@ third command is the last stage, through the tailor; on jax 0.10 it needs one de
 The hand points up in all crops, as in the regions of the detector. DIR has images and labels.json (docs/training.md,
 Your own photographs).
 
-Hardware: 2 CPU cores, 6 GB of memory, 7 GB of disk; 20 minutes of rendering and an hour of training, then half an hour, then 15 and 40 minutes.
+Hardware: 2 CPU cores, 6 GB of memory, 7 GB of disk; 20 minutes of rendering and an hour of training, then half
+an hour, then 15 and 40 minutes.
 Expected score, keypoints within 10 % of the hand size: in docs/model-card.md.
 """
 

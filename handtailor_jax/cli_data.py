@@ -34,7 +34,7 @@ class Synth:
     """Seed of the train split."""
     backgrounds: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Folder of images, used as backgrounds of half of the hands; only generated backgrounds if not given."""
-    second_hand: float = 0.0
+    second_hand: Annotated[float, arg(metavar="SHARE")] = 0.0
     """Share of samples in which another hand, without labels, touches the labelled one or nearly does."""
 
     def __call__(self) -> None:

@@ -22,10 +22,10 @@ from handtailor_jax.render.overlay import draw_skeleton
 from handtailor_jax.skeleton import ROOT
 from handtailor_jax.synthetic.dataset import SyntheticConfig
 from handtailor_jax.synthetic.storage import SamplePool
+from handtailor_jax.training.backdrops import paste
 from handtailor_jax.training.config import TrainingConfig
-from handtailor_jax.training.photographs import paste, prepare_photographs
 from handtailor_jax.training.prediction import posed_keypoints, sampled_poses
-from handtailor_jax.training.sources import evaluation_samples
+from handtailor_jax.training.sources import evaluation_samples, prepare_photographs
 from handtailor_jax.training.state import Network, TrainState
 from handtailor_jax.types import pytree
 

@@ -30,7 +30,11 @@ MISTAKES = {
     "a share": (cli, ("label", ".", "--val", "3"), "error: --val is 3.0: give 0 to 1"),
     "a size": (cli, ("synth", "--out", "x", "--size", "17"), "error: --size must be a multiple of 16"),
     "no iterations": (evaluate, ("table3", "--iterations", "--predictions", "x.npz"), "--iterations has no value"),
-    "photographs": (train, (*SMOKE, "--data.photographs", "x"), "x/labels.json: no such file; give a folder"),
+    "photographs": (
+        train,
+        (*SMOKE, "--data.photographs", "x"),
+        "x/labels.json: no such file; give a folder with a valid labels.json",
+    ),
     "a choice": (train, (*SMOKE, "--stage", "all"), "invalid choice 'all' for argument '--stage'"),
     "an unknown option": (train, (*SMOKE, "--bach", "3"), "Unrecognized options: --bach"),
     "no value": (train, ("--config",), "Missing value for argument '--config'"),
@@ -184,7 +188,7 @@ def test_default_counts_of_synth(tmp_path, monkeypatch, split, count):
     from handtailor_jax.synthetic import dataset, storage
 
     seen = []
-    monkeypatch.setattr(dataset, "load_assets", lambda _: None)
+    monkeypatch.setattr(dataset, "load_assets", lambda *_, **__: None)
     monkeypatch.setattr(storage, "write_freihand", lambda dataset, count, out: seen.append(count))
     cli.main(["synth", "--split", split, "--out", str(tmp_path / "out")])
     assert seen == [count]
