@@ -47,7 +47,7 @@ TINY = dataclasses.replace(
 class FakeDataset(SyntheticDataset):
     """Instead of rendered hands: coloured dots at their keypoints, in no time."""
 
-    def __init__(self, config, split="train", seed=0):
+    def __init__(self, config, split="train", seed=0, photographs=None):
         self.split, self.seed = split, seed
         self.config = config
 
