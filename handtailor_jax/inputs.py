@@ -209,5 +209,5 @@ def _warn_of_broken_links(given: str, paths: Sequence[Path]) -> None:
 
 def _warn_of_ignored(given: str, paths: Sequence[Path], why: str) -> None:
     if paths:
-        names = ", ".join([*(path.name for path in paths[:5]), *["..."][: len(paths) - 5]])
-        warn(f"{given}: {len(paths)} file{'s'[: len(paths) - 1]} ignored, {why}: {names}")
+        names = ", ".join(path.name for path in paths[:5]) + (", ..." if len(paths) > 5 else "")
+        warn(f"{given}: {len(paths)} file{'s' if len(paths) > 1 else ''} ignored, {why}: {names}")

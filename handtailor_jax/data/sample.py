@@ -1,7 +1,7 @@
 """`Sample`, which readers return; `Batch`, which a training step takes; and the crop that makes a batch of a sample."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -106,15 +106,18 @@ def read_aligned(path: Path, image: Image, remedy: str) -> Image:
 def mirrored_sample(sample: Sample) -> Sample:
     """Return the mirror image of a sample: u' = (width - 1) - u, x' = -x, cx' = (width - 1) - cx."""
     width = sample.image.shape[1]
-    mirrors: dict[str, Callable[[Any], Any]] = {
-        **dict.fromkeys(("image", "depth", "mask"), lambda pixels: np.ascontiguousarray(pixels[:, ::-1])),
-        **dict.fromkeys(("joints", "vertices"), mirror_points),
-        "keypoints_2d": lambda points: mirror_pixels(points, width),
-        "intrinsics": lambda k: mirror_intrinsics(k, width),
-        "pose": mirror_pose,
-    }
-    known = {name: mirror(value) for name, mirror in mirrors.items() if (value := getattr(sample, name)) is not None}
-    return dataclasses.replace(sample, mirrored=not sample.mirrored, **known)
+    return dataclasses.replace(
+        sample,
+        image=np.ascontiguousarray(sample.image[:, ::-1]),
+        keypoints_2d=mirror_pixels(sample.keypoints_2d, width),
+        joints=None if sample.joints is None else mirror_points(sample.joints),
+        intrinsics=None if sample.intrinsics is None else mirror_intrinsics(sample.intrinsics, width),
+        mirrored=not sample.mirrored,
+        vertices=None if sample.vertices is None else mirror_points(sample.vertices),
+        pose=None if sample.pose is None else mirror_pose(sample.pose),
+        depth=None if sample.depth is None else np.ascontiguousarray(sample.depth[:, ::-1]),
+        mask=None if sample.mask is None else np.ascontiguousarray(sample.mask[:, ::-1]),
+    )
 
 
 @pytree

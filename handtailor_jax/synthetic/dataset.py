@@ -27,13 +27,7 @@ from handtailor_jax.synthetic.appearance import openness_of, sample_light, sampl
 from handtailor_jax.synthetic.backgrounds import photo_background, procedural_background
 from handtailor_jax.synthetic.imaging import behind_hand, develop, halved
 from handtailor_jax.synthetic.poses import PoseConfig, sample_betas, sample_pose
-from handtailor_jax.synthetic.scene import (
-    Placement,
-    place_hand,
-    scene_vertices,
-    second_hand,
-    visible_keypoints,
-)
+from handtailor_jax.synthetic.scene import Placement, place_hand, scene_vertices, second_hand, visible_keypoints
 from handtailor_jax.synthetic.skin import skin_chart
 from handtailor_jax.synthetic.surface import SceneTopology, key_visibility, scene_topology, visible_surface
 from handtailor_jax.types import Camera, pytree
@@ -157,9 +151,9 @@ def render_sample(
     draws = Draws(keys[0], dtype)
     vertices = scene_vertices(placed, pose, topology, keys[1])
     if config.second_hand > 0.0:
-        own, share = jax.random.split(jax.random.fold_in(key, 2), 3), config.second_hand
-        other = sample_pose(assets.hand, own[0], dataclasses.replace(config.pose, candidates=1))
-        other = second_hand(assets.hand, placed, other, betas, topology, own[1:], share)
+        pose_key, *own = jax.random.split(jax.random.fold_in(key, 2), 3)
+        other_pose = sample_pose(assets.hand, pose_key, dataclasses.replace(config.pose, candidates=1))
+        other = second_hand(assets.hand, placed, other_pose, betas, topology, jnp.stack(own), config.second_hand)
         vertices = jnp.concatenate([vertices, other])
 
     # Two samples per pixel along each axis, of which every second one is at a pixel centre.

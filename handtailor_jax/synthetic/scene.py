@@ -102,8 +102,7 @@ def place_second_hand(
     draws = Draws(own, dtype)
     mesh = hand.shape(betas).pose(pose).skin()
     arm = _arm(mesh.vertices[topology.wrist_loop], matrix_from_axis_angle(pose[0]), Draws(arm_key, dtype))
-    sign = jnp.where(draws.uniform() < _OTHER_SIDE, -1.0, 1.0)
-    mirror = jnp.concatenate([sign[None], jnp.ones((2,), dtype)])
+    mirror = jnp.stack([jnp.where(draws.uniform() < _OTHER_SIDE, -1.0, 1.0), *jnp.ones((2,), dtype)])
     vertices = jnp.concatenate([mesh.vertices, arm]) * mirror[None]
     joints = mesh.keypoints * mirror[None]
 

@@ -74,6 +74,9 @@ def surroundings(folder: Path, cache: Path) -> Bytes:
     """Return the photographs of the split `train` without their hands, sRGB (count, side, side, 3), as backgrounds.
 
     Collections with a plain background are left out. At most 800 photographs are used, evenly spread over the names.
+
+    Raises:
+        InputError: If none is left, or one cannot be read.
     """
     labels = [label for label in read_labels(folder, "train") if label.source not in PLAIN]
     if not labels:
@@ -85,9 +88,8 @@ def surroundings(folder: Path, cache: Path) -> Bytes:
         for label in tqdm(chosen, desc="removing hands from photographs", unit="photo"):
             image = without_hand(read_photograph(label), label.keypoints_2d)
             rows, columns = (np.flatnonzero(image.max(axis=(axis, 2)) > _BLACK) for axis in (1, 0))
-            if not len(rows):
-                continue
-            image = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # without black borders
+            if len(rows):  # cut black borders off
+                image = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             height, width = image.shape[:2]
             short = float(min(height, width))
             box = ((width - short) // 2, (height - short) // 2, short, short)

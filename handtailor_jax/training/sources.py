@@ -5,7 +5,6 @@ seed and the step. docs/training.md says how to add a dataset.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -81,13 +80,12 @@ def open_sources(config: TrainingConfig, hand: HandModel, custom: Custom = NOTHI
     if counts.photographs and data.photographs is not None:
         read_labels(data.photographs, "train")
     if counts.synthetic and data.synthetic == "pool":
-        behind = (
-            surroundings(data.photographs, data.cache) if data.photographs and data.photograph_backgrounds else None
-        )
+        behind = None
+        if data.photograph_backgrounds and data.photographs is not None:
+            behind = surroundings(data.photographs, data.cache)
         pool = SamplePool(data.cache, rendering(data), data.pool, "train", config.seed, behind)
         order = index_stream(len(pool), config.seed)
-        row = functools.partial(jax.tree.map, lambda leaf: leaf[0])
-        parts.append((order.map(lambda index: row(pool.batch(np.asarray([index])))), counts.synthetic))
+        parts.append((order.map(lambda index: _row(pool.batch(np.asarray([index])), 0)), counts.synthetic))
     if counts.photographs:
         parts.append((photograph_stream(config), counts.photographs))
     if readers:
@@ -223,7 +221,7 @@ def photograph_stream(config: TrainingConfig) -> Any:
     images = backgrounds(data.size, data.cache)
 
     def sample(position: int, row: int) -> Batch:
-        one = jax.tree.map(lambda leaf: leaf[row], found.samples)
+        one = _row(found.samples, row)
         random = np.random.default_rng([config.seed, position])
         return dataclasses.replace(one, image=composed(one, found.inside[row], random, images), mask=None)
 
@@ -233,3 +231,7 @@ def photograph_stream(config: TrainingConfig) -> Any:
         order = index_stream(len(rows), config.seed + 1 + number)
         streams.append(order.map(lambda place, rows=rows: int(rows[place])))
     return type(streams[0]).mix(streams).map_with_index(sample)
+
+
+def _row(batch: Batch, row: int) -> Batch:
+    return jax.tree.map(lambda leaf: leaf[row], batch)
