@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from handtailor_jax.commands import refuse_idle
+from handtailor_jax.commands import announce_compiling, refuse_idle
 from handtailor_jax.errors import InputError
 from handtailor_jax.tailor.tailor import PresetName
 
@@ -47,6 +47,7 @@ class Synth:
             SyntheticConfig(size=self.size, second_hand=self.second_hand), self.split, self.seed, images
         )
         count = self.count if self.count is not None else len(dataset) if self.split == "test" else 1000
+        announce_compiling()
         write_freihand(dataset, count, self.out)
         print(f"written to {self.out}")
 
@@ -73,6 +74,7 @@ class Label:
         """Label the photographs."""
         from handtailor_jax.labelling import UNREADABLE, LabelConfig, label_folder
 
+        announce_compiling()
         out = self.photographs / "labels.json" if self.out is None else self.out
         counts = label_folder(self.photographs, out, LabelConfig(spread=self.spread, val=self.val))
         labelled = counts.pop("labelled")

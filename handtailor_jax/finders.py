@@ -18,7 +18,7 @@ class Found:
     """A hand that was recovered in a region, on the host."""
 
     hand: Hand
-    around_keypoints: Region
+    next_region: Region
     """Rotated region around the hand's keypoints."""
 
     @property
@@ -64,10 +64,6 @@ class LandmarkFinder:
         """Return the hands in the regions of all palms, except in known regions, by decreasing presence."""
         return self._detector.search(image, look, thorough=thorough, known=known)
 
-    def in_box(self, image: Image, look: Look, box: Box, passes: int) -> Found | None:
-        """Return the hand in a box; see `searching`."""
-        return next(iter(answered(self.searching(image, None, box, passes), look)), None)
-
     def searching(self, image: Image, thorough: bool | None, box: Box | None, passes: int) -> Search:
         """Search the whole image as `all` does, or the region around the keypoints in the best rotation of a box."""
         if box is None:
@@ -82,7 +78,7 @@ class LandmarkFinder:
 
     def next_region(self, found: Found) -> Region:
         """Return the region around the keypoints, where the hand is expected in the next frame of a video."""
-        return found.around_keypoints
+        return found.next_region
 
 
 class HourglassFinder:
@@ -102,10 +98,6 @@ class HourglassFinder:
     def all(self, image: Image, look: Look, thorough: bool | None, known: Sequence[Region] = ()) -> list[Found]:
         """Return the hand of an image in which none is known; see `searching`."""
         return [] if known else answered(self.searching(image, thorough, None, 1), look)
-
-    def in_box(self, image: Image, look: Look, box: Box, passes: int) -> Found | None:
-        """Return the hand in a box; see `searching`."""
-        return answered(self.searching(image, None, box, passes), look)[0]
 
     def searching(self, image: Image, thorough: bool | None, box: Box | None, passes: int) -> Search:
         """Search the whole image, then the squares of a grid, and at last a closer square around the hand found.

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from handtailor_jax.detector.detector import HandDetector, stack, unstack
+from handtailor_jax.detector.detector import HandDetector, answered, stack, unstack
 from handtailor_jax.detector.regions import from_landmarks
 from handtailor_jax.detector.weights import load_landmark_network
 from handtailor_jax.errors import InputError
@@ -174,8 +174,8 @@ class HandTailor:
             return next(iter(self(image, camera, side=side, hands=1)), None)
         image = as_rgb(image)
         look = self.looking(image, as_camera(camera), side_prior(side))
-        found = self.finder.in_box(image, look, check_box(box, image), passes)
-        return None if found is None else found.hand
+        found = answered(self.finder.searching(image, None, check_box(box, image), passes), look)
+        return found[0].hand if found else None
 
     def many(
         self,

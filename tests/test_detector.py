@@ -67,8 +67,8 @@ def detector(palm_detector, landmark_network):
 
 @pytest.fixture(scope="module")
 def mediapipe_detector(palm_detector, landmark_network):
-    """A detector with MediaPipe's thresholds."""
-    return HandDetector(palm_detector, landmark_network, DetectorConfig(palm=0.5, presence=0.5))
+    """A detector with MediaPipe's thresholds, which looks at each region once."""
+    return HandDetector(palm_detector, landmark_network, DetectorConfig(palm=0.5, presence=0.5, sure=0.0))
 
 
 def run(module, x):
@@ -359,6 +359,18 @@ def test_bad_images_are_refused(detector):
 def test_thresholds_are_a_configuration(palm_detector, landmark_network):
     strict = HandDetector(palm_detector, landmark_network, DetectorConfig(palm=0.999))
     assert strict(read_image(EXAMPLES / "open.jpg"), thorough=False) == []
+
+
+def test_a_second_look_at_unsure_hands(palm_detector, landmark_network):
+    """It is at the region around the keypoints, and the surer of both looks counts."""
+    image = read_image(EXAMPLES / "open.jpg")
+    once, twice = (HandDetector(palm_detector, landmark_network, DetectorConfig(sure=sure)) for sure in (0.0, 1.1))
+    (first,) = once(image)
+    (again,) = once.recognise(image, [first.next_region])
+    (found,) = twice(image)
+    surer = max(first, again, key=lambda hand: hand.presence)
+    np.testing.assert_allclose(found.keypoints_2d, surer.keypoints_2d)
+    np.testing.assert_allclose(found.presence, surer.presence)
 
 
 def test_tiles_cover_the_image():

@@ -68,23 +68,6 @@ class TurnedRegions(HandDetector):
         return super().search(image, again, thorough=thorough, known=known)
 
 
-class SecondLook(HandDetector):
-    """Detector that runs the network again around the keypoints of hands of doubtful presence."""
-
-    def search(self, image: Any, look: Any, *, thorough: bool | None = None, known: Sequence[Region] = ()) -> list[Any]:
-        """Search with additional forward passes."""
-
-        def again(regions: list[Region]) -> list[Any]:
-            found = list(look(regions))
-            for i, hand in enumerate(found):
-                if 0.1 < hand.presence < 0.9:
-                    (other,) = look([hand.around_keypoints])
-                    found[i] = max(hand, other, key=lambda hand: hand.presence)
-            return found
-
-        return super().search(image, again, thorough=thorough, known=known)
-
-
 def main(folder: tyro.conf.Positional[Path], split: str = "train", every: int = 1) -> None:
     """Compare ways of searching for hands.
 
@@ -102,7 +85,7 @@ def main(folder: tyro.conf.Positional[Path], split: str = "train", every: int = 
         "plain": (HandDetector(landmark_network=network), False),
         "palms of score 0.15": (HandDetector(landmark_network=network, config=uncertain), False),
         "rejected regions turned": (TurnedRegions(landmark_network=network), False),
-        "second look where doubtful": (SecondLook(landmark_network=network), False),
+        "without a second look": (HandDetector(landmark_network=network, config=DetectorConfig(sure=0.0)), False),
         "image turned as well": (TurnedImage(landmark_network=network), False),
         "thorough": (HandDetector(landmark_network=network), True),
     }

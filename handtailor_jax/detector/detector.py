@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from handtailor_jax.detector.landmark_network import DetectedHand, HandLandmarkNetwork, recognise
 from handtailor_jax.detector.palm_detector import PalmDetector, find_palms
-from handtailor_jax.detector.regions import SURE, cut, from_box, from_palm, square_region, to_image
+from handtailor_jax.detector.regions import SURE, cut, from_box, from_palm, is_part, overlap, square_region, to_image
 from handtailor_jax.detector.squares import tiles
 from handtailor_jax.detector.weights import load_landmark_network, load_palm_detector
 from handtailor_jax.geometry.boxes import hand_size
@@ -32,9 +32,6 @@ Keypoints = npt.NDArray[np.float32]
 _SAME_REGION = 0.5
 # Hands with a smaller mean distance of keypoints, in sizes of the larger hand, are the same hand.
 _SAME_HAND = 0.3
-# A hand inside another hand's box is taken for a part of it if its size is below the first number and its centre is
-# closer to a keypoint of the other hand than the second; both are in sizes of the other hand.
-_INSIDE_SIZE, _INSIDE_DISTANCE = 0.5, 0.2
 
 
 @runtime_checkable
@@ -45,6 +42,8 @@ class _Recognised(Protocol):
     def keypoints_2d(self) -> Keypoints: ...
     @property
     def presence(self) -> float: ...
+    @property
+    def next_region(self) -> Region: ...
 
 
 Seen = TypeVar("Seen", bound=_Recognised)
@@ -75,6 +74,8 @@ class DetectorConfig:
     """Least score of a palm in a tile."""
     tile_presence: float = 0.7
     """Presence above which a region from a tile shows a hand."""
+    sure: float = 0.99
+    """Presence from which a hand is not looked at again in the region around its keypoints."""
     most_hands: int = 64
     """Largest number of regions of an image in which the landmark network looks for hands, those of the best palms."""
 
@@ -109,7 +110,7 @@ class HandDetector:
         self._estimate = jax.jit(estimate)
 
     def __call__(self, image: Any, *, thorough: bool | None = None) -> list[DetectedHand]:
-        """Find all hands in an image, by decreasing presence.
+        """Find all hands in an image, by decreasing presence, without duplicates.
 
         Args:
             image: (H, W, 3) RGB; every format of `images.as_rgb`.
@@ -126,16 +127,13 @@ class HandDetector:
     def search(
         self, image: Image, look: Look[Seen], *, thorough: bool | None = None, known: Sequence[Region] = ()
     ) -> list[Seen]:
-        """Find all hands in an image, with another function in place of the landmark network.
+        """Find all hands in an image, as `__call__` does, with another function in place of the landmark network.
 
         Args:
             image: (H, W, 3) RGB, uint8.
             look: Function that estimates the hand in each region.
             thorough: See `__call__`.
             known: Regions of known hands, which are not searched again.
-
-        Returns:
-            The hands that are present, by decreasing presence, without duplicates.
         """
         return answered(self.searching(image, thorough=thorough, known=known), look)
 
@@ -155,7 +153,7 @@ class HandDetector:
             hand = self._best_turn(image, whole(image), 1)
             found = (yield [hand.next_region]) if hand.presence > limits.tile_presence else []
             hands = [each for each in found if each.presence > limits.tile_presence]
-        return hands
+        return (yield from self._look_again(hands))
 
     def in_box(self, image: Any, box: Any, *, passes: int = 2) -> DetectedHand | None:
         """Find the hand in a box, in any rotation; None if the landmark network finds none.
@@ -201,8 +199,8 @@ class HandDetector:
         candidates = []
         for batch in jax.device_get(found):
             for scores, palms in unstack(batch):
-                filled = np.flatnonzero(scores > 0.0)
-                candidates += [_Candidate(float(scores[i]), _entry(palms, int(i)), presence) for i in filled]
+                found_here = zip(scores, unstack(palms), strict=True)
+                candidates += [_Candidate(float(score), palm, presence) for score, palm in found_here if score > 0.0]
         return candidates
 
     def _confirm(
@@ -212,12 +210,24 @@ class HandDetector:
         kept: list[_Candidate] = []
         for candidate in sorted(candidates, key=lambda candidate: candidate.score, reverse=True):
             others = [*known, *(other.region for other in kept)]
-            if all(_overlap(candidate.region, other) <= _SAME_REGION for other in others):
+            if all(overlap(candidate.region, other) <= _SAME_REGION for other in others):
                 kept.append(candidate)
         kept = kept[: self.config.most_hands]
         found = (yield [candidate.region for candidate in kept]) if kept else []
-        hands = [hand for hand, candidate in zip(found, kept, strict=True) if hand.presence > candidate.presence]
-        return [hands[i] for i in merge_hands([h.keypoints_2d for h in hands], [float(h.presence) for h in hands])]
+        return _merged([hand for hand, like in zip(found, kept, strict=True) if hand.presence > like.presence])
+
+    def _look_again(self, hands: list[Seen]) -> Generator[list[Region], Sequence[Seen], list[Seen]]:
+        """Return the hands after a second look around the keypoints of the unsure ones.
+
+        The surer look counts, unless the second one has moved to another hand.
+        """
+        unsure = [i for i, hand in enumerate(hands) if hand.presence < self.config.sure]
+        found = (yield [hands[i].next_region for i in unsure]) if unsure else []
+        for i, hand in zip(unsure, found, strict=True):
+            changed = [*hands[:i], hand, *hands[i + 1 :]]
+            if hand.presence > hands[i].presence and len(_merged(changed)) == len(hands):
+                hands = changed
+        return _merged(hands)
 
     def _batches(
         self, image: Image, regions: list[Region], size: int, *, extend: bool
@@ -251,30 +261,14 @@ def merge_hands(keypoints_2d: Sequence[Keypoints], presence: Sequence[float]) ->
 
     kept: list[int] = []
     for i in order:
-        part = any(_inside(keypoints_2d[i], keypoints_2d[other]) for other in order)
+        part = any(is_part(keypoints_2d[i], keypoints_2d[other]) for other in order)
         if not part and not any(same(i, other) for other in kept):
             kept.append(i)
     return kept
 
 
-def _inside(part: Keypoints, hand: Keypoints) -> bool:
-    """Return whether a hand is a part of another one: knuckles or a finger that were taken for a small hand."""
-    size = float(hand_size(hand))
-    center = (part.min(axis=0) + part.max(axis=0)) / 2.0
-    if hand_size(part) >= _INSIDE_SIZE * size or (center < hand.min(axis=0)).any() or (center > hand.max(axis=0)).any():
-        return False
-    return float(np.linalg.norm(hand - center, axis=-1).min()) < _INSIDE_DISTANCE * size
-
-
-def _overlap(a: Region, b: Region) -> float:
-    """Return the intersection over union of two regions as if they were not rotated."""
-    gap = np.abs(np.asarray(a.center) - np.asarray(b.center))
-    shared = np.clip((a.side + b.side) / 2.0 - gap, 0.0, min(a.side, b.side)).prod()
-    return float(shared / (a.side**2 + b.side**2 - shared))
-
-
-def _entry(batch: Tree, index: int) -> Tree:
-    return jax.tree.map(lambda leaf: leaf[index], batch)
+def _merged(hands: list[Seen]) -> list[Seen]:
+    return [hands[i] for i in merge_hands([h.keypoints_2d for h in hands], [float(h.presence) for h in hands])]
 
 
 def stack(entries: Sequence[Tree], most: int) -> list[Tree]:
@@ -289,4 +283,4 @@ def stack(entries: Sequence[Tree], most: int) -> list[Tree]:
 
 def unstack(batch: Tree) -> list[Tree]:
     """Return the entries of a pytree of arrays along its batch axis."""
-    return [_entry(batch, i) for i in range(len(jax.tree.leaves(batch)[0]))]
+    return [jax.tree.map(lambda leaf: leaf[i], batch) for i in range(len(jax.tree.leaves(batch)[0]))]  # noqa: B023

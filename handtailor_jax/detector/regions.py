@@ -16,7 +16,7 @@ import numpy.typing as npt
 from jaxtyping import Array, Float
 
 from handtailor_jax.detector.palm_detector import Palms
-from handtailor_jax.geometry.boxes import turn_of_hand, turn_to_up
+from handtailor_jax.geometry.boxes import hand_size, turn_of_hand, turn_to_up
 from handtailor_jax.geometry.cameras import in_plane_rotation
 from handtailor_jax.images import Image, opencv
 from handtailor_jax.skeleton import KEYPOINTS
@@ -33,6 +33,9 @@ _BOX_SIDES = (1.6, 0.8)
 SURE = 0.95
 """If the presence in a region of a box's first size is above this, the second size is not tried. The best of five
 values on photographs of the split `train`, in boxes of 1 to 2.6 hand sizes."""
+# A hand inside another hand's box is taken for a part of it if its size is below the first number and its centre is
+# closer to a keypoint of the other hand than the second; both are in sizes of the other hand.
+_INSIDE_SIZE, _INSIDE_DISTANCE = 0.5, 0.2
 # Keypoints whose box determines the next region: without the finger ends, which move most.
 _STABLE = np.asarray([i for i, name in enumerate(KEYPOINTS) if not name.endswith(("_dip", "_tip"))], np.int32)
 # OpenCV warps only images whose sides fit into 16 bits; larger ones are subsampled first.
@@ -83,6 +86,22 @@ def _around(
     up = jnp.stack([jnp.zeros_like(rotation), -shift * extent[..., 1]], axis=-1)
     moved = center + jnp.einsum("...ij,...j->...i", in_plane_rotation(rotation), up)
     return Region(moved, side * jnp.max(extent, axis=-1), rotation)
+
+
+def overlap(a: Region, b: Region) -> float:
+    """Return the intersection over union of two regions as if they were not rotated."""
+    gap = np.abs(np.asarray(a.center) - np.asarray(b.center))
+    shared = np.clip((a.side + b.side) / 2.0 - gap, 0.0, min(a.side, b.side)).prod()
+    return float(shared / (a.side**2 + b.side**2 - shared))
+
+
+def is_part(part: npt.NDArray[np.float32], hand: npt.NDArray[np.float32]) -> bool:
+    """Return whether a hand is a part of another one: knuckles or a finger that were taken for a small hand."""
+    size = float(hand_size(hand))
+    center = (part.min(axis=0) + part.max(axis=0)) / 2.0
+    if hand_size(part) >= _INSIDE_SIZE * size or (center < hand.min(axis=0)).any() or (center > hand.max(axis=0)).any():
+        return False
+    return float(np.linalg.norm(hand - center, axis=-1).min()) < _INSIDE_DISTANCE * size
 
 
 def cut(image: Image, to_image: npt.NDArray[np.float32], size: int, *, extend: bool) -> Image:

@@ -59,14 +59,6 @@ def _combine(identity: Array, cross: Array, outer: Array, vector: Array) -> Arra
     return identity[..., None, None] * eye + cross[..., None, None] * skew(vector) + outer[..., None, None] * product
 
 
-def quaternion_from_axis_angle(axis_angle: Float[Array, "*batch 3"]) -> Float[Array, "*batch 4"]:
-    """Convert axis-angle vectors (radians) to unit quaternions (w, x, y, z); w >= 0 for angles up to pi."""
-    quarter = 0.25 * jnp.sum(axis_angle * axis_angle, axis=-1)
-    a, b, _ = _sinc_coefficients(quarter)
-    w = 1.0 - b * quarter  # cos(t/2)
-    return jnp.concatenate([w[..., None], 0.5 * a[..., None] * axis_angle], axis=-1)
-
-
 def axis_angle_from_quaternion(quaternion: Float[Array, "*batch 4"]) -> Float[Array, "*batch 3"]:
     """Convert quaternions (w, x, y, z) of any length to axis-angle vectors of at most pi radians.
 

@@ -117,7 +117,7 @@ class TailorConfig:
         accurate, but moves the mesh away from the keypoints of photographs.
         """
         energy = CalibratedEnergy(
-            keypoint_std=0.008, depth_std=0.25, rotation_std=0.3, finger_std=0.15, betas_std=1.0, robustness=8.0
+            keypoint_std=0.01, depth_std=0.25, rotation_std=0.3, finger_std=0.15, betas_std=1.0, robustness=8.0
         )
         return cls(energy, LevenbergMarquardt(iterations=10))
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from scipy.special import expit, logit
 
-from handtailor_jax.detector.detector import merge_hands
+from handtailor_jax.detector.detector import answered, merge_hands
 from handtailor_jax.errors import InputError, check_range
 from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.hand_tailor import Found, HandTailor, check_arguments, side_prior
@@ -151,8 +151,7 @@ class HandVideo:
         tailor = self._tailor
         look = tailor.looking(image, self._camera, self._prior)
         if self._box is not None and self.frames == 0:
-            found = tailor.finder.in_box(image, look, check_box(self._box, image), passes=2)
-            new = [] if found is None else [found]
+            new = answered(tailor.finder.searching(image, None, check_box(self._box, image), passes=2), look)
         else:
             new = tailor.finder.all(image, look, False, [tailor.finder.next_region(found) for found in known])
         points = [found.keypoints_2d for found in (*known, *new)]
@@ -173,7 +172,7 @@ class HandVideo:
             self._lost.remove(track)
             memory = dataclasses.replace(nothing, betas=track.memory.betas, betas_share=track.memory.betas_share)
             return dataclasses.replace(track, memory=memory, smoother=smoother)
-        place = found.around_keypoints
+        place = found.next_region
         track = _Track(self._count, place, 0.0, left, nothing, 0, 0.0, smoother, found.keypoints_2d, time)
         self._count += 1
         return track
