@@ -23,6 +23,7 @@ _UNION = re.compile(r"Error parsing (\S+): no type matching .* could be instanti
 _HEADINGS = {"Argument helptext:": "expected", "Perhaps you meant:": "perhaps you meant", "Missing from": "missing is"}
 # Start of a message about an argument; tyro puts the part of a config before the message of the part's `__post_init__`.
 _ARGUMENT = re.compile(r"(?:Error parsing \w+\.([\w.]+): )?(?:\w+Config: )?([a-z][\w.]*)(?= )")
+_REQUIRED = re.compile(r"((?:--\S+ )?(?:[A-Z]+|\{.*?\})) (.*?)\.? \(required\)")  # name and help of a missing option
 _WORD = re.compile(r"(?<![\w./-])[a-z]\w*(?:\.\w+)*(?![\w/-])")
 # Borders and dividers of tyro's error boxes; without Unicode the boxes have dividers only.
 _RULE = re.compile(r"^(?:[╭╰].*|[│ ]*─{4}.*| *-{4,} *)$", re.MULTILINE)
@@ -130,7 +131,7 @@ def parse(kind: Any, program: str, arguments: Sequence[str] | None, **options: A
                 paragraph = [short, *(paragraph[1:2] if heading != "Missing from" else paragraph[1:])]
         parts.append(" ".join(paragraph).rstrip("."))
     text = re.sub("'None', |, 'None'", "", "; ".join(filter(None, parts)))
-    raise InputError(_UNION.sub(r"\1 is given as \2: give", text))
+    raise InputError(_UNION.sub(r"\1 is given as \2: give", _REQUIRED.sub(r"\1 (\2)", text)))
 
 
 @contextlib.contextmanager

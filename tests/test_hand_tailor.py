@@ -1,6 +1,7 @@
 """All hands of an image and of a video with the landmark network, on the packaged examples."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -145,6 +146,19 @@ def test_a_video_of_two_hands(tailor):
             shift = 320.0 if hand.side == "left" else 0.0
             name = "ok_left" if hand.side == "left" else "open"
             assert shares(hand, EXAMPLES[name].keypoints_2d, shift) < 0.07
+
+
+def test_a_track_that_jumps_is_not_smoothed_across_the_gap(tailor):
+    """The mesh would lie between both places."""
+    image, grey = example("open"), np.full_like(example("open"), 90)
+    video = HandVideo(tailor)
+    for i in range(4):
+        video(beside(image, grey), i / 30.0)
+    (track,) = video._tracks
+    track.region = dataclasses.replace(track.region, center=track.region.center + np.float32([320.0, 0.0]))
+    (hand,) = video(beside(grey, image), 4 / 30.0)
+    assert hand.track == 0
+    assert shares(hand, EXAMPLES["open"].keypoints_2d, 320.0) < 0.07
 
 
 def test_images_of_any_size(tailor):

@@ -9,6 +9,7 @@ from scipy.special import expit, logit
 
 from handtailor_jax.detector.detector import answered, merge_hands
 from handtailor_jax.errors import InputError, check_range
+from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.hand_tailor import Found, HandTailor, check_arguments, side_prior
 from handtailor_jax.images import Image, as_rgb, check_box
@@ -172,8 +173,7 @@ class HandVideo:
             self._lost.remove(track)
             memory = dataclasses.replace(nothing, betas=track.memory.betas, betas_share=track.memory.betas_share)
             return dataclasses.replace(track, memory=memory, smoother=smoother)
-        place = found.next_region
-        track = _Track(self._count, place, 0.0, left, nothing, 0, 0.0, smoother, found.keypoints_2d, time)
+        track = _Track(self._count, found.next_region, 0.0, left, nothing, 0, 0.0, smoother, found.keypoints_2d, time)
         self._count += 1
         return track
 
@@ -188,8 +188,9 @@ class HandVideo:
             known = np.clip(track.evidence, -_MOST_PRIOR, _MOST_PRIOR)
             step = np.clip(logit(np.clip(right, 1e-6, 1.0 - 1e-6)) - known, -_MOST_PER_FRAME, _MOST_PER_FRAME)
             track.evidence = float(np.clip(track.evidence + step, -_MOST_EVIDENCE, _MOST_EVIDENCE))
-        if track.length and track.left != bool(hand.left):
-            # The track has changed its side: the old smoother would mix in poses of the other side.
+        moved = np.linalg.norm(found.keypoints_2d.mean(axis=0) - track.keypoints_2d.mean(axis=0))
+        if track.length and (track.left != bool(hand.left) or moved > hand_size(found.keypoints_2d)):
+            # The side has changed, or the place by a hand's size: the old smoother would mix in another hand.
             track.smoother = self._new_smoother()
         track.left = bool(hand.left)
         model, fitted = self._tailor.hand, hand.parameters
