@@ -95,7 +95,7 @@ def label_folder(folder: Path, out: Path, config: LabelConfig = LabelConfig()) -
             labels[name if number == 1 else f"{name}#{number}"] = {"split": splits[name], **other, **label}
     if not labels:
         partial.unlink()
-        raise InputError(f"{folder}: {len(images)} images without a hand that can be labelled: use other photographs")
+        raise InputError(f"{folder}: {len(images)} images in which no hand can be labelled: use other photographs")
     write_json(out, labels)
     partial.unlink(missing_ok=True)  # a second run may have ended
     return counts

@@ -59,7 +59,7 @@ class Options:
     cache: Path
     """Folder for the renderings; renderings that it holds already are used."""
     photos: tuple[Path, ...]
-    """Folders of labelled photographs."""
+    """Folders with labels.json and its photographs."""
     renderings: int = 5632
     """Number of rendered hands of the training split."""
     copies: int = 4
@@ -73,13 +73,13 @@ class Options:
     seen: float = 0.5
     """Share of each batch that are outputs of the landmark network."""
     photographs: int = 64
-    """Outputs for photographs per step, besides the batch."""
+    """Outputs for photographs in each step, in addition to `batch`."""
     consistency: float = 1.0
     """Weight of their loss."""
     steps: int = 12_000
     """Number of training steps."""
     batch: int = 256
-    """Poses per step."""
+    """Renderings and poses in each step."""
     out: Path = ASSETS / LANDMARK_IKNET
     """Weight file to write."""
 
@@ -285,7 +285,7 @@ def main(options: Options) -> None:
     kept = [field for field in dataclasses.asdict(options) if field not in ("cache", "out", "photos")]
     settings = {name: getattr(options, name) for name in kept}
     provenance = {
-        "licence": "Apache-2.0",
+        "licence": "Apache-2.0; trained in part on photographs under open licences, see hourglass.NOTICE.txt",
         "command": "python tools/train_landmark_iknet.py",
         "options": json.dumps(settings),
         "jax": jax.__version__,

@@ -6,6 +6,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -75,7 +76,7 @@ class DetectorConfig:
     tile_presence: float = 0.7
     """Presence above which a region from a tile shows a hand."""
     sure: float = 0.99
-    """Presence from which a hand is not looked at again in the region around its keypoints."""
+    """Presence below which the landmark network runs again, in the region around a hand's keypoints."""
     most_hands: int = 64
     """Largest number of regions of an image in which the landmark network looks for hands, those of the best palms."""
 
@@ -199,8 +200,8 @@ class HandDetector:
         candidates = []
         for batch in jax.device_get(found):
             for scores, palms in unstack(batch):
-                found_here = zip(scores, unstack(palms), strict=True)
-                candidates += [_Candidate(float(score), palm, presence) for score, palm in found_here if score > 0.0]
+                for i in np.flatnonzero(scores > 0.0):
+                    candidates.append(_Candidate(float(scores[i]), jax.tree.map(itemgetter(i), palms), presence))
         return candidates
 
     def _confirm(
@@ -217,9 +218,9 @@ class HandDetector:
         return _merged([hand for hand, like in zip(found, kept, strict=True) if hand.presence > like.presence])
 
     def _look_again(self, hands: list[Seen]) -> Generator[list[Region], Sequence[Seen], list[Seen]]:
-        """Return the hands after a second look around the keypoints of the unsure ones.
+        """Run the landmark network again around the keypoints of hands of low presence, and return all hands.
 
-        The surer look counts, unless the second one has moved to another hand.
+        The run of higher presence counts, unless the second one has moved to another hand.
         """
         unsure = [i for i, hand in enumerate(hands) if hand.presence < self.config.sure]
         found = (yield [hands[i].next_region for i in unsure]) if unsure else []
@@ -283,4 +284,4 @@ def stack(entries: Sequence[Tree], most: int) -> list[Tree]:
 
 def unstack(batch: Tree) -> list[Tree]:
     """Return the entries of a pytree of arrays along its batch axis."""
-    return [jax.tree.map(lambda leaf: leaf[i], batch) for i in range(len(jax.tree.leaves(batch)[0]))]  # noqa: B023
+    return [jax.tree.map(itemgetter(i), batch) for i in range(len(jax.tree.leaves(batch)[0]))]

@@ -112,9 +112,8 @@ class TailorConfig:
     def landmarks(cls) -> "TailorConfig":
         """Return the default for the landmark network: high weight of keypoints, low weight of depths.
 
-        It is meant for IKNet's pose, placed by `place_proposal`. It was selected among 15 settings on 256 renderings
-        and 180 photographs of the training splits: a higher weight of the pose makes joints of renderings more
-        accurate, but moves the mesh away from the keypoints of photographs.
+        It is meant for IKNet's pose, placed by `place_proposal`. It was selected on renderings and photographs (see
+        docs/model-card.md): a higher weight of the pose makes renderings more accurate and photographs less.
         """
         energy = CalibratedEnergy(
             keypoint_std=0.01, depth_std=0.25, rotation_std=0.3, finger_std=0.15, betas_std=1.0, robustness=8.0
