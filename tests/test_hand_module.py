@@ -32,7 +32,7 @@ softmax_heatmaps, sigmoid_heatmaps = once(heatmaps.softmax_heatmaps), once(heatm
 indices_from_pixels, pixels_from_indices = once(heatmaps.indices_from_pixels, 1), once(heatmaps.pixels_from_indices, 1)
 gaussian_heatmaps = once(heatmaps.gaussian_heatmaps, 1, 2)
 matrix_from_axis_angle = once(rotations.matrix_from_axis_angle)
-quaternion_from_axis_angle = once(rotations.quaternion_from_axis_angle)
+quaternion_from_matrix = once(rotations.quaternion_from_matrix)
 matrix_from_columns, normalise_joints = once(iknet.matrix_from_columns), once(iknet.normalise_joints)
 rotations_from_raw, ik_loss = once(iknet.rotations_from_raw), once(losses.ik_loss)
 
@@ -373,7 +373,7 @@ def test_rotations_of_both_kinds(rng):
     pose = rng.normal(size=(5, 16, 3)).astype(np.float32)
     matrices = matrix_from_axis_angle(pose)
     lengths = rng.uniform(0.2, 3.0, (5, 16, 1)).astype(np.float32)
-    quaternions = quaternion_from_axis_angle(pose) * lengths
+    quaternions = quaternion_from_matrix(matrices) * lengths
     second = matrices[..., 1] + np.float32(0.7) * matrices[..., 0]
     columns = np.concatenate([matrices[..., 0] * lengths, second], axis=-1)
     for raw in (quaternions, -quaternions, columns):
