@@ -54,7 +54,10 @@ def test_keypoints_to_mesh(tmp_path):
 
 
 @pytest.mark.slow
-def test_jit_vmap_and_grad(capsys):
+def test_jit_vmap_and_grad(tmp_path, monkeypatch, capsys):
+    """With a small network, because the programs of the embedded one take minutes to compile."""
+    tiny = ht.load_weights(fixed_weights(tmp_path / "tiny.safetensors"))
+    monkeypatch.setattr(ht, "load_weights", lambda: tiny)
     main(3)()
     printed = capsys.readouterr().out
     assert "a batch (2, 1609, 3)" in printed

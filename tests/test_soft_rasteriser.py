@@ -315,7 +315,7 @@ def test_gradient_descent_finds_pose_and_shape(hand, simulated):
     position of the root joint is given, as in the tailor. Hidden parts (a thumb behind the palm) are not constrained by
     the maps. The limits were chosen on 50 hands: HANDTAILOR_HANDS=50 runs them all.
     """
-    size, count = 64, int(os.environ.get("HANDTAILOR_HANDS", "16"))
+    size, count = 64, int(os.environ.get("HANDTAILOR_HANDS", "8"))
     camera = Camera.perspective(108.0, 102.0, 31.5, 31.5)
     rng = np.random.default_rng(7)
     truth = simulated(count, 7).truth
