@@ -32,6 +32,7 @@ def cached() -> Iterator[None]:
     jax.config.update("jax_enable_compilation_cache", True)
 
 
+@pytest.mark.slow
 def test_the_original_way_computes_the_official_preset(hand, simulated):
     config = TailorConfig.official()
     problem = jax.tree.map(lambda leaf: leaf[1], simulated(2, 3))

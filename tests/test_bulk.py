@@ -151,6 +151,7 @@ def test_many_images_are_recovered_as_one_by_one(monkeypatch):
     assert str(refused) == "request is a NoneType: give Request(image, ...)"
 
 
+@pytest.mark.slow
 def test_results_that_are_kept(weights, tmp_path, capsys):  # noqa: F811
     """Those that are complete, of the same image and options, and none else."""
     folder, out = tmp_path / "in", tmp_path / "out"

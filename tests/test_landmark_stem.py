@@ -72,7 +72,7 @@ def test_features_follow_the_keypoints_that_the_network_finds(module, rng):
     assert float(jnp.max(jnp.abs(after - before))) > 1e-3
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25])
+@pytest.mark.parametrize("share", [0.0, pytest.param(0.25, marks=pytest.mark.slow)])
 def test_the_pretrained_network_learns_at_its_share(share):
     config = TrainingConfig(module=SMALL, optimizer=OptimizerConfig(trunk=share, warm_up=0, weight_decay=0.0))
     network = create_network(config)

@@ -140,6 +140,7 @@ def test_distance_to_a_square():
     assert np.isinf(np.asarray(maps.depth)[outside > 8 * sigma + 0.01]).all()
 
 
+@pytest.mark.slow
 def test_silhouette_grows_like_the_area(hand, hands):
     """The silhouette's sum and its derivative by zoom are those of the mesh's area: no bias outward."""
     problems, vertices, soft, hard = hands

@@ -436,6 +436,7 @@ def test_eager_equals_compiled(hand, seen):
     np.testing.assert_allclose(eager.translation, compiled.translation, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_default_beats_paper_and_official(hand):
     """In 3D error, without and with the true bone length, and in reprojection error."""
     for noise in ("gaussian", "heavy_tailed"):
