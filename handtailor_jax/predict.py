@@ -44,8 +44,7 @@ class HandFiles:
         """Choose the files to write; check that the libraries for meshes and overlays are installed."""
         self.folder, self.mesh, self.overlay, self.skeleton = folder, mesh, overlay, skeleton
         self._sheet: list[tuple[Image, str]] = []
-        # One thread writes while the next hands are computed. It does not use JAX, which can deadlock when two threads
-        # compile.
+        # One thread writes while the next hands are computed; it does not use JAX, which deadlocks with two threads.
         self._writer = ThreadPoolExecutor(1)
         self._pending: deque[Future[None]] = deque()
         self._failed = 0

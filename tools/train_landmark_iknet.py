@@ -183,6 +183,19 @@ def photograph_loss(iknet: IKNet, joints: Array) -> Array:
     return jnp.mean(jnp.sqrt(jnp.sum(apart**2, axis=-1) + 1e-8) / size[:, None])
 
 
+def made_poses(keys: Array, errors: Array, count: int, noise: float) -> tuple[Array, Array, Array]:
+    """Return inputs (n, 21, 3) of IKNet for poses of the synthetic distribution, with shares of `errors`; the poses
+    (n, 16, 3) and shapes (n, 10).
+    """
+    poses = PoseConfig(candidates=1, betas=1.5)
+    pose = jax.vmap(lambda key: sample_pose(HAND, key, poses))(jax.random.split(keys[0], count))
+    betas = jax.vmap(lambda key: sample_betas(HAND, key, poses))(jax.random.split(keys[1], count))
+    error = errors[jax.random.randint(keys[2], (count,), 0, len(errors))]
+    share = noise * jax.random.uniform(keys[3], (count, 1, 1))
+    turn = about_axis(jax.random.uniform(keys[4], (count,), maxval=2.0 * jnp.pi))
+    return jax.vmap(landmarks)(pose, betas) + share * jnp.einsum("bij,bkj->bki", turn, error), pose, betas
+
+
 def train(options: Options, outputs: Outputs, photographs: np.ndarray) -> IKNet:
     """Train the IKNet."""
     errors = outputs.joints - np.asarray(jax.jit(jax.vmap(landmarks))(outputs.pose, outputs.betas))
@@ -190,7 +203,6 @@ def train(options: Options, outputs: Outputs, photographs: np.ndarray) -> IKNet:
     clear = size <= np.quantile(size, options.clear)
     seen = round(options.seen * options.batch)
     made = options.batch - seen
-    poses = PoseConfig(candidates=1, betas=1.5)
     iknet = load_module(None, None).iknet
     iknet.train()
     schedule = optax.cosine_decay_schedule(5e-4, options.steps)
@@ -198,12 +210,7 @@ def train(options: Options, outputs: Outputs, photographs: np.ndarray) -> IKNet:
 
     def batch(key: Array, outputs: Outputs, errors: Array, photographs: Array) -> tuple[Array, Array, Array]:
         keys = jax.random.split(key, 8)
-        pose = jax.vmap(lambda key: sample_pose(HAND, key, poses))(jax.random.split(keys[0], made))
-        betas = jax.vmap(lambda key: sample_betas(HAND, key, poses))(jax.random.split(keys[1], made))
-        error = errors[jax.random.randint(keys[2], (made,), 0, len(errors))]
-        share = options.noise * jax.random.uniform(keys[3], (made, 1, 1))
-        turn = about_axis(jax.random.uniform(keys[4], (made,), maxval=2.0 * jnp.pi))
-        noisy = jax.vmap(landmarks)(pose, betas) + share * jnp.einsum("bij,bkj->bki", turn, error)
+        noisy, pose, betas = made_poses(keys, errors, made, options.noise)
         row = jax.random.randint(keys[5], (seen,), 0, len(outputs.joints))
         shown = photographs[jax.random.randint(keys[7], (options.photographs,), 0, len(photographs))]
         joints = jnp.concatenate([noisy, outputs.joints[row], shown])

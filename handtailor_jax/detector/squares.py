@@ -21,11 +21,9 @@ _TILE_SIDES = (1.0, 2.0 / 3.0)
 _MOST_TILES = 16
 # Sides of the hourglass's squares, in shorter sides of the image.
 _SCAN_SIDES = (1.0, 0.5)
-# Side of the square of a further forward pass, in hand sizes: slightly better than 1.3 and 1.6 on the photographs of
-# the split `train`.
+# Side of the square of a further forward pass, in hand sizes: a little better than 1.3 and 1.6 on `train` photographs.
 _CLOSER = 1.45
-# Side of the square around a hand that is followed, in hand sizes, and weight of the previous square in it, which
-# reduces jitter of the crops.
+# Side of the square around a hand that is followed, in hand sizes, and the previous square's weight, against jitter.
 _FOLLOW_SIDE, _SMOOTHING = 2.0, 0.3
 # Least hand size in pixels, hand size as a share of the square's side, and share of keypoints inside the image, of a
 # plausible hand.

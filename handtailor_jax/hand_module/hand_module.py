@@ -178,8 +178,7 @@ class HandModule(nnx.Module):
         if decoding == "released":
             bone, root_depth = jax.nn.sigmoid(raw_lengths[:, 0]), jax.nn.sigmoid(raw_lengths[:, 1])
         else:
-            # Our depth is relative to the depth implied by the apparent bone length, so the prediction does not depend
-            # on the focal length.
+            # Relative to the depth that the apparent bone length implies: so the focal length does not matter.
             bone = _USUAL_BONE * jnp.exp(jnp.tanh(raw_lengths[:, 0]))
             if decoding == "paper":
                 root_depth = bone * _USUAL_DEPTH * jnp.exp(1.5 * jnp.tanh(raw_lengths[:, 1]))
@@ -252,7 +251,10 @@ class LandmarkHandModule(nnx.Module):
             InputError: If the crops have another shape or type.
         """
         _check_crops(image, self.image_size, camera)
-        landmarks = by_crop(self.landmark_network, image)
+        return self.estimate(by_crop(self.landmark_network, image), camera, right)
+
+    def estimate(self, landmarks: Landmarks, camera: Camera, right: Array | None = None) -> HandEstimate:
+        """Estimate the hands from outputs of the landmark network; see `__call__` for the arguments."""
         probability = right_probability(landmarks, right)
         left = probability <= 0.5
         keypoints, joints, mirrored = landmarks.crop[..., :2], camera_joints(landmarks, camera), left[:, None, None]
@@ -263,7 +265,7 @@ class LandmarkHandModule(nnx.Module):
             confidence=jnp.ones(keypoints.shape[:2], keypoints.dtype),
             joints=joints,
             pose=jnp.where(mirrored, mirror_pose(pose), pose),
-            betas=jnp.zeros((image.shape[0], NUM_BETAS), keypoints.dtype),
+            betas=jnp.zeros((len(keypoints), NUM_BETAS), keypoints.dtype),
             root_depth=None,
             bone=None,
             presence=landmarks.presence,
