@@ -33,7 +33,7 @@ VERSION = "1"
 EMBEDDED = "hourglass.safetensors"
 """Name of the embedded weights among the package's assets."""
 LANDMARK_IKNET = "landmark_iknet.safetensors"
-"""Name of the embedded weights of the IKNet behind the hand landmark network (tools/train_landmark_iknet.py)."""
+"""Name of the embedded weights of the IKNet behind the hand landmark network (tools/finetune_landmark_iknet.py)."""
 
 Module = TypeVar("Module", bound=HandModule | IKNet)
 FileType = Literal["float32", "float16"]

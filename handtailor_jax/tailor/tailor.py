@@ -112,11 +112,11 @@ class TailorConfig:
     def landmarks(cls) -> "TailorConfig":
         """Return the default for the landmark network: high weight of keypoints, low weight of depths.
 
-        It is meant for IKNet's pose, placed by `place_proposal`. It was selected on renderings and photographs (see
-        docs/model-card.md): a higher weight of the pose makes renderings more accurate and photographs less.
+        It is meant for IKNet's pose, placed by `place_proposal`, and was selected on renderings and photographs: a
+        higher weight of the pose makes renderings more accurate and photographs less (docs/model-card.md).
         """
         energy = CalibratedEnergy(
-            keypoint_std=0.01, depth_std=0.25, rotation_std=0.3, finger_std=0.15, betas_std=1.0, robustness=8.0
+            keypoint_std=0.01, depth_std=0.25, rotation_std=0.3, finger_std=0.12, betas_std=1.0, robustness=8.0
         )
         return cls(energy, LevenbergMarquardt(iterations=10))
 
