@@ -31,8 +31,7 @@ _MOST_DIMENSIONS = 32
 _MOST_LISTED = 1_000_000
 _DEEPEST = 8
 
-# numpy 2 moved its internal modules to numpy._core. Python 3 writes bytes as a call of encode, or of bytes if there are
-# none, in protocols 0 to 2.
+# numpy 2 moved its internals to numpy._core. Protocols 0 to 2 write bytes as a call of encode, or of bytes if empty.
 NUMPY_GLOBALS = frozenset(
     {
         ("numpy.core.multiarray", "_reconstruct"),

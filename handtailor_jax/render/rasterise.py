@@ -237,8 +237,7 @@ def nearest_item(
         some = pairs(step)
         return step + 1, buffer.at[some[-1]].min(score(*some)[0], mode="drop")
 
-    # A compiler may round a score differently in each walk: hence a tolerance instead of equality, which also lets
-    # coinciding surfaces tie.
+    # A compiler may round a score differently in each walk: hence a tolerance, which also lets coinciding surfaces tie.
     def first(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         step, index = carry
         some = pairs(step)
