@@ -149,7 +149,7 @@ def count(counts: Counts, entry: dict[str, Any], hands: Sequence[Hand]) -> None:
 
 def print_header(first: str) -> None:
     """Print the head of the table; `first` is the name of the first column."""
-    columns = [first, "images", "hands found (side right)", "invented, per 100"]
+    columns = [first, "images", "hands found (side correct)", "invented, per 100"]
     columns += ["keypoints within 10 % (of found)", "after the tailor", "reprojection %: median, 90 %"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
 
@@ -210,7 +210,7 @@ def main(
                 count(table.setdefault((mode, row), Counts()), entry, hands)
         if sheets is not None:
             shown.append(predict.overlay(hands, image))
-    print_header("pass, images")
+    print_header("pass")
     for (mode, row), counts in table.items():
         print(counts.row(f"{mode}: {row}"))
     if sheets is not None:
