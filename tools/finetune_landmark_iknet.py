@@ -39,11 +39,12 @@ from handtailor_jax.hand_module.iknet import IKNet, normalise_joints
 from handtailor_jax.hand_module.weights import LANDMARK_IKNET, load_iknet, save_weights
 from handtailor_jax.images import Image, read_image
 from handtailor_jax.pipeline import recover
+from handtailor_jax.results import write_atomically
 from handtailor_jax.skeleton import ROOT
 from handtailor_jax.synthetic.dataset import SyntheticConfig
 from handtailor_jax.synthetic.storage import SamplePool
 from handtailor_jax.tailor import TailorConfig
-from handtailor_jax.types import Camera, Hand, Region
+from handtailor_jax.types import Camera, Hand, Region, pytree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +83,7 @@ class Options:
     """Weight file to write."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Crops:
     """Outputs of the landmark network for crops."""
 
@@ -95,8 +95,7 @@ class Crops:
     """Cameras of the images."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Truth:
     """True hands of renderings."""
 
@@ -244,7 +243,7 @@ def main(options: Options) -> None:
     store = options.cache / "crops.npz"
     if not store.exists():
         leaves = jax.tree.leaves(of_renderings(options))
-        np.savez(store, *leaves)
+        write_atomically(store, lambda path: np.savez(path, *leaves))
     structure = jax.tree.structure((Crops(Landmarks(0, 0, 0, 0), 0, Camera(0, 0, 0)), Truth(0, 0, 0, 0)))
     crops, truth = jax.tree.unflatten(structure, list(np.load(store).values()))
     held = truth.rendering >= options.renderings - options.held

@@ -43,6 +43,7 @@ from handtailor_jax.hand_module.weights import LANDMARK_IKNET, load_iknet, load_
 from handtailor_jax.images import Image, read_image
 from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.results import write_atomically
 from handtailor_jax.skeleton import NUM_BETAS, ROOT
 from handtailor_jax.synthetic.dataset import SyntheticConfig
 from handtailor_jax.synthetic.poses import PoseConfig, sample_betas, sample_pose
@@ -277,7 +278,7 @@ def main(options: Options) -> None:
         outputs = Outputs(**np.load(store))
     else:
         outputs = network_outputs(options)
-        np.savez(store, **dataclasses.asdict(outputs))
+        write_atomically(store, lambda path: np.savez(path, **dataclasses.asdict(outputs)))
     held = outputs.rendering >= options.renderings - options.held
     parts: tuple[list[PhotoLabel], ...] = [], []
     for folder in options.photos:
