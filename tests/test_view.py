@@ -399,8 +399,9 @@ def test_live_shows_what_is_followed(page, described, folder, monkeypatch):
 
 
 @pytest.fixture
-def browser():
+def browser(monkeypatch):
     """A headless Chromium."""
+    monkeypatch.setenv("UV_USE_IO_URING", "0")  # with it, Playwright's driver spins for ever on some kernels
     playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
     if CHROMIUM is None:
         pytest.skip("no Chromium: install the system's package chromium")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from jaxtyping import Array, Float
 
 from handtailor_jax.detector.palm_detector import Palms
-from handtailor_jax.geometry.boxes import hand_size, turn_of_hand, turn_to_up
+from handtailor_jax.geometry.boxes import hand_size, largest, turn_of_hand, turn_to_up
 from handtailor_jax.geometry.cameras import in_plane_rotation
 from handtailor_jax.images import Image, opencv
 from handtailor_jax.skeleton import KEYPOINTS
@@ -74,7 +74,7 @@ def from_landmarks(keypoints: Float[Array, "*batch 21 2"]) -> Region:
     rotation = turn_of_hand(keypoints)
     turn = in_plane_rotation(rotation)
     turned = jnp.einsum("...ji,...nj->...ni", turn, keypoints[..., _STABLE, :])
-    lower, upper = jnp.min(turned, axis=-2), jnp.max(turned, axis=-2)
+    lower, upper = -largest(-turned), largest(turned)
     center = jnp.einsum("...ij,...j->...i", turn, (lower + upper) / 2.0)
     return _around(center, upper - lower, rotation, _LANDMARKS_SHIFT, _LANDMARKS_SIDE)
 
@@ -85,7 +85,7 @@ def _around(
     """Return the region around a box of the given extent, moved up in its own frame by `shift` heights."""
     up = jnp.stack([jnp.zeros_like(rotation), -shift * extent[..., 1]], axis=-1)
     moved = center + jnp.einsum("...ij,...j->...i", in_plane_rotation(rotation), up)
-    return Region(moved, side * jnp.max(extent, axis=-1), rotation)
+    return Region(moved, side * largest(extent[..., None])[..., 0], rotation)
 
 
 def overlap(a: Region, b: Region) -> float:

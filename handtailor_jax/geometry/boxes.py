@@ -18,6 +18,14 @@ def hand_size(keypoints_2d: Float[Numbers, "*batch n 2"]) -> Float[Numbers, "*ba
     return (keypoints_2d.max(axis=-2) - keypoints_2d.min(axis=-2)).max(axis=-1)
 
 
+def largest(values: Float[Array, "*batch n m"]) -> Float[Array, "*batch m"]:
+    """Return the maximum over the axis before the last, taken by its index.
+
+    The gradient of `jnp.max` compares values with their maximum, and is NaN where XLA rounds the two differently.
+    """
+    return jnp.take_along_axis(values, jnp.argmax(values, axis=-2, keepdims=True), axis=-2)[..., 0, :]
+
+
 def box_center(keypoints_2d: Float[Numbers, "*batch n 2"]) -> Float[Numbers, "*batch 2"]:
     """Return the centre of the keypoints' bounding box."""
     return 0.5 * (keypoints_2d.min(axis=-2) + keypoints_2d.max(axis=-2))

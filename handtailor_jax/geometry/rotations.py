@@ -16,28 +16,23 @@ def _sinc_coefficients(squared_angle: Array) -> tuple[Array, Array, Array]:
     small = t2 < _SERIES_BELOW
     safe = jnp.where(small, 1.0, t2)  # double where: the unused branch must not divide by zero in its gradient
     t = jnp.sqrt(safe)
-    half_sine = jnp.sin(0.5 * t)
-    sine = jnp.sin(t)
-    a = jnp.where(small, 1.0 - t2 / 6.0 * (1.0 - t2 / 20.0 * (1.0 - t2 / 42.0 * (1.0 - t2 / 72.0))), sine / t)
-    b = jnp.where(
-        small,
-        0.5 * (1.0 - t2 / 12.0 * (1.0 - t2 / 30.0 * (1.0 - t2 / 56.0 * (1.0 - t2 / 90.0)))),
-        2.0 * half_sine * half_sine / safe,
-    )
-    c = jnp.where(
-        small,
-        (1.0 - t2 / 20.0 * (1.0 - t2 / 42.0 * (1.0 - t2 / 72.0 * (1.0 - t2 / 110.0)))) / 6.0,
-        (t - sine) / (safe * t),
-    )
+    half_sine, sine = jnp.sin(0.5 * t), jnp.sin(t)
+    a = jnp.where(small, _alternating(t2, 6.0, 20.0, 42.0, 72.0), sine / t)
+    b = jnp.where(small, 0.5 * _alternating(t2, 12.0, 30.0, 56.0, 90.0), 2.0 * half_sine * half_sine / safe)
+    c = jnp.where(small, _alternating(t2, 20.0, 42.0, 72.0, 110.0) / 6.0, (t - sine) / (safe * t))
     return a, b, c
+
+
+def _alternating(x: Array, *divisors: float) -> Array:
+    """Return 1 - x / d0 (1 - x / d1 (1 - ...))."""
+    return 1.0 - x / divisors[0] * (_alternating(x, *divisors[1:]) if len(divisors) > 1 else 1.0)
 
 
 def skew(vector: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
     """Return the matrix of the cross product: ``skew(v) @ x == cross(v, x)``."""
     x, y, z = (vector[..., i] for i in range(3))
     zero = jnp.zeros_like(x)
-    rows = [zero, -z, y, z, zero, -x, -y, x, zero]
-    return jnp.stack(rows, axis=-1).reshape(*vector.shape[:-1], 3, 3)
+    return jnp.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*vector.shape[:-1], 3, 3)
 
 
 def matrix_from_axis_angle(axis_angle: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3 3"]:
@@ -68,8 +63,7 @@ def axis_angle_from_quaternion(quaternion: Float[Array, "*batch 4"]) -> Float[Ar
     degenerate = norm2 <= 0.0
     q = jnp.where(degenerate, 0.0, quaternion / jnp.sqrt(jnp.where(degenerate, 1.0, norm2)))
     w, xyz = q[..., :1], q[..., 1:]
-    xyz = jnp.where(w < 0.0, -xyz, xyz)
-    w = jnp.abs(w)
+    xyz, w = jnp.where(w < 0.0, -xyz, xyz), jnp.abs(w)
     sine2 = jnp.sum(xyz * xyz, axis=-1, keepdims=True)
     small = sine2 < 1e-8
     sine = jnp.sqrt(jnp.where(small, 1.0, sine2))

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from handtailor_jax.geometry.boxes import largest
 from handtailor_jax.geometry.cameras import depth_divisor, focal_length, held_depth, inverse_linear, project, unproject
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, left_jacobian, matrix_from_axis_angle
 from handtailor_jax.mano.hand_model import Anatomy, HandModel, PosedHand
@@ -124,8 +125,8 @@ class CalibratedProblem:
     def size(self) -> Float[Array, ""]:
         """Hand size: longer side of the box of the observed keypoints with a confidence above 0, at least 1 pixel."""
         x, seen = self.observation.keypoints_2d, self.observation.confidence[:, None] > 0.0
-        box = jnp.max(jnp.where(seen, x, -jnp.inf), axis=0) - jnp.min(jnp.where(seen, x, jnp.inf), axis=0)
-        return jnp.maximum(jnp.max(box), 1.0)
+        box = largest(jnp.where(seen, x, -jnp.inf)) + largest(jnp.where(seen, -x, -jnp.inf))
+        return jnp.maximum(largest(box[:, None])[0], 1.0)
 
     def parameters(self, x: Float[Array, "unknowns"]) -> HandParameters:
         """Return the hand at x."""
@@ -243,7 +244,6 @@ class CalibratedProblem:
         coordinates are one (rows, 6) by (6, 45) product.
         """
         c, camera, anatomy, dtype = self.config, self.observation.camera, self.hand.anatomy, x.dtype
-
         divisor = depth_divisor(camera, s.points[:, 2])[:, None]
         slope = -camera.perspectivity * s.points[:, :2] / divisor
         ray = jnp.concatenate([jnp.broadcast_to(jnp.eye(2, dtype=dtype)[None], (21, 2, 2)), slope[..., None]], axis=-1)
