@@ -13,7 +13,8 @@ def test_largest_and_its_gradient(rng):
     np.testing.assert_array_equal(largest(values), values.max(axis=1))
     weights = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])
     gradient = jax.jit(jax.grad(lambda values: jnp.sum(weights * largest(values))))(values)
-    np.testing.assert_array_equal(gradient, jnp.where(values == values.max(axis=1, keepdims=True), weights[:, None], 0.0))
+    is_largest = values == values.max(axis=1, keepdims=True)
+    np.testing.assert_array_equal(gradient, jnp.where(is_largest, weights[:, None], 0.0))
     np.testing.assert_array_equal(jax.grad(lambda x: largest(x)[0])(jnp.ones((3, 1))), [[1.0], [0.0], [0.0]])
 
 

@@ -42,6 +42,7 @@ def test_pages_are_short_and_linked():
     assert set(re.findall(r"\(examples/([^)]+)\)", readme)) == {page.name for page in PAGES}
 
 
+@pytest.mark.slow
 def test_image_to_mesh(tmp_path, capsys):
     main(1)(out=tmp_path / "hands")
     assert sorted(line.split(":")[0] for line in capsys.readouterr().out.splitlines()) == ["left", "right"]
@@ -85,6 +86,7 @@ def test_your_own_data_and_loss_on_all_devices(tmp_path):
     assert ht.load_weights(path).config == TINY
 
 
+@pytest.mark.slow
 def test_behind_mediapipe(tmp_path, capsys):
     main(6)(out=tmp_path)
     assert re.fullmatch(r"right: \d+\.\d pixels from MediaPipe's landmarks\n", capsys.readouterr().out)
@@ -96,6 +98,7 @@ def test_export(tmp_path, capsys):
     assert "'vertices': (1, 1609, 3)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_video(tmp_path):
     assert [sorted(numbers) for numbers in main(8)(out=tmp_path, frames=3)] == [[0, 1]] * 3
     assert {path.name for path in tmp_path.iterdir()} == {"made.mp4", "overlay.mp4"}

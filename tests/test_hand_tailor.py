@@ -161,6 +161,7 @@ def test_a_track_that_jumps_is_not_smoothed_across_the_gap(tailor):
     assert shares(hand, EXAMPLES["open"].keypoints_2d, 320.0) < 0.07
 
 
+@pytest.mark.slow
 def test_images_of_any_size(tailor):
     for size in ((1, 320), (320, 1), (30, 30), (1, 1)):
         assert tailor(np.full((*size, 3), 128, np.uint8), thorough=True) == []

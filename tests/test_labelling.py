@@ -87,6 +87,7 @@ def folder(tmp_path):
     return tmp_path, truth
 
 
+@pytest.mark.slow
 def test_labels_of_packaged_images_are_near_the_truth(folder):
     path, truth = folder
     counts = label_folder(path, path / "labels.json", LabelConfig(val=0.5))

@@ -67,6 +67,7 @@ def fitted(moving):
     return ht.fit_sequence(keypoints, times, camera=CAMERA)
 
 
+@pytest.mark.slow
 def test_a_still_hand_does_not_wander(hand, still):
     """With keypoints off by 1 % of its size: at most 3 mm in depth and 0.3 mm in length."""
     times = np.arange(len(still)) / RATE
@@ -210,6 +211,7 @@ def entries(keypoints, times, **more):
     ]
 
 
+@pytest.mark.slow
 def test_fit_with_times(moving, tmp_path, capsys):
     """Two hands in one file, in any order; one frame is predicted, the last does not show the hand."""
     times, _, keypoints = moving
