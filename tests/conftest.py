@@ -120,7 +120,7 @@ def hand64(x64: None) -> HandModel:
 
 @pytest.fixture(scope="session")
 def quick_process() -> dict[str, str]:
-    """Environment of processes that compile quickly, on one device; they load traced programs, as users' do."""
+    """Environment of processes that start quickly: on one device, with traced programs loaded, as users' are."""
     root = str(Path(__file__).resolve().parents[1])
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     jax_only = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}

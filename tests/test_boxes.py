@@ -8,7 +8,7 @@ from handtailor_jax.geometry.boxes import hand_size, largest
 
 
 def test_largest_and_its_gradient(rng):
-    """The gradient goes to the largest value alone; equal ones have one gradient, not none and not NaN."""
+    """The gradient goes to the largest value alone, and to the first of equal ones."""
     values = jnp.asarray(rng.normal(size=(2, 21, 2)), jnp.float32)
     np.testing.assert_array_equal(largest(values), values.max(axis=1))
     weights = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])

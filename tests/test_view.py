@@ -401,7 +401,7 @@ def test_live_shows_what_is_followed(page, described, folder, monkeypatch):
 @pytest.fixture
 def browser(monkeypatch):
     """A headless Chromium."""
-    monkeypatch.setenv("UV_USE_IO_URING", "0")  # with it, Playwright's driver spins for ever on some kernels
+    monkeypatch.setenv("UV_USE_IO_URING", "0")  # with it, Playwright's driver never stops on some kernels
     playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
     if CHROMIUM is None:
         pytest.skip("no Chromium: install the system's package chromium")
