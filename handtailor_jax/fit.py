@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from handtailor_jax.detections import Detection, checked_betas, checked_joints, detection, labelling
 from handtailor_jax.errors import InputError, check_range
+from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.cameras import as_camera, project
 from handtailor_jax.geometry.mirror import (
     choose,
@@ -170,6 +171,7 @@ class _Joints:
 
 
 @jax.jit
+@exact
 def _fit_joints(model: HandModel, known: _Joints, convention: LandmarkConvention) -> Hand:
     known, convention = with_floats(model.dtype, (known, convention))
     joints = choose(known.mirror, mirror_points(known.joints), known.joints)

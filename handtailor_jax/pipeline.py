@@ -28,6 +28,7 @@ from jaxtyping import Array, Float
 from handtailor_jax.detector.detector import unstack
 from handtailor_jax.detector.landmark_network import by_crop, right_probability
 from handtailor_jax.errors import InputError
+from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import inverse_affine, project, transform_camera, transform_pixels
 from handtailor_jax.geometry.mirror import (
@@ -139,6 +140,7 @@ def estimate_views(module: HandModule | LandmarkHandModule, views: View) -> Hand
     return dataclasses.replace(found, presence=presence, right=right)
 
 
+@exact
 def recover(
     hand: HandModel,
     estimate: HandEstimate,

@@ -33,7 +33,7 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
-jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_platforms", os.environ.get("HANDTAILOR_TEST_PLATFORM", "cpu"))  # "cuda": tests on a GPU
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

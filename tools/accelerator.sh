@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run everything that needs an accelerator, in about ten minutes, and print one table.
+# Run everything that needs an accelerator, in about half an hour, and print one table.
 #
 #     tools/accelerator.sh [OUT]              (OUT: accelerator/)
 #     REHEARSE=1 tools/accelerator.sh [OUT]   the same steps with small sizes, on a CPU
@@ -39,14 +39,16 @@ step() { # name, seconds allowed, command
 # Rendering a pool of the configuration's size would take longer than ten minutes.
 no_data=(--data.dataset None --data.dataset-folder None --data.pool 64 --data.cache "$out/cache")
 no_data+=(--weights None --iknet-weights None)
-step demo 120 handtailor demo --out "$out/demo"
-step smoke 180 python train.py --config configs/smoke.py --out "$out/smoke"
-step hourglass_gpu 180 python benchmarks/train.py --config configs/hourglass_gpu.py --iknet-weights None \
+step cpu 600 env JAX_PLATFORMS=cpu python benchmarks/devices.py "$out/cpu.npz"
+step devices 600 python benchmarks/devices.py "$out/devices.npz" --reference "$out/cpu.npz"
+step demo 300 handtailor demo --out "$out/demo"
+step smoke 300 python train.py --config configs/smoke.py --out "$out/smoke"
+step hourglass_gpu 400 python benchmarks/train.py --config configs/hourglass_gpu.py --iknet-weights None \
     --json "$out/hourglass_gpu.json" "${gpu[@]}"
-step official_size 240 python benchmarks/train.py --config configs/paper_end_to_end.py "${no_data[@]}" --batch 64 \
+step official_size 400 python benchmarks/train.py --config configs/paper_end_to_end.py "${no_data[@]}" --batch 64 \
     --rounds 3 --json "$out/official_size.json" "${official[@]}"
-step tailor 180 python benchmarks/tailor.py --json "$out/tailor.json" "${tailor[@]}"
-step predict 180 python benchmarks/predict.py --json "$out/predict.json" "${predict[@]}"
+step tailor 300 python benchmarks/tailor.py --json "$out/tailor.json" "${tailor[@]}"
+step predict 300 python benchmarks/predict.py --json "$out/predict.json" "${predict[@]}"
 step export 120 handtailor export tailor "$out/tailor.jaxexport"
 step exported_file 120 python - "$out/tailor.jaxexport" <<'PYTHON'
 """Run the exported tailor on the accelerator and on the CPU: both must agree."""
@@ -77,7 +79,7 @@ PYTHON
     echo "| step | seconds | state |"
     echo "|---|---|---|"
     printf '%s\n' "${rows[@]}"
-    for name in smoke hourglass_gpu official_size tailor predict exported_file; do
+    for name in devices smoke hourglass_gpu official_size tailor predict exported_file; do
         echo
         echo "### $name"
         tail -n 40 "$out/$name.log"

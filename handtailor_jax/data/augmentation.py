@@ -20,6 +20,7 @@ from handtailor_jax.geometry.boxes import box_center, hand_size, turn_of_hand
 from handtailor_jax.geometry.cameras import (
     crop_affine,
     in_plane_rotation,
+    inverse_affine,
     rotate_frame,
     transform_camera,
     transform_pixels,
@@ -163,10 +164,11 @@ def without_intrinsics(batch: Batch) -> Batch:
 
 def turn_frame(batch: Batch, turn: Float[Array, "batch 3 3"]) -> Batch:
     """Turn the camera frame of joints and global rotations by rotation matrices; pixels do not change."""
-    rotation = jnp.einsum("bij,bjk->bik", turn, matrix_from_axis_angle(jnp.asarray(batch.pose[:, 0])))
+    product = functools.partial(jnp.einsum, precision="highest")
+    rotation = product("bij,bjk->bik", turn, matrix_from_axis_angle(jnp.asarray(batch.pose[:, 0])))
     return dataclasses.replace(
         batch,
-        joints=jnp.einsum("bij,bkj->bki", turn, batch.joints),
+        joints=product("bij,bkj->bki", turn, batch.joints),
         pose=jnp.concatenate([axis_angle_from_matrix(rotation)[:, None], batch.pose[:, 1:]], axis=1),
     )
 
@@ -245,10 +247,8 @@ def resample(
         blur: standard deviations of additional blur along rows and columns of the source, pixels of the result.
         outside: grey level outside the source; a negative level repeats the border. Mid-grey if None.
     """
-    count, source = image.shape[0], image.shape[1]
-    dtype = affine.dtype
-    planes = _smoothed(image, affine, blur)
-    points = _source_points(affine, size)
+    count, source, dtype = image.shape[0], image.shape[1], affine.dtype
+    planes, points = _smoothed(image, affine, blur), _source_points(affine, size)
     inside = jnp.clip(0.5 + 0.5 * source - jnp.abs(points - 0.5 * (source - 1)), 0.0, 1.0)
     inside = inside[..., 0] * inside[..., 1]
     points = jnp.clip(points, 0.0, source - 1.0)
@@ -276,7 +276,7 @@ def _source_points(affine: Float[Array, "batch 2 3"], size: int) -> Float[Array,
     """Return the points of the source that the pixels of the result show."""
     at = jnp.arange(size, dtype=affine.dtype)
     grid = jnp.stack(jnp.broadcast_arrays(at[None, :], at[:, None]), axis=-1).reshape(-1, 2)
-    return jnp.einsum("bij,bnj->bni", jnp.linalg.inv(affine[:, :, :2]), grid[None] - affine[:, None, :, 2])
+    return jax.vmap(transform_pixels, in_axes=(0, None))(inverse_affine(affine), grid)
 
 
 def _smoothed(

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Num
 
 from handtailor_jax.detector.layers import Convolution, Depthwise, Pointwise, max_pool_2
 from handtailor_jax.detector.regions import from_landmarks, to_image
+from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.cameras import in_plane_rotation, transform_pixels
 from handtailor_jax.skeleton import NUM_KEYPOINTS
 from handtailor_jax.types import Numbers, Region, Side, pytree
@@ -183,7 +184,7 @@ def recognise(network: HandLandmarkNetwork, crops: Num[Array, "batch size size 3
     """Estimate the hand in each region from its crop, RGB from 0 to 255."""
     landmarks = network(crops.astype(regions.side.dtype) / 255.0)
     keypoints = transform_pixels(to_image(regions, network.config.image_size), landmarks.crop[..., :2])
-    xy = jnp.einsum("bij,bnj->bni", in_plane_rotation(regions.rotation), landmarks.world[..., :2])
+    xy = exact(jnp.einsum)("bij,bnj->bni", in_plane_rotation(regions.rotation), landmarks.world[..., :2])
     return DetectedHand(
         keypoints_2d=keypoints,
         joints_3d=jnp.concatenate([xy, landmarks.world[..., 2:]], axis=-1),

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from jaxtyping import Array, Float
 
 from handtailor_jax.detector.palm_detector import Palms
+from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.boxes import hand_size, largest, turn_of_hand, turn_to_up
 from handtailor_jax.geometry.cameras import in_plane_rotation
 from handtailor_jax.images import Image, opencv
@@ -43,6 +44,7 @@ _OPENCV_LIMIT = 16_000
 
 
 @functools.partial(jax.jit, static_argnames="size")
+@exact
 def to_image(region: Region, size: int) -> Float[Array, "*batch 2 3"]:
     """Return the affine map from the pixels of a `size` x `size` crop of the region to the image's pixels."""
     linear = (region.side / size)[..., None, None] * in_plane_rotation(region.rotation)
@@ -69,6 +71,7 @@ def from_palm(palms: Palms) -> Region:
     return _around(palms.box[..., :2], palms.box[..., 2:], turn_to_up(middle - wrist), _PALM_SHIFT, _PALM_SIDE)
 
 
+@exact
 def from_landmarks(keypoints: Float[Array, "*batch 21 2"]) -> Region:
     """Return the region around keypoints (u, v; pixels), for a further pass or for the next frame of a video."""
     rotation = turn_of_hand(keypoints)
@@ -79,6 +82,7 @@ def from_landmarks(keypoints: Float[Array, "*batch 21 2"]) -> Region:
     return _around(center, upper - lower, rotation, _LANDMARKS_SHIFT, _LANDMARKS_SIDE)
 
 
+@exact
 def _around(
     center: Float[Array, "*batch 2"], extent: Float[Array, "*batch 2"], rotation: Array, shift: float, side: float
 ) -> Region:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from handtailor_jax.errors import FloatArray, InputError, check_range, checked_array, numbers, warn
+from handtailor_jax.geometry import exact
 from handtailor_jax.types import Camera, HandParameters
 
 _LONGEST = 1e6
@@ -38,12 +39,14 @@ def place(parameters: HandParameters, points: Float[Array, "n 3"], root: Float[A
     return parameters.scale * (points - root[None]) + parameters.translation[None]
 
 
+@exact
 def project(camera: Camera, points: Float[Array, "*batch n 3"]) -> Float[Array, "*batch n 2"]:
     """Project camera-frame points to pixels (u, v): Eq. 2 of the paper in perspective, Eq. 3 in weak perspective."""
     xy = points[..., :2] / depth_divisor(camera, points[..., 2])[..., None]
     return jnp.einsum("...ij,...nj->...ni", camera.linear, xy) + camera.center[..., None, :]
 
 
+@exact
 def unproject(
     camera: Camera, pixels: Float[Array, "*batch n 2"], depth: Float[Array, "*batch n"]
 ) -> Float[Array, "*batch n 3"]:
@@ -64,6 +67,7 @@ def _inverse(m: Float[Array, "*batch 2 2"]) -> Float[Array, "*batch 2 2"]:
     return adjugate / (a * d - b * c)[..., None, None]
 
 
+@exact
 def transform_pixels(
     affine: Float[Array, "*batch 2 3"], pixels: Float[Array, "*batch n 2"]
 ) -> Float[Array, "*batch n 2"]:
@@ -71,12 +75,14 @@ def transform_pixels(
     return jnp.einsum("...ij,...nj->...ni", affine[..., :2], pixels) + affine[..., None, :, 2]
 
 
+@exact
 def inverse_affine(affine: Float[Array, "*batch 2 3"]) -> Float[Array, "*batch 2 3"]:
     """Invert an affine image map."""
     linear = _inverse(affine[..., :2])
     return jnp.concatenate([linear, -jnp.einsum("...ij,...j->...i", linear, affine[..., 2])[..., None]], axis=-1)
 
 
+@exact
 def transform_camera(camera: Camera, affine: Float[Array, "*batch 2 3"]) -> Camera:
     """Return the camera of an image moved by an affine pixel map A, K' = A K; the camera frame does not change.
 
@@ -87,6 +93,7 @@ def transform_camera(camera: Camera, affine: Float[Array, "*batch 2 3"]) -> Came
     return Camera(linear, center, camera.perspectivity)
 
 
+@exact
 def rotate_frame(camera: Camera, angle: Float[Array, "*batch"]) -> Camera:
     """Return the camera in a frame rotated about the optical axis (radians, x toward y): K' = K R^T for points R p.
 
@@ -102,6 +109,7 @@ def in_plane_rotation(angle: Float[Array, "*batch"]) -> Float[Array, "*batch 2 2
     return jnp.stack([jnp.stack([c, -s], axis=-1), jnp.stack([s, c], axis=-1)], axis=-2)
 
 
+@exact
 def crop_affine(
     center: Float[Array, "*batch 2"],
     side: Float[Array, "*batch"],

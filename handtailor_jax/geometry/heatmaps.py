@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from handtailor_jax.geometry import exact
+
 
 def softmax_heatmaps(logits: Float[Array, "*batch rows columns k"]) -> Float[Array, "*batch rows columns k"]:
     """Normalise logits to maps of sum 1. Adding a constant to a map's logits does not change the result."""
@@ -34,6 +36,7 @@ def normalised(logits: Float[Array, "*batch rows columns k"], decoding: str) -> 
     return {"released": sigmoid_heatmaps, "paper": peak_heatmaps, "corrected": softmax_heatmaps}[decoding](logits)
 
 
+@exact
 def expected_index(heatmaps: Float[Array, "*batch rows columns k"]) -> Float[Array, "*batch k 2"]:
     """Return the mean index (column, row) under maps of sum 1: the soft-argmax x of Eq. 4 of the paper."""
     rows, columns = heatmaps.shape[-3:-1]

@@ -3,6 +3,8 @@
 Power series in the squared angle (at zero) and double ``where`` (at pi) keep values and gradients of all orders finite.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -111,7 +113,7 @@ def matrix_from_quaternion(quaternion: Float[Array, "*batch 4"]) -> Float[Array,
 
 def angle_between(first: Float[Array, "*batch 3 3"], second: Float[Array, "*batch 3 3"]) -> Float[Array, "*batch"]:
     """Return the geodesic distance between rotation matrices, 0 to pi radians."""
-    relative = jnp.einsum("...ji,...jk->...ik", first, second)
+    relative = jnp.einsum("...ji,...jk->...ik", first, second, precision="highest")
     squared = jnp.sum(axis_angle_from_matrix(relative) ** 2, axis=-1)
     equal = squared <= 0.0
     return jnp.where(equal, 0.0, jnp.sqrt(jnp.where(equal, 1.0, squared)))  # double where: gradient 0, not NaN, at 0
@@ -121,6 +123,7 @@ def rotate_towards(
     start: Float[Array, "*batch 3"], end: Float[Array, "*batch 3"], share: Float[Array, ""]
 ) -> Float[Array, "*batch 3"]:
     """Interpolate from `start` (share 0) to `end` (share 1) along the shortest path; axis-angle, radians."""
+    product = functools.partial(jnp.einsum, precision="highest")
     first = matrix_from_axis_angle(start)
-    turn = axis_angle_from_matrix(jnp.einsum("...ba,...bc->...ac", first, matrix_from_axis_angle(end)))
-    return axis_angle_from_matrix(jnp.einsum("...ab,...bc->...ac", first, matrix_from_axis_angle(share * turn)))
+    turn = axis_angle_from_matrix(product("...ba,...bc->...ac", first, matrix_from_axis_angle(end)))
+    return axis_angle_from_matrix(product("...ab,...bc->...ac", first, matrix_from_axis_angle(share * turn)))

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxtyping import Float
 
+from handtailor_jax.geometry import exact
 from handtailor_jax.types import Numbers
 
 PointSet = Float[Numbers, "*batch n 3"]
@@ -22,11 +23,13 @@ class Similarity:
     rotation: Float[Numbers, "*batch 3 3"]  # its determinant is -1 where it mirrors
     shift: Float[Numbers, "*batch 1 3"]
 
+    @exact
     def apply(self, points: Float[Numbers, "*batch m 3"]) -> Float[Numbers, "*batch m 3"]:
         """Apply the map to any number of points."""
         return self.scale * points @ self.rotation + self.shift
 
 
+@exact
 def best_similarity(
     points: PointSet, target: PointSet, weights: Float[Numbers, "*batch n"] | None = None, *, mirror: bool = False
 ) -> Similarity:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Num
 
 from handtailor_jax.detector.landmark_network import HandLandmarkNetwork, Landmarks, by_crop, right_probability
 from handtailor_jax.errors import InputError
+from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.cameras import inverse_linear
 from handtailor_jax.geometry.heatmaps import expected_index, expected_value, mass_near, normalised, pixels_from_indices
 from handtailor_jax.geometry.lifting import lift, lift_scale, root_depth_in_bones, turn_to_axis
@@ -158,6 +159,7 @@ class HandModule(nnx.Module):
             shape_vector=shape_vector,
         )
 
+    @exact
     def _lift(
         self,
         camera: Camera,
@@ -166,8 +168,7 @@ class HandModule(nnx.Module):
         raw_lengths: Float[Array, "batch 2"],
     ) -> tuple[Float[Array, "batch"], Float[Array, "batch"], Float[Array, "batch"], Float[Array, "batch 21 3"]]:
         """Return bone, scale, root depth and joints; see the fields of `HourglassEstimate`."""
-        decoding = self.config.decoding
-        perspective = camera.perspectivity > 0.5
+        decoding, perspective = self.config.decoding, camera.perspectivity > 0.5
         rays = jnp.einsum("bij,bkj->bki", inverse_linear(camera), keypoints_2d - camera.center[:, None])
         turn = None
         if decoding == "corrected":
@@ -196,6 +197,7 @@ class HandModule(nnx.Module):
         return bone, scale, root_depth, joints
 
 
+@exact
 def _along_line_of_sight(
     rays: Float[Array, "batch 21 2"], perspectivity: Float[Array, "batch"]
 ) -> tuple[Float[Array, "batch 21 2"], Float[Array, "batch 3 3"]]:
@@ -274,6 +276,7 @@ class LandmarkHandModule(nnx.Module):
         )
 
 
+@exact
 def camera_joints(landmarks: Landmarks, camera: Camera) -> Float[Array, "batch 21 3"]:
     """Return 3D keypoints in camera axes: directions of the 2D keypoints, and depths of the world landmarks.
 

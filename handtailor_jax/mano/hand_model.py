@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Float, Int
 
+from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.mirror import mirror_faces, mirror_points, mirror_pose
 from handtailor_jax.mano.kinematics import chain_rotations, forward_kinematics
 from handtailor_jax.skeleton import FINGERS, KEYPOINTS_FROM_MANO, NUM_JOINTS
@@ -43,10 +44,12 @@ class Anatomy:
     std: Float[Array, "15 3"]
     """Standard deviation of the pose prior, radians."""
 
+    @exact
     def coordinates(self, finger_pose: Float[Array, "15 3"]) -> Float[Array, "15 3"]:
         """Convert axis-angle finger rotations (radians) to flexion, abduction and twist (radians)."""
         return jnp.einsum("jab,jb->ja", self.axes, finger_pose)
 
+    @exact
     def finger_pose(self, coordinates: Float[Array, "15 3"]) -> Float[Array, "15 3"]:
         """Convert flexion, abduction and twist (radians) to axis-angle finger rotations (radians)."""
         return jnp.einsum("jab,ja->jb", self.axes, coordinates)
@@ -96,6 +99,7 @@ class LinearBlendSkin:
         """Blend weights; rows sum to 1."""
         return self.blend.T
 
+    @exact
     def rest_vertices(self, betas: Float[Array, "betas"]) -> Float[Array, "vertices 3"]:
         """Return T + B_S(beta), the shaped vertices in the rest pose, metres."""
         return self.template + self.shape_directions @ betas
@@ -157,10 +161,12 @@ class HandModel:
         """Convert the floating-point arrays of the model to another type."""
         return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, self)
 
+    @exact
     def shape(self, betas: Float[Array, "betas"]) -> "ShapedHand":
         """Apply shape coefficients (standard deviations)."""
         return ShapedHand(model=self, betas=betas, rest_joints=self.rest_joints + self.joint_shape_directions @ betas)
 
+    @exact
     def finger_pose_from_pca(
         self, coefficients: Float[Array, "n"], *, flat_hand_mean: bool = True
     ) -> Float[Array, "15 3"]:
@@ -242,6 +248,7 @@ class PosedHand:
         tips = self.skin_vertices(self.shaped.model.tips)
         return jnp.concatenate([self.joints, tips])[np.asarray(KEYPOINTS_FROM_MANO, np.int32)]
 
+    @exact
     def skin_vertices(self, skin: LinearBlendSkin) -> Float[Array, "vertices 3"]:
         """Return W(T(theta, beta), ...) of Eq. 1 of the paper: posed vertices of `skin`, metres, rest frame."""
         correction = (self.rotations[1:] - jnp.eye(3, dtype=self.rotations.dtype)[None]).reshape(_POSE_ENTRIES)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.rotations import left_jacobian, matrix_from_axis_angle, skew
 from handtailor_jax.skeleton import JOINT_PARENTS, NUM_JOINTS, ancestors, joint_levels
 
@@ -40,6 +41,7 @@ def forward_kinematics(
 
 
 @forward_kinematics.defjvp
+@exact
 def _forward_kinematics_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     pose, rest_joints = primals
     pose_rate, rest_rate = tangents
@@ -63,6 +65,7 @@ def _forward_kinematics_jvp(primals, tangents):  # type: ignore[no-untyped-def]
     return (rotations, joint_rotations, joints), (rotations_rate, joint_rotations_rate, joints_rate)
 
 
+@exact
 def chain_rotations(
     rotations: Float[Array, "16 3 3"], rest_joints: Float[Array, "16 3"]
 ) -> tuple[Float[Array, "16 3 3"], Float[Array, "16 3"]]:

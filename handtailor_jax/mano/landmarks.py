@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.mirror import mirror_points
 from handtailor_jax.mano.hand_model import PosedHand
 from handtailor_jax.skeleton import JOINT_PARENTS, KEYPOINT_PARENTS, KEYPOINTS, MANO_JOINTS, ROOT_JOINT, WRIST
@@ -35,6 +36,7 @@ class LandmarkConvention:
     of the reference bone and axes of the right hand's rest frame. None for the model's own keypoints."""
     name: str = static(default="mano")
 
+    @exact
     def landmarks(self, posed: PosedHand) -> Float[Array, "21 3"]:
         """Return the 21 landmarks of a posed hand in canonical order, metres, rest frame."""
         if self.offsets is None:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.cameras import place
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from handtailor_jax.geometry.similarity import best_similarity
@@ -74,11 +75,13 @@ class JointsProblem:
         size = jnp.log(placed.scale)[None] / _SCALE_STD
         return jnp.concatenate([data.reshape(63), prior.reshape(45), shape, size, limits.reshape(45)])
 
+    @exact
     def energy(self, x: Float[Array, "unknowns"]) -> Float[Array, ""]:
         """Return E(x)."""
         residuals = self.residuals(x)
         return 0.5 * residuals @ residuals
 
+    @exact
     def normal_equations(
         self, x: Float[Array, "unknowns"]
     ) -> tuple[Float[Array, ""], Float[Array, "unknowns"], Float[Array, "unknowns unknowns"]]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from handtailor_jax.errors import InputError
+from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.cameras import place, project
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.render.soft import soft_rasterise
@@ -108,6 +109,7 @@ class PaperProblem:
         """The unknowns before the first step."""
         return jnp.concatenate([self.start.pose.reshape(48), self.start.betas, self._start_bone()[None]])
 
+    @exact
     def energy(self, x: Float[Array, "unknowns"]) -> Float[Array, ""]:
         """Return E (Eq. 13 of the paper)."""
         w, start, seen = self.weights, self.start, self.observation

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.cameras import (
     depth_divisor,
     focal_length,
@@ -52,6 +53,7 @@ def with_floats(dtype: jnp.dtype, tree: T) -> T:
     return jax.tree.map(convert, tree)
 
 
+@exact
 def initialize(
     hand: HandModel,
     pose: Float[Array, "16 3"],
@@ -93,6 +95,7 @@ def initialize(
     return HandParameters(pose=pose, betas=betas, scale=start, translation=root)
 
 
+@exact
 def closed_form_scale(
     observation: Observation, keypoints: Float[Array, "21 3"], root: Float[Array, "3"], least: float | None = None
 ) -> Float[Array, ""]:
@@ -109,6 +112,7 @@ def closed_form_scale(
     return depth_divisor(camera, root[2][None])[0] * best
 
 
+@exact
 def closed_form_scale_with_depths(
     observation: Observation, keypoints: Float[Array, "21 3"], root: Float[Array, "3"], bone: Float[Array, ""]
 ) -> Float[Array, ""]:
@@ -124,6 +128,7 @@ def closed_form_scale_with_depths(
     return _safe_ratio(jnp.sum(model * (rays - root[None, :2] / divisor)), jnp.sum(model * model))
 
 
+@exact
 def relative_depth(
     joints: Float[Array, "21 3"], keypoints_2d: Float[Array, "21 2"], confidence: Float[Array, "21"]
 ) -> Float[Array, "21"]:
@@ -137,6 +142,7 @@ def relative_depth(
     return _least_squares_scale(model, target, weight)[0] * (joints[:, 2] - joints[ROOT, 2])
 
 
+@exact
 def place_proposal(
     hand: HandModel,
     pose: Float[Array, "16 3"],

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from handtailor_jax.errors import check_range
+from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.cameras import focal_length, inverse_linear, project, unproject
 from handtailor_jax.geometry.lifting import turn_to_axis
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix
@@ -115,6 +116,7 @@ def starts(
     return HandParameters(pose, *_repeat(placed, pose.shape[0]))
 
 
+@exact
 def search(
     hand: HandModel,
     observation: Observation,

@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax
 
+from handtailor_jax.geometry import exact
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import MANO, LandmarkConvention
 from handtailor_jax.tailor.calibrated import CalibratedEnergy, CalibratedProblem
@@ -152,6 +153,7 @@ PRESETS = {
 PresetName = Literal["default", "network", "landmarks", "paper", "official"]
 
 
+@exact
 def tailor(
     hand: HandModel,
     start: HandParameters,

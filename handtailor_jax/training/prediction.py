@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 from handtailor_jax.data.augmentation import MAP_STRIDE, map_affine
 from handtailor_jax.data.sample import Batch, labelled_batch
 from handtailor_jax.evaluation.freihand import FREIHAND_TIPS
+from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.geometry.heatmaps import expected_index, expected_value, pixels_from_indices, softmax_heatmaps
 from handtailor_jax.hand_module.hand_module import HandModule, HourglassEstimate
@@ -120,6 +121,7 @@ def _detached_estimate(
     )
 
 
+@exact
 def posed_keypoints(
     hand: HandModel,
     betas: Float[Array, "batch 10"],

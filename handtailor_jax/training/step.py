@@ -35,6 +35,8 @@ from handtailor_jax.training.state import (
 )
 from handtailor_jax.types import HandEstimate, pytree
 
+_AT_ONCE = 64  # images rendered together; one takes about 65 MB at 256 pixels
+
 
 @pytree
 class Losses:
@@ -220,7 +222,8 @@ def compile_rendering(config: TrainingConfig, devices: tuple[jax.Device, ...]) -
 
     def render(assets: SyntheticAssets, step: Int[Array, ""], samples: Int[Array, "n"]) -> Batch:
         keys = jax.vmap(lambda index: sample_key(config.seed, "train", index))(step * config.batch + samples)
-        sample = render_batch(assets, keys, rendering(config.data))
+        # Needs an accelerator, whose memory fits more images than a processor's caches.
+        sample = render_batch(assets, keys, dataclasses.replace(rendering(config.data), images_at_once=_AT_ONCE))
         fields = ("image", "keypoints_2d", "joints", "pose", "betas")
         return labelled_batch(intrinsics=sample.camera.matrix, **{name: getattr(sample, name) for name in fields})
 
