@@ -90,6 +90,12 @@ def _give_back(event: str = "", seconds: float = np.inf, **_: Any) -> None:
 jax.monitoring.register_event_duration_secs_listener(_give_back)
 
 
+def _resident() -> int:
+    """Memory of this process in bytes; 0 where the system does not tell."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
+
+
 @pytest.fixture(scope="module", autouse=True)
 def freed() -> Iterator[None]:
     """Frees the compiled programs of a module after its last test: kept, they fill several gigabytes in a worker."""
@@ -97,6 +103,18 @@ def freed() -> Iterator[None]:
     jax.clear_caches()
     gc.collect()
     _give_back()
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Frees them earlier if a worker holds more than 1.3 GB; they are loaded again from the cache of the run."""
+    yield
+    if _resident() > 1.2e9:
+        _give_back()
+    if _resident() > 1.3e9:
+        jax.clear_caches()
+        gc.collect()
+        _give_back()
 
 
 @pytest.fixture(scope="session")

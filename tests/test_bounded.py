@@ -52,7 +52,8 @@ def compiled(preset):
 OTHERS = ("network", "landmarks", "paper", "official", "plug_in")
 
 
-@pytest.mark.parametrize("name", ["default", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+@pytest.mark.parametrize("name", ["default", *OTHERS])
+@pytest.mark.slow
 def test_any_start_is_bounded(hand, name):
     """Values and gradients, float32."""
     run = compiled((PRESETS | {"plug_in": TailorConfig.plug_in})[name]())

@@ -115,6 +115,7 @@ def test_a_list_of_the_command(weights, tmp_path, capsys):  # noqa: F811
 # Many images
 
 
+@pytest.mark.slow
 def test_many_images_are_recovered_as_one_by_one(monkeypatch):
     """Boxes, sides and errors among them, in the order of the requests."""
     monkeypatch.setattr(hand_tailor, "_MOST_AT_ONCE", 1)

@@ -139,10 +139,11 @@ def test_upsampling_keeps_a_plane(rng):
 @pytest.mark.parametrize(
     "build",
     [
-        pytest.param(lambda: PalmDetector(SMALL_PALM, rngs=nnx.Rngs(0)), marks=pytest.mark.slow, id="palm"),
+        pytest.param(lambda: PalmDetector(SMALL_PALM, rngs=nnx.Rngs(0)), id="palm"),
         pytest.param(lambda: HandLandmarkNetwork(SMALL_LANDMARKS, rngs=nnx.Rngs(0)), id="landmarks"),
     ],
 )
+@pytest.mark.slow
 def test_gradients(x64, rng, build):
     graph, state = nnx.split(nnx.eval_shape(build))
     state = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) / math.sqrt(leaf.shape[-1])), state)
@@ -331,6 +332,7 @@ def test_a_hand_is_followed_and_found_in_a_box(detector):
         assert np.linalg.norm(found.keypoints_2d - expected, axis=1).mean() < 0.1 * size
 
 
+@pytest.mark.slow
 def test_tiles_find_small_hands(detector):
     image = np.full((900, 1200, 3), 90, np.uint8)
     small = read_image(EXAMPLES / "open.jpg")[::2, ::2]

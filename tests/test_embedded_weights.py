@@ -57,6 +57,7 @@ def test_half_precision_keeps_three_digits(tmp_path):
     assert not (tmp_path / "huge.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_demo(tmp_path, capsys, monkeypatch):
     # One program to compile instead of three, and small overlays.
     monkeypatch.setattr(hand_tailor, "_MOST_AT_ONCE", 1)

@@ -49,6 +49,7 @@ def test_image_to_mesh(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "hands").iterdir()} == {"hands.glb", "overlay.png"}
 
 
+@pytest.mark.slow
 def test_keypoints_to_mesh(tmp_path):
     main(2)(out=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"peace.obj", "pinch.obj"}

@@ -76,6 +76,7 @@ def agree(results, expected):
         np.testing.assert_allclose(results[name], getattr(mesh, name), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_from_the_file_in_this_process(exported, problems, expected):
     first = jax.tree.map(lambda leaf: leaf[:1], (problems, expected))  # the other test has another batch size
     agree(program(exported)(*arguments(first[0], exported)), first[1])
@@ -195,6 +196,7 @@ def test_the_hand_module_alone(module, image, tmp_path):
         np.testing.assert_allclose(array, wanted[name], rtol=1e-3, atol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_all_platforms_in_one_file(module, hand, tmp_path):
     """Lowering for a platform does not need a device of it."""
     config = dataclasses.replace(TailorConfig.default(), solver=LevenbergMarquardt(iterations=1, damping=0.003))

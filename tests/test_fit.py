@@ -218,6 +218,7 @@ def test_fixed_betas_are_kept(hand):
 # 3D joints alone
 
 
+@pytest.mark.slow
 def test_exact_joints_come_back(hand):
     """Exact joints of random poses, anywhere in space, of both sides: 0.3 mm median and 1 mm at most."""
     errors, models, keys = [], {"right": hand, "left": hand.mirrored()}, jax.random.split(jax.random.key(7), 50)

@@ -142,11 +142,12 @@ def check_against_differences(loss, inputs, one, rng, rtol, names=None, step=1e-
 @pytest.mark.parametrize(
     ("camera", "iterations"),
     [
-        ("perspective", 1),  # both take more than a gigabyte to compile
-        pytest.param("perspective", 2, marks=pytest.mark.slow),
-        pytest.param("weak_perspective", 2, marks=pytest.mark.slow),
+        ("perspective", 1),
+        ("perspective", 2),
+        ("weak_perspective", 2),
     ],
 )
+@pytest.mark.slow  # takes more than a gigabyte to compile
 def test_gradients_through_the_default(hand64, singles, camera, iterations, rng):
     one = double(singles[camera])
     assert DEFAULT.solver.iterations == 2

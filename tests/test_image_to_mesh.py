@@ -90,9 +90,8 @@ def test_floats_batches_and_nnx(hourglass, hand, image):
     assert not np.allclose(both.keypoints_2d[1], found.keypoints_2d, atol=1e-2)
 
 
-@pytest.mark.parametrize(
-    ("stem", "pixels"), [("patches", 0.05), pytest.param("landmarks", 3.0, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("stem", "pixels"), [("patches", 0.05), ("landmarks", 3.0)])
+@pytest.mark.slow
 def test_a_left_hand_is_the_mirrored_right_hand(hourglass, hand, image, stem, pixels):
     """Exactly in the square of a box; the landmark network's region around a left hand is a little different."""
     module = hourglass if stem == "landmarks" else HandModule(HandModuleConfig.small(), rngs=nnx.Rngs(0))

@@ -149,6 +149,7 @@ def on_images(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_terms(hand, tmp_path):
     """Every term with known and unknown joints, poses, cameras, masks and depth maps."""
     config = on_images(tmp_path)

@@ -84,6 +84,7 @@ def test_a_still_hand_does_not_wander(hand, still):
     assert (wander(together) < [3.0, 0.01, 0.3]).all()
 
 
+@pytest.mark.slow
 def test_a_still_hand_without_intrinsics_keeps_its_size(still):
     together = ht.fit_sequence(still, np.arange(len(still)) / RATE)
     scales = np.asarray([each.parameters.scale for each in together])
@@ -91,6 +92,7 @@ def test_a_still_hand_without_intrinsics_keeps_its_size(still):
     assert not together[0].perspective
 
 
+@pytest.mark.slow
 def test_a_moving_hand_does_not_lag(moving, fitted):
     _, truth, keypoints = moving
     alone = np.stack([ht.fit(each, camera=CAMERA).joints for each in keypoints])

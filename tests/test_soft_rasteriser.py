@@ -93,6 +93,7 @@ def single(hand, hands):
 
 
 @pytest.mark.parametrize("camera", ["perspective", "weak"])
+@pytest.mark.slow
 def test_gradients_equal_differences(x64, camera, rng):
     points, faces = blob()
     weights = jnp.asarray(rng.normal(size=(2, HEIGHT, WIDTH)))
@@ -274,6 +275,7 @@ def test_residuals_of_maps():
     np.testing.assert_allclose(terms.silhouette(jnp.asarray([[0.25, 1.0]]), jnp.asarray([[1.0, 0.5]])), [[-0.75, 0.5]])
 
 
+@pytest.mark.slow
 def test_energy_of_maps(hand, hands):
     """E_d and E_sil of the paper enter the energy with a positive weight and cost nothing without one."""
     problems, _, soft, _ = hands

@@ -136,6 +136,7 @@ each_stage = pytest.mark.parametrize("stage", ["poses", pytest.param("images", m
 
 
 @each_stage
+@pytest.mark.slow
 def test_many_devices_equal_one(stage, cache, tmp_path):
     config, found = tiny(cache, **STAGES[stage]), []
     for devices in (1, 8):
@@ -162,6 +163,7 @@ def test_many_devices_equal_one(stage, cache, tmp_path):
 
 
 @each_stage
+@pytest.mark.slow
 def test_learns_and_resumes_bit_for_bit(stage, cache, tmp_path):
     config = tiny(cache, **STAGES[stage])
     whole = Run(config, tmp_path / "whole", devices=1)

@@ -72,6 +72,7 @@ def test_numbers_that_are_no_webcams(refused, tmp_path, number):
     "arguments",
     [("--count", "0"), ("--count", "-3"), ("--count", 10**12), ("--seed", "-1"), ("--seed", 2**31), ("--size", 10**6)],
 )
+@pytest.mark.slow
 def test_counts_seeds_and_sizes_of_synth(refused, tmp_path, arguments):
     line = refused("synth", *arguments, "--out", tmp_path / "out")
     assert arguments[0].removeprefix("--") in line
