@@ -30,6 +30,7 @@ from handtailor_jax.tailor.tailor import tailor
 from handtailor_jax.types import HandParameters, NetworkName, Observation
 
 _PROBLEMS = 64
+_EXAMPLES = Path(__file__).parents[1] / "handtailor_jax" / "assets" / "examples"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def results() -> Results:
     yield from _tailored(hand, "landmarks", TailorConfig.landmarks())
     for network in get_args(NetworkName):
         recover = HandTailor.load(network=network)
-        for path in sorted(Path("handtailor_jax/assets/examples").glob("*.jpg")):
+        for path in sorted(_EXAMPLES.glob("*.jpg")):
             for number, each in enumerate(recover(read_image(path))):
                 yield f"{network}, {path.stem} {number}: keypoints, px", np.asarray(each.keypoints_2d)
                 yield f"{network}, {path.stem} {number}: joints, mm", 1e3 * np.asarray(each.joints)

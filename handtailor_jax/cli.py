@@ -80,6 +80,7 @@ class Predict:
         """Recover the hands of all inputs and write the results."""
         from handtailor_jax.geometry.cameras import as_camera, checked_length
         from handtailor_jax.hand_tailor import HandTailor, check_arguments
+        from handtailor_jax.images import box_numbers
         from handtailor_jax.inputs import find_sources, read_list
         from handtailor_jax.mano.loading import load_hand
         from handtailor_jax.predict import HandFiles, predict
@@ -89,6 +90,8 @@ class Predict:
         if self.files and self.inputs is not None:
             raise InputError(f"{self.files[0]} is given as INPUT and {self.inputs} as --inputs: give one of the two")
         as_camera(self.camera)
+        if self.box is not None:
+            box_numbers(self.box)
         known: dict[str, Any] = {"camera": self.camera, "box": self.box, "side": self.side}
         sources = find_sources(self.files, **known) if self.inputs is None else read_list(self.inputs, **known)
         boxes = [source.box is not None for source in sources]

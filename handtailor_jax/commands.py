@@ -213,7 +213,7 @@ def keep_compiled_programs() -> None:
 
 
 def announce_compiling() -> None:
-    """Print that the first run takes longer; in later runs, print it once if a program compiles for some seconds."""
+    """Print that the first run takes longer; in later runs, print it whenever a program compiles for some seconds."""
     if _nothing_compiled():
         print("The first run compiles for a minute or two; later runs start quickly.", file=sys.stderr)
     elif _own_cache():
@@ -227,7 +227,6 @@ def _watch_compiling() -> None:
 
     timer: threading.Timer | None = None
 
-    @functools.cache
     def announce() -> None:
         tqdm.write("Compiling for these sizes and options; later runs start quickly.", file=sys.stderr)
 

@@ -140,7 +140,8 @@ def labelling(side: str, convention: str, order: str) -> list[int]:
 def check_id(id: str) -> None:
     """Raise an `InputError` unless an id can be part of a file name."""
     if not isinstance(id, str) or not _ID.fullmatch(id) or id.startswith("."):
-        raise InputError(f"id is {id!r}: it names files, so use text without slashes that does not begin with a dot")
+        use = "use text without slashes and control characters that does not begin with a dot"
+        raise InputError(f"id is {id!r}: it names files, by default after the image, so {use}")
     if len(id.encode("utf-8", "replace")) > _LONGEST_ID or _SURROGATE.search(id):
         raise InputError(f"id is {id[:20]!r}...: it names files, so use valid text of at most {_LONGEST_ID} bytes")
 

@@ -134,6 +134,8 @@ def numbers(name: str, values: Any) -> Any:
     Raises:
         InputError: If a value is not a number, or the rows differ in length; the message begins with `name`.
     """
+    if type(values).__name__.endswith("Tracer"):
+        raise InputError(f"{name} is traced by jit, vmap or grad, in which this function cannot be used: use tailor")
     if isinstance(values, np.ma.MaskedArray):
         values = np.ma.filled(values.astype(np.float64), np.nan)  # np.asarray would drop the mask
     try:
@@ -174,7 +176,11 @@ def checked_array(
     if ignored is not None:
         finite |= ignored.reshape(-1, *([1] * (array.ndim - 1)))
     if not finite.all():
-        remedy = "give missing keypoints a confidence of 0" if ignored is not None else "leave it out if it is unknown"
+        remedy = (
+            "give missing keypoints a confidence of 0"
+            if ignored is not None
+            else "correct it, or leave it out if it is unknown"
+        )
         raise InputError(f"{name} holds NaN, infinite or absurdly large numbers: {remedy}")
     return np.where(np.isfinite(array), array, 0.0).astype(np.float32)
 

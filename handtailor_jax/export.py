@@ -28,7 +28,7 @@ from handtailor_jax.geometry.cameras import transform_camera
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.mano.loading import given_hand
 from handtailor_jax.pipeline import fitting_config, recover
 from handtailor_jax.results import write_atomically, write_json
 from handtailor_jax.skeleton import KEYPOINTS, MANO_JOINTS
@@ -107,7 +107,7 @@ def export_tailor(
     Raises:
         InputError: If the file cannot be written.
     """
-    hand = embedded_hand() if hand is None else hand
+    hand = given_hand(hand)
     config = config or TailorConfig.default()
     dtype = hand.dtype
 
@@ -171,7 +171,7 @@ def export_pipeline(
     None, the proposal is not refined.
     """
     module = inference_form(module)
-    hand = embedded_hand() if hand is None else hand
+    hand = given_hand(hand)
     model = hand if hand.side == "right" else hand.mirrored()
     config, size = fitting_config(module, config), module.config.image_size
     to_crop = "affine map A from pixels of the image to the crop's, A @ (u, v, 1); [[1, 0, 0], [0, 1, 0]] if none"

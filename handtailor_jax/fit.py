@@ -22,7 +22,7 @@ from handtailor_jax.geometry.mirror import (
 )
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import LandmarkConvention, load_convention
-from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.mano.loading import given_hand
 from handtailor_jax.programs import kept
 from handtailor_jax.tailor.calibrated import CalibratedEnergy
 from handtailor_jax.tailor.joints import tailor_joints
@@ -74,7 +74,7 @@ def fit_detection(
     """Fit a hand to a checked detection; see `fit`."""
     if found.time is not None:
         raise InputError("time is given for a single hand: use fit_sequence, or leave it out")
-    model = embedded_hand() if hand is None else hand
+    model = given_hand(hand)
     known = _Known(
         keypoints_2d=found.keypoints_2d,
         confidence=found.confidence,
@@ -141,7 +141,7 @@ def fit_joints(
     joints, weights = checked_joints(joints_3d, confidence)
     check_range("joint_std (metres)", joint_std, 1e-5, 0.1)
     shape = checked_betas(betas, fixed_betas)
-    model = embedded_hand() if hand is None else hand
+    model = given_hand(hand)
     known = _Joints(
         joints=joints[to_canonical],
         confidence=weights[to_canonical],

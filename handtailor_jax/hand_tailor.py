@@ -24,7 +24,7 @@ from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.hand_module.weights import load_iknet, load_module
 from handtailor_jax.images import Image, as_rgb, check_box
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.mano.loading import given_hand
 from handtailor_jax.pipeline import Preset, fitting_config, recover_views
 from handtailor_jax.programs import is_own, kept
 from handtailor_jax.tailor.placement import with_length
@@ -64,7 +64,7 @@ class HandTailor:
         Raises:
             InputError: If the energy is not defined for this hand module's keypoints.
         """
-        hand = embedded_hand() if hand is None else hand
+        hand = given_hand(hand)
         self.hand = hand if hand.side == "right" else hand.mirrored()
         self.config, self.hand_length = fitting_config(module, config), hand_length
         self.finder: LandmarkFinder | HourglassFinder

@@ -128,11 +128,14 @@ def as_rgb(image: Any) -> Image:
         raise InputError(f"image is {image!r}: {hint}")
     if getattr(image, "mode", "RGB") in ("1", "P", "PA", "LA", "CMYK", "YCbCr", "LAB", "HSV"):
         image = image.convert("RGB")  # a Pillow image
-    array = np.asarray(image)
+    try:
+        array = np.asarray(image)
+    except ValueError:
+        raise InputError("image has rows of different lengths: give an array, such as read_image returns") from None
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4) or min(array.shape[:2]) < 1:
-        raise InputError(f"image has shape {np.shape(image)}: give (H, W, 3), (H, W, 4), (H, W, 1) or (H, W)")
+        raise InputError(f"image has shape {np.shape(image)}: give (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) pixels")
     if array.dtype == np.uint16:
         # Cameras store 10, 12 or 14 bits in 16.
         bits = next(bits for bits in (8, 10, 12, 14, 16) if array.max() < 2**bits)

@@ -138,7 +138,8 @@ def as_camera(camera: Any) -> Camera:
             raise InputError(f"camera.linear has shape {camera.linear.shape}: give one Camera of one image")
         finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(camera))
         if not finite or np.linalg.det(camera.linear) <= 0 or camera.perspectivity not in (0.0, 1.0):
-            raise InputError(f"camera is not a valid camera: {camera}; use Camera.perspective or weak_perspective")
+            text = " ".join(str(camera).split())[:200]
+            raise InputError(f"camera is not a valid camera: {text}: give finite numbers and positive focal lengths")
         return camera
     matrix = np.eye(3, dtype=np.float32) if camera is None else intrinsic_matrix(camera)
     return Camera(matrix[:2, :2], matrix[:2, 2], np.asarray(camera is not None, np.float32))

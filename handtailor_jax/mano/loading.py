@@ -53,6 +53,17 @@ def embedded_hand(side: Side = "right", dtype: npt.DTypeLike = jnp.float32) -> H
     return _on_side(_build(embedded_arrays(), "right", dtype), side)
 
 
+def given_hand(hand: Any) -> HandModel:
+    """Return the hand model that a caller gives, or for None the embedded right hand.
+
+    Raises:
+        InputError: If it is something else, such as the path of a file.
+    """
+    if hand is None or isinstance(hand, HandModel):
+        return embedded_hand() if hand is None else hand
+    raise InputError(f"hand is {str(hand)[:80]!r}: give a HandModel, such as load_hand(path)")
+
+
 @functools.cache
 def embedded_arrays() -> Arrays:
     """Return the stored arrays of the embedded right hand by name (numpy, read-only).

@@ -10,7 +10,7 @@ from handtailor_jax.errors import FloatArray, InputError, checked_array, numbers
 from handtailor_jax.geometry.mirror import mirror_pose
 from handtailor_jax.geometry.rotations import axis_angle_from_matrix, axis_angle_from_quaternion
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.mano.loading import given_hand
 
 MOST_PARAMETER = 100.0
 """Largest value in a given pose, in any form."""
@@ -49,7 +49,7 @@ def pose_from(
     values = np.concatenate(parts)
     if pca is None and flat_hand_mean:
         return values
-    model = embedded_hand() if hand is None else hand
+    model = given_hand(hand)
     fingers = np.zeros(45, np.float32) if flat_hand_mean else np.asarray(model.pose_mean)
     if pca is not None:
         coefficients = np.asarray(numbers("pca", pca)).reshape(-1)

@@ -110,7 +110,7 @@ class _File:
                 options = {"protocol_whitelist": "none"}
                 self._container = stack.enter_context(av.open(self._bytes, options=options))
             except (av.FFmpegError, OSError, ValueError):
-                raise InputError(f"{path}: is not a video: give an MP4, AVI, MOV or WebM file") from None
+                raise InputError(f"{path}: is not a video: give a complete MP4, AVI, MOV or WebM file") from None
             pictures = [
                 s for s in self._container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
             ]

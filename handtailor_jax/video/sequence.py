@@ -11,7 +11,7 @@ from handtailor_jax.detections import Detection, detection
 from handtailor_jax.errors import InputError, checked_times, naming, warn
 from handtailor_jax.fit import fit_detection
 from handtailor_jax.mano.hand_model import HandModel
-from handtailor_jax.mano.loading import embedded_hand
+from handtailor_jax.mano.loading import given_hand
 from handtailor_jax.skeleton import ROOT
 from handtailor_jax.tailor.tailor import TailorConfig
 from handtailor_jax.types import Hand, Side
@@ -93,7 +93,7 @@ def fit_frames(
         InputError: If a time is missing or given twice, frames of a hand differ in its camera, for example, or none
             shows the hand.
     """
-    model = embedded_hand() if hand is None else hand
+    model = given_hand(hand)
     of_hands: dict[tuple[int, Side], list[int]] = {}
     for i in sorted(range(len(frames)), key=lambda i: _time(frames[i])):
         of_hands.setdefault((frames[i].track, frames[i].side), []).append(i)

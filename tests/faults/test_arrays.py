@@ -6,6 +6,7 @@ import pickle
 import zipfile
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,11 +15,14 @@ from handtailor_jax.data.readers.photos import read_labels
 from handtailor_jax.detections import detection
 from handtailor_jax.errors import InputError
 from handtailor_jax.evaluation.paper.sources import read_predictions
+from handtailor_jax.fit import fit
 from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.hand_module.weights import FORMAT, VERSION, load_weights
 from handtailor_jax.hand_tailor import check_arguments
 from handtailor_jax.images import as_rgb, check_box, read_image
+from handtailor_jax.mano.loading import given_hand
 from handtailor_jax.mediapipe import from_mediapipe
+from handtailor_jax.types import Camera
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.uniform(0.2, 0.8, (21, 3))
@@ -238,3 +242,15 @@ def test_weights_of_other_types(tmp_path, kind):
     (tmp_path / "w.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(length))
     with pytest.raises(InputError, match=r"w\.safetensors: "):
         load_weights(tmp_path / "w.safetensors")
+
+
+def test_paths_ragged_lists_and_traced_arrays():
+    with pytest.raises(InputError, match=r"hand is 'MANO_RIGHT.pkl': give a HandModel, such as load_hand\(path\)"):
+        given_hand("MANO_RIGHT.pkl")
+    with pytest.raises(InputError, match="image has rows of different lengths"):
+        as_rgb([[1], [1, 2]])
+    with pytest.raises(InputError, match="keypoints_2d is traced by jit, vmap or grad"):
+        jax.jit(fit)(POINTS[:, :2].astype(np.float32))
+    with pytest.raises(InputError, match="camera is not a valid camera") as caught:
+        as_camera(Camera.perspective(0.0, 0.0, 100.0, 100.0))
+    assert "\n" not in str(caught.value)
