@@ -72,6 +72,7 @@ def test_labels_of_the_split_are_those_of_its_images(truth):
     assert y < some.keypoints_2d[0, :, 1].min()
 
 
+@pytest.mark.slow
 def test_exact_predictions_score_perfectly_and_stay_so(hand, truth, subject):
     exact = simulated_predictions(truth, 0, noise=0.0)
     proposals = propose(truth, exact)
@@ -192,6 +193,7 @@ def test_everything_from_a_noise_model(tmp_path, truth, predictions, script, mon
     assert 4.0 < somebody[5] < 12.0
 
 
+@pytest.mark.slow
 def test_a_network_predicts_with_and_without_intrinsics(truth, hand):
     module = HandModule(
         dataclasses.replace(HandModuleConfig.small(), image_size=32, channels=16, depth=1, shape_levels=1),
@@ -219,6 +221,7 @@ def test_a_network_predicts_with_and_without_intrinsics(truth, hand):
         network_predictions(dataclasses.replace(some, read_image=None), module, hand)
 
 
+@pytest.mark.slow
 def test_submission(tmp_path):
     config = EvaluationConfig("freihand-submission", tmp_path / "out", count=COUNT, predictions="simulated")
     evaluate(config)

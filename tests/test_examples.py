@@ -94,6 +94,7 @@ def test_behind_mediapipe(tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"hands.glb", "overlay.png"}
 
 
+@pytest.mark.slow
 def test_export(tmp_path, capsys):
     main(7)(out=tmp_path / "tailor.jaxexport")
     assert "'vertices': (1, 1609, 3)" in capsys.readouterr().out

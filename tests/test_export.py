@@ -82,6 +82,7 @@ def test_from_the_file_in_this_process(exported, problems, expected):
     agree(program(exported)(*arguments(first[0], exported)), first[1])
 
 
+@pytest.mark.slow
 def test_without_intrinsics(hand, simulated, tmp_path):
     path = export_tailor(tmp_path / "weak.jaxexport", hand, perspective=False, platforms=("cpu",))
     names = [entry["name"] for entry in description_of(path)["inputs"]]

@@ -281,6 +281,7 @@ def test_joints_that_are_none(joints, known, message):
 # Left hands
 
 
+@pytest.mark.slow
 def test_left_hand_without_intrinsics(weak, fits, hand):
     """The mirrored image of a right hand gives the mirrored hand, bit for bit."""
     points = np.asarray(weak.observation.keypoints_2d[0]) * [-1.0, 1.0]

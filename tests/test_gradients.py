@@ -39,10 +39,11 @@ def double(tree):
     [
         ("perspective", False),
         ("weak_perspective", True),
-        pytest.param("perspective", True, marks=pytest.mark.slow),
-        pytest.param("weak_perspective", False, marks=pytest.mark.slow),
+        ("perspective", True),
+        ("weak_perspective", False),
     ],
 )
+@pytest.mark.slow
 def test_normal_equations(hand64, singles, camera, with_depth, rng):
     """The gradient is exact. The Jacobian neglects that fingertips are not exactly rigid with their last bones."""
     one = double(singles[camera])

@@ -288,6 +288,7 @@ def test_inference_form_computes_the_same(name, request, rng):
 @pytest.mark.parametrize(
     "config", [TINY, pytest.param(TINY_RELEASED, marks=pytest.mark.slow)], ids=["small", "released"]
 )
+@pytest.mark.slow
 def test_gradients_reach_every_parameter(config, rng):
     module = HandModule(config, rngs=nnx.Rngs(1))
     module.train()

@@ -90,6 +90,7 @@ def test_the_side_is_overruled_and_cameras_are_used(tailor):
     assert hand.reprojection_after < hand.reprojection_before
 
 
+@pytest.mark.slow
 def test_a_known_length_makes_depths_metric(tailor):
     """Images and videos: every hand has the length, at the depth where its image stays the same."""
     image, camera = example("open"), {"fx": 400, "fy": 400, "cx": 160, "cy": 160}

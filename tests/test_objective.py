@@ -280,6 +280,7 @@ def test_steps_on_images(hand, tmp_path):
         ),
     ],
 )
+@pytest.mark.slow
 def test_steps_on_poses(hand, tmp_path, accumulate, losses, norms, arrays):
     """Optimiser, schedule, averages and accumulation over three steps."""
     config = TrainingConfig(

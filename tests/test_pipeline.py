@@ -219,6 +219,7 @@ def test_left_hands_are_right_hands_in_a_mirror(reader, scene, camera):
     np.testing.assert_array_equal(left.faces, model.faces)
 
 
+@pytest.mark.slow
 def test_a_batch_of_both_sides_is_one_program(reader, scene):
     """The side is a value of the graph: a batch holds left and right hands, and results come back as NumPy arrays.
 

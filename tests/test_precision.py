@@ -46,7 +46,7 @@ def check_products(function, *arguments):
     assert not [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line]
 
 
-@pytest.mark.parametrize("preset", ["landmarks", "paper"])
+@pytest.mark.parametrize("preset", [pytest.param("landmarks", marks=pytest.mark.slow), "paper"])
 def test_products_are_exact_after_the_network(hand, preset):
     """Rounded, meshes were off by up to 15 mm on a GPU, and gradients by up to 75 mm a pixel."""
     config = getattr(ht.TailorConfig, preset)()

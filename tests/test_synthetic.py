@@ -352,6 +352,7 @@ def test_hand_and_arm_are_one_surface():
     assert len(open_edges) == len(np.asarray(topology.wrist_loop))  # the far end of the arm
 
 
+@pytest.mark.slow
 def test_the_second_hand_is_a_copy_of_the_first_in_the_mesh():
     """A scene whose second hand is the first one moved has its vertices and normals there, divided in the same way."""
     plain = scene_topology()
@@ -373,6 +374,7 @@ def test_the_second_hand_is_a_copy_of_the_first_in_the_mesh():
     np.testing.assert_array_equal(both.material[count:], np.asarray(plain.material)[copied])
 
 
+@pytest.mark.slow
 def test_a_second_hand_touches_the_first_and_does_not_cut_it(hand):
     topology = scene_topology()
 

@@ -230,6 +230,7 @@ def test_noise_grows_as_confidence_falls(hand, seen):
         np.testing.assert_allclose(powered, weighted, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_low_confidences_do_not_shrink_the_hand(hand, rng):
     """Three keypoints of higher confidence are far off; without pixel_std and zoom_std the hand shrinks."""
     network = TailorConfig.network()
@@ -394,6 +395,7 @@ def test_presets_have_the_constants_they_are_named_for():
 
 
 @pytest.mark.parametrize("camera", ["perspective", "weak_perspective"])
+@pytest.mark.slow
 def test_batch_equals_single_fits(hand, seen, camera):
     problems = seen[camera]
     starts = problems.starts(hand, DEFAULT)

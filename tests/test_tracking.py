@@ -245,6 +245,7 @@ def parameters(pose, translation, scale):
 
 
 @pytest.mark.parametrize("perspective", [True, False])
+@pytest.mark.slow
 def test_the_joints_of_a_hand_tremble_less_and_do_not_lag(hand, rng, perspective):
     pose = 0.3 + motion(rng, 48, 0.3, 0.5).reshape(FRAMES, 16, 3)
     place = motion(rng, 3, 1.0, 0.4) * [0.1, 0.1, 0.05] + [0.0, 0.0, 0.6]

@@ -219,6 +219,7 @@ def test_whole_run(stage, cache, whole):
 
 
 @each_stage
+@pytest.mark.slow
 def test_stops_where_a_loss_is_not_finite(stage, cache, tmp_path):
     config = tiny(cache, **STAGES[stage])
     run = Run(config, tmp_path / "run", devices=1)

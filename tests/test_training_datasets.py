@@ -263,6 +263,7 @@ def test_freihand_without_the_truth_of_its_evaluation(hand, tmp_path):
         evaluation_samples(config(tmp_path, "freihand"), hand)
 
 
+@pytest.mark.slow
 def test_a_missing_depth_map_is_one_line(tmp_path, main):
     write_rhd(tmp_path / "rhd")
     (tmp_path / "rhd" / "training" / "depth" / "00001.png").unlink()
