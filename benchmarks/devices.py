@@ -1,13 +1,14 @@
-"""Results of this machine's device in a file, and the differences between two such files: is an accelerator as exact?
+"""Does an accelerator compute what a CPU computes? Writes the results of a device, and compares them with another's.
 
     JAX_PLATFORMS=cpu python benchmarks/devices.py cpu.npz
     python benchmarks/devices.py gpu.npz --reference cpu.npz
     JAX_DEFAULT_MATMUL_PRECISION=highest python benchmarks/devices.py exact.npz --reference cpu.npz
 
-Computed are posed meshes, tailors of simulated problems, the gradient of one, and the hands of the example pictures.
+The results are posed meshes, tailored hands of simulated problems with their gradients, and the hands of the examples.
 """
 
 import dataclasses
+import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +23,9 @@ from simulation import tailor_problems
 from timing import command
 
 from handtailor_jax import HandTailor, TailorConfig, camera_keypoints, camera_mesh, embedded_hand
-from handtailor_jax.errors import InputError
 from handtailor_jax.images import read_image
 from handtailor_jax.mano.hand_model import HandModel
+from handtailor_jax.mano.safe_arrays import read_npz
 from handtailor_jax.results import write_atomically
 from handtailor_jax.tailor.tailor import tailor
 from handtailor_jax.types import HandParameters, NetworkName, Observation
@@ -87,14 +88,9 @@ def measure(options: Options) -> None:
     """Write this device's results, and print the differences to the reference.
 
     Raises:
-        InputError: The reference does not exist.
+        InputError: The reference cannot be read.
     """
-    if options.reference is not None and not options.reference.is_file():
-        raise InputError(f"{options.reference}: no such file: make it first (see --help)")
-    expected: dict[str, np.ndarray] = {}
-    if options.reference is not None:
-        with np.load(options.reference) as stored:
-            expected = dict(stored)
+    expected = {} if options.reference is None else read_npz(options.reference)
     print(f"{jax.devices()[0].device_kind}, matrix products: {jax.config.jax_default_matmul_precision or 'default'}")
     found: dict[str, np.ndarray] = {}
     begin = time.perf_counter()
@@ -106,7 +102,9 @@ def measure(options: Options) -> None:
         print(text, flush=True)
     missing = sorted(expected.keys() - found.keys())
     print(f"Only in the reference: {', '.join(missing)}" if missing else "Everything in the reference was found.")
-    write_atomically(options.out, lambda temporary: np.savez(temporary.open("wb"), **found))
+    content = io.BytesIO()
+    np.savez(content, **found)  # type: ignore[arg-type]
+    write_atomically(options.out, lambda temporary: temporary.write_bytes(content.getvalue()))
 
 
 if __name__ == "__main__":

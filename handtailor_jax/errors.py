@@ -176,11 +176,8 @@ def checked_array(
     if ignored is not None:
         finite |= ignored.reshape(-1, *([1] * (array.ndim - 1)))
     if not finite.all():
-        remedy = (
-            "give missing keypoints a confidence of 0"
-            if ignored is not None
-            else "correct it, or leave it out if it is unknown"
-        )
+        correct = "correct it, or leave it out if it is unknown"
+        remedy = correct if ignored is None else "give missing keypoints a confidence of 0"
         raise InputError(f"{name} holds NaN, infinite or absurdly large numbers: {remedy}")
     return np.where(np.isfinite(array), array, 0.0).astype(np.float32)
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import devices as devices_benchmark
 from benchmarks import fit as fit_benchmark
 from benchmarks import predict as predict_benchmark
 from benchmarks import recover_hand as recover_hand_benchmark
@@ -153,6 +154,21 @@ def test_tiny_run_of_recover_hand(tmp_path, capsys):
     assert "| landmarks | jit" in capsys.readouterr().out
     (row,) = json.loads(path.read_text())["rows"]
     assert row["first, s"] > 0.001 * row["later, ms"] > 0.0
+
+
+def test_devices_are_compared(tmp_path, capsys, monkeypatch):
+    for name, gap in (("cpu", 0.0), ("gpu", 0.5)):
+        found = [("meshes, mm", np.ones((2, 3)) + gap), (f"only {name}", np.ones(1))]
+        monkeypatch.setattr(devices_benchmark, "results", lambda found=found: iter(found))
+        reference = tmp_path / "cpu.npz" if gap else None
+        devices_benchmark.measure(devices_benchmark.Options(tmp_path / f"{name}.npz", reference))
+    text = capsys.readouterr().out
+    assert "meshes, mm: mean 1.5 against 1; difference: median 5.0e-01, largest 5.0e-01" in text
+    assert "Only in the reference: only cpu" in text
+    (tmp_path / "cpu.npz").write_bytes(b"no archive")
+    with pytest.raises(InputError, match=r"cpu\.npz"):
+        devices_benchmark.measure(devices_benchmark.Options(tmp_path / "new.npz", tmp_path / "cpu.npz"))
+    assert not (tmp_path / "new.npz").exists()
 
 
 def test_bad_options_of_the_others():

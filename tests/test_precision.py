@@ -48,7 +48,7 @@ def check_products(function, *arguments):
 
 @pytest.mark.parametrize("preset", [pytest.param("landmarks", marks=pytest.mark.slow), "paper"])
 def test_products_are_exact_after_the_network(hand, preset):
-    """Rounded, meshes were off by up to 15 mm on a GPU, and gradients by up to 75 mm a pixel."""
+    """Rounded, meshes were off by up to 15 mm on a GPU, and gradients by up to 75 mm per pixel."""
     config = getattr(ht.TailorConfig, preset)()
     problem = jax.tree.map(lambda leaf: leaf[0], tailor_problems(hand, 1, seed=0))
 
