@@ -384,6 +384,10 @@ def test_live_shows_what_is_followed(page, described, folder, monkeypatch):
     monkeypatch.setattr(live, "_compile", lambda *_: None)
     shown = live.Live(page, HandTailor.__new__(HandTailor))
     source = live.LatestFrame(folder / "clip.mp4")
+    assert "getting ready" in shown._text.content
+    while shown._follow.frames < 2:
+        shown.run(source, 0.1)
+    assert "frames/s, latency" in shown._text.content  # at once: slow machines show a frame a second
     while shown._follow.frames < 12:
         shown.run(source, 0.1)
     source.close()
@@ -478,11 +482,15 @@ def test_live_in_the_browser(page, browser, tmp_path):
     tab = browser.new_page(viewport={"width": 1280, "height": 800})
     tab.goto(page.address)
     source = live.LatestFrame(tmp_path / "clip.mp4")
-    shown.run(source, 15.0)
-    first = picture(tab)
+    while shown.rate == 0.0:  # the speed is benchmarks/live.py's
+        shown.run(source, 5.0)
+    first = settled(tab)
     assert sorted(vertices(page)) == ["hand_0_left", "hand_1_right"]
-    assert shown.rate > 0.1  # the speed is benchmarks/live.py's
     assert "2 hands" in tab.get_by_text("frames/s, latency").text_content()
-    shown.run(source, 1.0)
+
+    def moves():
+        shown.run(source, 1.0)
+        return (np.abs(picture(tab) - first).max(axis=-1) > 20).sum() > 200
+
+    assert any(moves() for _ in range(20))
     source.close()
-    assert (np.abs(picture(tab) - first).max(axis=-1) > 20).sum() > 200

@@ -93,7 +93,7 @@ class Live:
         """Compile everything first, so that no frame waits for it. See `HandVideo` for the arguments."""
         self._page, self._camera = page, as_camera(camera)
         self._follow = HandVideo(tailor, self._camera, config=VideoConfig(hands=hands))
-        self._started = False
+        self._started, self._told = False, 0.0  # time at which the text was last changed
         self._done: collections.deque[float] = collections.deque(maxlen=_MEAN_OF)
         self._latencies: collections.deque[float] = collections.deque(maxlen=_MEAN_OF)
         self._text = page.server.gui.add_markdown("getting ready: the first time this takes a minute or two", order=0)
@@ -116,10 +116,10 @@ class Live:
             self._started = True
         hands = [hand for hand in self._follow(image, arrival) if hand.finite]
         self._page.show(image, meshes_of(hands))
-        self._done.append(time.monotonic())
-        self._latencies.append(self._done[-1] - arrival)
-        if self._follow.frames % 10 == 0:
-            count = f"{len(hands)} hand{'' if len(hands) == 1 else 's'}"
+        self._done.append(now := time.monotonic())
+        self._latencies.append(now - arrival)
+        if len(self._done) > 1 and now - self._told > 0.5:  # soon on a slow machine, readable on a fast one
+            self._told, count = now, f"{len(hands)} hand{'' if len(hands) == 1 else 's'}"
             self._text.content = f"**{self.rate:.1f}** frames/s, latency **{1e3 * self.latency:.0f} ms**, {count}"
         return len(hands)
 
