@@ -30,8 +30,8 @@ class Synth:
     """Number of samples; if not given, 1,000 of train and all of test."""
     size: int = 224
     """Side of the images in pixels, a multiple of 16."""
-    seed: int = 0
-    """Seed of the train split."""
+    seed: Number = None
+    """Seed of the train split; 0 if not given."""
     backgrounds: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Folder of images, used as backgrounds of half of the hands; only generated backgrounds if not given."""
     second_hand: Annotated[float, arg(metavar="SHARE")] = 0.0
@@ -42,12 +42,12 @@ class Synth:
         from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
         from handtailor_jax.synthetic.storage import read_photographs, write_freihand
 
-        images = None if self.backgrounds is None else read_photographs(self.backgrounds)
-        dataset = SyntheticDataset(
-            SyntheticConfig(size=self.size, second_hand=self.second_hand), self.split, self.seed, images
-        )
-        count = self.count if self.count is not None else len(dataset) if self.split == "test" else 1000
+        refuse_idle({"--seed changes the train split only": self.seed is not None and self.split == "test"})
         announce_compiling()
+        images = None if self.backgrounds is None else read_photographs(self.backgrounds)
+        config = SyntheticConfig(size=self.size, second_hand=self.second_hand)
+        dataset = SyntheticDataset(config, self.split, self.seed or 0, images)
+        count = self.count if self.count is not None else len(dataset) if self.split == "test" else 1000
         write_freihand(dataset, count, self.out)
         print(f"written to {self.out}")
 
@@ -72,11 +72,11 @@ class Label:
 
     def __call__(self) -> None:
         """Label the photographs."""
-        from handtailor_jax.labelling import UNREADABLE, LabelConfig, label_folder
+        from handtailor_jax.labelling import UNREADABLE, label_folder
 
         announce_compiling()
         out = self.photographs / "labels.json" if self.out is None else self.out
-        counts = label_folder(self.photographs, out, LabelConfig(spread=self.spread, val=self.val))
+        counts = label_folder(self.photographs, out, spread=self.spread, val=self.val)
         labelled = counts.pop("labelled")
         left_out = ", ".join(f"{reason}: {number}" for reason, number in sorted(counts.items()) if number)
         print(f"hands written to {out}: {labelled}{'; left out: ' + left_out if left_out else ''}")

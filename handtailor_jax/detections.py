@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import numpy.typing as npt
 
-from handtailor_jax.errors import FloatArray, InputError, check_fields, checked_array, checked_times, numbers, read_json
+from handtailor_jax.errors import InputError, check_fields, checked_array, checked_times, naming, numbers, read_json
 from handtailor_jax.geometry.cameras import checked_length, intrinsic_matrix
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.landmarks import CONVENTIONS
 from handtailor_jax.mano.pose_forms import pose_from
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_BETAS, permutation
 from handtailor_jax.types import Side
+
+FloatArray = npt.NDArray[np.float32]
 
 _ID = re.compile(r"[^/\\\x00-\x1f]+")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # halves of characters, which JSON can spell but no file name can hold
@@ -231,15 +234,12 @@ def read_detections(path: str | Path, hand: HandModel | None = None) -> list[Det
         raise InputError(f"{path}: holds no hands: give a JSON object with keypoints_2d, or a list of them")
     detections: dict[str, Detection] = {}
     for number, entry in enumerate(entries):
-        try:
+        with naming(path if len(entries) == 1 else f"{path}: entry {number}"):
             found = _from_json(entry, number, path, hand)
             name = found.id.casefold()  # some file systems ignore case, so two ids could name one file
             if name in detections:
                 first = list(detections).index(name)
                 raise InputError(f"id {found.id!r} is also the id of entry {first}: give different ids")
-        except InputError as error:
-            where = f"{path}: " if len(entries) == 1 else f"{path}: entry {number}: "
-            raise InputError(f"{where}{error}") from None
         detections[name] = found
     found_times = [each.time for each in detections.values()]
     if None in found_times and any(time is not None for time in found_times):

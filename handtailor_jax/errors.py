@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import importlib
 import json
 import os
 import stat
@@ -33,18 +34,30 @@ def warn(text: str) -> None:
     warnings.warn(InputWarning(text), stacklevel=2)
 
 
+def imported(module: str, use: str, remedy: str) -> Any:
+    """Import a package that may be missing; `use` says what needs it, `remedy` how it is installed.
+
+    Raises:
+        InputError: If it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"{use} ({error}): {remedy}") from None
+
+
 def install(extra: str) -> str:
     """Return the command that installs an extra of this package, which is in no package registry."""
     return f"pip install '.[{extra}]' in this project's folder"
 
 
 @contextlib.contextmanager
-def naming(path: str | os.PathLike[str], kind: type[InputError] = InputError) -> Iterator[None]:
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Prefix the message of an `InputError` that is raised inside the block with the name of a file."""
     try:
         yield
     except InputError as error:
-        raise kind(f"{os.fspath(path)}: {error}") from None
+        raise InputError(f"{os.fspath(path)}: {error}") from None
 
 
 def read_file(path: str | os.PathLike[str], most_bytes: int, remedy: str) -> bytes:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from jaxtyping import Array, Float
 
 from handtailor_jax.geometry.cameras import transform_camera
+from handtailor_jax.geometry.mirror import choose
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.mano.hand_model import HandModel
@@ -207,10 +208,8 @@ def _placed(hand: HandModel, fitted: HandParameters) -> dict[str, Array]:
 
 def _camera(intrinsics: Float[Array, "batch 3 3"], perspective: Float[Array, "batch"]) -> Camera:
     """Return pinhole cameras where `perspective` is 1, and weak perspective in pixels elsewhere."""
-    pinhole, known = perspective > 0.5, Camera.from_matrix(intrinsics)
-    pixels = jnp.broadcast_to(jnp.eye(2, dtype=intrinsics.dtype), known.linear.shape)
-    linear = jnp.where(pinhole[:, None, None], known.linear, pixels)
-    return Camera(linear, jnp.where(pinhole[:, None], known.center, 0.0), pinhole.astype(intrinsics.dtype))
+    pixels = Camera.weak_perspective(jnp.ones_like(perspective))
+    return jax.vmap(choose)(perspective > 0.5, Camera.from_matrix(intrinsics), pixels)
 
 
 def _export(

@@ -154,7 +154,8 @@ class HandTailor:
         """
         check_arguments(side, hands)
         image = as_rgb(image)
-        found = self.finder.all(image, self.looking(image, as_camera(camera), side_prior(side)), thorough)
+        look = self.looking(image, as_camera(camera), side_prior(side))
+        found = answered(self.finder.searching(image, thorough, None, 1), look)
         return [each.hand for each in found[:hands]]
 
     def one(

@@ -199,20 +199,16 @@ def _turn(turns: Region, number: Int[Array, ""]) -> Region:
 
 
 def crop_upright(
-    image: Float[Array, "height width 3"],
-    center: Float[Array, "2"],
-    side: Float[Array, ""],
-    size: int,
-    outside: float = 128.0,
+    image: Float[Array, "height width 3"], center: Float[Array, "2"], side: Float[Array, ""], size: int
 ) -> Float[Array, "size size 3"]:
     """Crop an upright square as `images.crop_square` does: averages over areas when shrinking, bilinear when enlarging.
 
     `center` and `side` are in pixels of the image; x and y are 0 at its left and upper edge. Pixels outside of the
-    image have the value `outside`.
+    image are mid-grey.
     """
     columns, rows = (_shares(center[i] - 0.5 * side, side, size, image.shape[1 - i]) for i in (0, 1))
     inside = rows.sum(axis=1)[:, None] * columns.sum(axis=1)[None]
-    return jnp.einsum("iy,yxc,jx->ijc", rows, image, columns) + outside * (1.0 - inside)[..., None]
+    return jnp.einsum("iy,yxc,jx->ijc", rows, image, columns) + 128.0 * (1.0 - inside)[..., None]
 
 
 def _shares(first: Float[Array, ""], side: Float[Array, ""], size: int, length: int) -> Float[Array, "size length"]:

@@ -74,12 +74,9 @@ def read_list(path: Path, **known: Any) -> list[Source]:
     sources: list[Source] = []
     taken: set[str] = set()
     for where, entry in entries:
-        try:
+        with naming(f"{path}: {where}"):
             found, id, own = _checked(path, entry)
-            source = _source(found, taken, id, **(known | own))
-        except InputError as error:
-            raise InputError(f"{path}: {where}: {error}") from None
-        sources.append(source)
+            sources.append(_source(found, taken, id, **(known | own)))
     if not sources:
         raise InputError(f"{path}: lists no images: {_LIST}")
     return sources

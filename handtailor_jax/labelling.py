@@ -38,46 +38,34 @@ _SAME = 0.3
 _SINGLE = 10.0 / 3.0
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelConfig:
-    """Which hands are labelled, and how they are split."""
-
-    spread: float = 0.03
-    """Largest mean distance of the copies' keypoints from their median, in hand sizes."""
-    val: float = 0.1
-    """Share of the images of each folder whose split is "val": the last ones by name, because neighbours by name often
-    show the same person and scene."""
-
-    def __post_init__(self) -> None:
-        """Raise an InputError if a number is out of range."""
-        check_range("spread", self.spread, 1e-6, 1)
-        check_range("val", self.val, 0, 1)
-
-
-def label_folder(folder: Path, out: Path, config: LabelConfig = LabelConfig()) -> Counter[str]:
+def label_folder(folder: Path, out: Path, *, spread: float = 0.03, val: float = 0.1) -> Counter[str]:
     """Label the images below a folder and write labels.json; an interrupted run continues where it stopped.
 
     Args:
         folder: Folder of the photographs.
         out: File to write, in this folder or one above it, because image names are relative to the file's folder.
-        config: Which hands are labelled, and how they are split.
+        spread: Largest mean distance of the copies' keypoints from their median, in hand sizes.
+        val: Share of the images of each folder whose split is "val": the last ones by name, because neighbours by name
+            often show the same person and scene.
 
     Returns:
         Number of labelled hands ("labelled"), and numbers of hands and images without a label, by reason.
 
     Raises:
-        InputError: If there are no images, no hand is found, or the file cannot be written.
+        InputError: If a number is out of range, there are no images, no hand is found, or the file cannot be written.
     """
+    check_range("spread", spread, 1e-6, 1)
+    check_range("val", val, 0, 1)
     out = out.absolute()
     images = _images(folder, out)
     partial = out.with_name(f".{out.name}.partial")
     prepare_folder(out.parent, [out.name, partial.name], images.values())
-    done, detector = _begin(partial, {"version": 1, "spread": config.spread}), HandDetector()
+    done, detector = _begin(partial, {"version": 1, "spread": spread}), HandDetector()
     with partial.open("a", encoding="utf-8") as lines:
         for name, path in tqdm(images.items(), desc="label", unit="image"):
             if name not in done:
                 try:
-                    done[name] = label_image(detector, read_image(path), config.spread)
+                    done[name] = label_image(detector, read_image(path), spread)
                 except InputError as error:
                     tqdm.write(f"handtailor: skipped: {error}", file=sys.stderr)
                     done[name] = [], {UNREADABLE: 1}
@@ -85,7 +73,7 @@ def label_folder(folder: Path, out: Path, config: LabelConfig = LabelConfig()) -
                 lines.flush()
     counts: Counter[str] = Counter()
     labels: dict[str, Any] = {}
-    splits = _splits(list(images), config.val)
+    splits = _splits(list(images), val)
     for name in images:
         found, missed = done[name]
         counts.update({**missed, "labelled": len(found)})

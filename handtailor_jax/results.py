@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, imported
 from handtailor_jax.images import Image, opencv
 from handtailor_jax.types import Hand
 
@@ -92,14 +92,6 @@ def scene_vertices(hands: Sequence[Hand]) -> list[np.ndarray]:
     return [mesh + place for mesh, place in zip(sized, places - places.mean(axis=0), strict=True)]
 
 
-def joined_mesh(hands: Sequence[Hand]) -> tuple[np.ndarray, np.ndarray]:
-    """Return vertices (n V, 3) in the frame of `scene_vertices` and faces (n F, 3) of several hands."""
-    meshes = scene_vertices(hands)
-    starts = np.cumsum([0, *(len(mesh) for mesh in meshes[:-1])])
-    faces = [np.asarray(hand.faces) + start for hand, start in zip(hands, starts, strict=True)]
-    return np.concatenate(meshes), np.concatenate(faces)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write a value as a JSON file; numbers must be finite."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
@@ -113,14 +105,16 @@ def write_mesh(path: Path, hands: Sequence[Hand]) -> None:
     to one mesh; GLB has the axes of glTF (y up, z toward the viewer) and a node for each hand.
     """
     trimesh = mesh_library()
+    placed = zip(scene_vertices(hands), hands, strict=True)
+    meshes = [trimesh.Trimesh(vertices, hand.faces, process=False) for vertices, hand in placed]
     if path.suffix == ".glb":
         content = trimesh.Scene()
-        for i, (hand, vertices) in enumerate(zip(hands, scene_vertices(hands), strict=True)):
-            mesh = trimesh.Trimesh(vertices * [1.0, -1.0, -1.0], hand.faces, process=False)
+        for i, (hand, mesh) in enumerate(zip(hands, meshes, strict=True)):
+            mesh.vertices = mesh.vertices * [1.0, -1.0, -1.0]
             name = f"hand_{i}_{hand.side}"
             content.add_geometry(mesh, node_name=name, geom_name=name)
     else:
-        content = trimesh.Trimesh(*joined_mesh(hands), process=False)
+        content = trimesh.util.concatenate(meshes)
     write_atomically(path, lambda temporary: content.export(temporary, file_type=path.suffix[1:]))
 
 
@@ -146,21 +140,15 @@ def prepare_folder(folder: Path, names: Iterable[str] = (), inputs: Iterable[Pat
                 raise InputError(f"{path}: is a folder where a file is to be written: choose another --out")
             if _identity(path) is not None and _identity(path) in read:
                 raise InputError(f"{path}: is an input and would be overwritten: choose another --out")
-        while not _exists(place):
+        while True:
+            with contextlib.suppress(FileNotFoundError):  # any other OSError: there cannot be a folder
+                place.stat()
+                break
             place = place.parent
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise InputError(f"{folder}: cannot be written to ({error.strerror}): choose another --out") from None
-
-
-def _exists(folder: Path) -> bool:
-    """Return whether there is a folder; raise an OSError if there cannot be one."""
-    try:
-        folder.stat()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -207,8 +195,4 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 def mesh_library() -> Any:
     """Import trimesh, or raise an `InputError` with the command that installs it."""
-    try:
-        import trimesh
-    except ImportError as error:
-        raise InputError(f"meshes cannot be written ({error}): pip install trimesh") from None
-    return trimesh
+    return imported("trimesh", "meshes cannot be written", "pip install trimesh")

@@ -95,14 +95,6 @@ BONES = tuple((parent, child) for child, parent in enumerate(KEYPOINT_PARENTS) i
 """The 20 bones as (parent, child) keypoint pairs."""
 
 
-def joint_levels() -> tuple[tuple[int, ...], ...]:
-    """Group MANO's joints by their number of ancestors; forward kinematics computes one group at a time."""
-    depth: list[int] = []
-    for parent in JOINT_PARENTS:
-        depth.append(0 if parent < 0 else depth[parent] + 1)
-    return tuple(tuple(j for j, d in enumerate(depth) if d == level) for level in range(max(depth) + 1))
-
-
 def ancestors(joint: int) -> tuple[int, ...]:
     """Return a MANO joint and its ancestors, from the joint to the wrist."""
     chain = [joint]

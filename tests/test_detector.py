@@ -28,8 +28,7 @@ from handtailor_jax.detector.palm_detector import (
     intersection_over_union,
     suppress,
 )
-from handtailor_jax.detector.regions import cut, from_box, from_landmarks, from_palm, square_region, to_image
-from handtailor_jax.detector.squares import tiles
+from handtailor_jax.detector.regions import cut, from_box, from_landmarks, from_palm, square_region, tiles, to_image
 from handtailor_jax.detector.weights import CONFIGS, LANDMARKS, PALM, load_landmark_network, load_palm_detector
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.cameras import inverse_affine, project, transform_camera, transform_pixels
@@ -440,14 +439,14 @@ def test_unknown_tflite_files_are_refused(tool, tmp_path):
 
 def test_wrong_weight_files_are_refused(tool, tmp_path):
     assets = ROOT / "handtailor_jax" / "assets"
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no such file"):
         load_palm_detector(tmp_path / "missing.safetensors")
     with pytest.raises(InputError, match="not a PalmDetector"):
         load_palm_detector(assets / LANDMARKS)
-    with pytest.raises(InputError, match="no weights of a detector"):
+    with pytest.raises(InputError, match="does not contain weights of a detector"):
         load_palm_detector(assets / "hourglass.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((assets / PALM).read_bytes()[:1000])
-    with pytest.raises(InputError, match="is not a complete safetensors file"):
+    with pytest.raises(InputError, match="is not a safetensors file or is truncated"):
         load_palm_detector(tmp_path / "cut.safetensors")
     tensors = {name: np.zeros(shape) for name, shape in tool.tensor_shapes("palm_detection_lite").items()}
     path = tmp_path / "lite.safetensors"
@@ -457,11 +456,11 @@ def test_wrong_weight_files_are_refused(tool, tmp_path):
         return path
 
     assert load_palm_detector(saved(tensors)).config == CONFIGS["palm_detection_lite"]
-    with pytest.raises(InputError, match=r"lacks tensors \(1: stem\.bias"):
+    with pytest.raises(InputError, match=r"lacks 1 tensor \(stem\.bias\)"):
         load_palm_detector(saved({k: v for k, v in tensors.items() if k != "stem.bias"}))
-    with pytest.raises(InputError, match=r"has unknown tensors \(1: x"):
+    with pytest.raises(InputError, match=r"has 1 tensor \(x\) too many"):
         load_palm_detector(saved(tensors | {"x": np.zeros(1)}))
     with pytest.raises(InputError, match="shape"):
         load_palm_detector(saved(tensors | {"stem.bias": np.zeros(3)}))
-    with pytest.raises(InputError, match="finite"):
+    with pytest.raises(InputError, match="not finite"):
         load_palm_detector(saved(tensors | {"stem.bias": np.full(32, np.nan)}))

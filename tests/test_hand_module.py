@@ -1,6 +1,7 @@
 """The hand module: decoding, cameras, rotations, losses, its inference form and its gradients."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from handtailor_jax.detector.layers import max_pool_2
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry import heatmaps, rotations
 from handtailor_jax.hand_module import iknet, losses
@@ -15,7 +17,7 @@ from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.hourglass import StackOutput
 from handtailor_jax.hand_module.iknet import IKNet
-from handtailor_jax.hand_module.layers import inference_form, max_pool_2, max_pool_3, space_to_depth, upsample_2
+from handtailor_jax.hand_module.layers import inference_form, max_pool_3, space_to_depth, upsample_2
 from handtailor_jax.hand_module.weights import module_structure
 from handtailor_jax.skeleton import ROOT
 from handtailor_jax.types import Camera
@@ -28,7 +30,9 @@ def once(function, *static):
 
 
 expected_index, expected_value = once(heatmaps.expected_index), once(heatmaps.expected_value)
-softmax_heatmaps, sigmoid_heatmaps = once(heatmaps.softmax_heatmaps), once(heatmaps.sigmoid_heatmaps)
+softmax_heatmaps, sigmoid_heatmaps = (
+    once(functools.partial(heatmaps.normalised, decoding=name)) for name in ("corrected", "released")
+)
 indices_from_pixels, pixels_from_indices = once(heatmaps.indices_from_pixels, 1), once(heatmaps.pixels_from_indices, 1)
 gaussian_heatmaps = once(heatmaps.gaussian_heatmaps, 1, 2)
 matrix_from_axis_angle = once(rotations.matrix_from_axis_angle)

@@ -1,6 +1,5 @@
 """Pseudo-labels: copies agree about true hands, disagreement is counted, and interrupted runs continue."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -14,7 +13,7 @@ from handtailor_jax.detector.landmark_network import DetectedHand
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.images import read_image
-from handtailor_jax.labelling import LabelConfig, label_folder, label_image
+from handtailor_jax.labelling import label_folder, label_image
 from handtailor_jax.results import write_image
 from handtailor_jax.types import Region
 
@@ -90,7 +89,7 @@ def folder(tmp_path):
 @pytest.mark.slow
 def test_labels_of_packaged_images_are_near_the_truth(folder):
     path, truth = folder
-    counts = label_folder(path, path / "labels.json", LabelConfig(val=0.5))
+    counts = label_folder(path, path / "labels.json", val=0.5)
     labels = json.loads((path / "labels.json").read_text())
     assert counts["labelled"] == len(labels) >= 2
     assert not list(path.glob(".*"))
@@ -138,6 +137,6 @@ def test_refused_inputs(tmp_path, folder):
     ):
         with pytest.raises(InputError, match=message):
             label_folder(photographs, out)
-    for field in dataclasses.fields(LabelConfig):
-        with pytest.raises(InputError, match=field.name):
-            LabelConfig(**{field.name: -1.0})
+    for name in ("spread", "val"):
+        with pytest.raises(InputError, match=name):
+            label_folder(path, path / "labels.json", **{name: -1.0})

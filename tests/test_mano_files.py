@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
+from handtailor_jax.errors import InputError
 from handtailor_jax.mano.loading import (
     MANO_TIP_VERTICES,
-    HandModelError,
     embedded_arrays,
     embedded_hand,
     load_hand,
@@ -79,7 +79,7 @@ def assert_is_the_model(model, arrays):
 
 def refusal(path, **arguments):
     """The message with which a file is refused; it must be one line that names the file."""
-    with pytest.raises(HandModelError) as raised:
+    with pytest.raises(InputError) as raised:
         load_mano(path, **arguments)
     message = str(raised.value)
     assert "\n" not in message
@@ -479,11 +479,11 @@ def test_an_npz_with_pickled_objects_is_not_unpickled(arrays, tmp_path):
 def test_own_files_are_checked_too(tmp_path):
     stored = dict(embedded_arrays())
     np.savez(tmp_path / "my.npz", **{**stored, "anatomy_basis": stored["anatomy_basis"][:3]})
-    with pytest.raises(HandModelError, match=r"my.npz: anatomy_basis has shape \(3, 3, 3\) instead of \(15, 3, 3\)"):
+    with pytest.raises(InputError, match=r"my.npz: anatomy_basis has shape \(3, 3, 3\) instead of \(15, 3, 3\)"):
         load_hand(tmp_path / "my.npz")
     del stored["faces"]
     np.savez(tmp_path / "my.npz", **stored)
-    with pytest.raises(HandModelError, match="lacks faces"):
+    with pytest.raises(InputError, match="lacks faces"):
         load_hand(tmp_path / "my.npz")
 
 
@@ -529,7 +529,7 @@ EMBEDDED_FAULTS = {
 def test_damaged_own_files(tmp_path, fault):
     name, change, expected = EMBEDDED_FAULTS[fault]
     np.savez(tmp_path / "my.npz", **changed(name, change))
-    with pytest.raises(HandModelError) as raised:
+    with pytest.raises(InputError) as raised:
         load_hand(tmp_path / "my.npz")
     assert expected in str(raised.value)
     assert "; " in str(raised.value), "the remedy"

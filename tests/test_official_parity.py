@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from handtailor_jax.detector.layers import max_pool_2
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.rotations import axis_angle_from_quaternion
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.iknet import normalise_joints, normalise_quaternion
-from handtailor_jax.hand_module.layers import inference_form, max_pool_2
+from handtailor_jax.hand_module.layers import inference_form
 from handtailor_jax.hand_module.official import load_official, weight_table
 from handtailor_jax.hand_module.weights import module_structure
 from handtailor_jax.skeleton import ROOT, WRIST

@@ -1,7 +1,5 @@
 """Joint names and everything that is derived from them."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -56,18 +54,10 @@ def test_joint_keypoints_invert_the_permutation():
         assert KEYPOINTS[keypoint] == MANO_JOINTS[joint]
 
 
-def test_levels_hold_every_joint_once_and_after_its_parent():
-    levels = skeleton.joint_levels()
-    assert [len(level) for level in levels] == [1, 5, 5, 5]
-    assert sorted(j for level in levels for j in level) == list(range(16))
-    for above, level in itertools.pairwise(levels):
-        assert {skeleton.JOINT_PARENTS[j] for j in level} <= set(above)
-
-
-def test_levels_are_aligned_finger_by_finger():
-    levels = skeleton.joint_levels()
-    for above, level in itertools.pairwise(levels[1:]):
-        assert tuple(skeleton.JOINT_PARENTS[j] for j in level) == above
+def test_finger_joints_hold_every_joint_once_and_after_its_parent():
+    joints = np.asarray(skeleton.FINGER_JOINTS)
+    assert sorted(joints.reshape(-1).tolist()) == list(range(1, 16))
+    assert [[skeleton.JOINT_PARENTS[j] for j in finger] for finger in joints] == [[0, *f[:-1]] for f in joints]
 
 
 def test_ancestors_run_from_the_joint_to_the_root():

@@ -258,7 +258,7 @@ def test_bad_requests(dataset, tmp_path):
 def test_files_in_freihands_layout(hand, dataset, samples, tmp_path):
     out = tmp_path / "set"
     count = 5
-    write_freihand(dataset, count, out, progress=False)
+    write_freihand(dataset, count, out)
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
     fields = {
         name: json.loads((out / f"training_{name}.json").read_text()) for name in ("K", "mano", "scale", "verts", "xyz")
@@ -285,9 +285,9 @@ def test_files_in_freihands_layout(hand, dataset, samples, tmp_path):
     (tmp_path / "link").symlink_to("nowhere")
     for place in (out, tmp_path / "link"):
         with pytest.raises(InputError, match="exists already"):
-            write_freihand(dataset, count, place, progress=False)
+            write_freihand(dataset, count, place)
     with pytest.raises(InputError, match="count"):
-        write_freihand(SyntheticDataset(CONFIG, "test"), TEST_SAMPLES + 1, tmp_path / "none", progress=False)
+        write_freihand(SyntheticDataset(CONFIG, "test"), TEST_SAMPLES + 1, tmp_path / "none")
 
 
 @rendered
@@ -310,14 +310,14 @@ def test_an_interrupted_write_continues(dataset, tmp_path, monkeypatch):
 
     fails_after(2 * step + 3)
     with pytest.raises(InputError, match="No space left"):
-        write_freihand(dataset, 3 * step, tmp_path / "set", progress=False)
+        write_freihand(dataset, 3 * step, tmp_path / "set")
     (partial,) = tmp_path.iterdir()
     assert partial.name.startswith(".set.")
     (partial / "training" / "rgb" / ".00000001.0123abcd.tmp.jpg").write_bytes(b"of a killed run")
     fails_after(10**6)
-    write_freihand(dataset, step + 1, tmp_path / "set", progress=False)
+    write_freihand(dataset, step + 1, tmp_path / "set")
     assert calls == 2 * [f"{step:08d}.jpg"] + ["contact_sheet.jpg"]
-    write_freihand(dataset, step + 1, tmp_path / "whole", progress=False)
+    write_freihand(dataset, step + 1, tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"set", "whole"}
     written, whole = ({p.relative_to(r): p for p in r.rglob("*.*")} for r in (tmp_path / "set", tmp_path / "whole"))
     assert written.keys() == whole.keys()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from handtailor_jax.detector import squares
-from handtailor_jax.detector.regions import square_region
+from handtailor_jax import finders
+from handtailor_jax.detector.detector import answered
+from handtailor_jax.detector.regions import scan_squares, square_region
 from handtailor_jax.geometry.boxes import square_around
 from handtailor_jax.geometry.cameras import as_camera
 from handtailor_jax.geometry.rotations import (
@@ -359,7 +360,7 @@ IMAGE = np.zeros((480, 640, 3), np.uint8)
 
 
 def find(look, known=()):
-    return HourglassFinder(256).all(IMAGE, look, None, known)
+    return answered(HourglassFinder(256).searching(IMAGE, None, None, 1, known), look)
 
 
 def test_the_square_is_around_the_keypoints():
@@ -369,7 +370,7 @@ def test_the_square_is_around_the_keypoints():
 
 
 def test_a_moving_and_growing_hand_is_followed():
-    box = squares.first_square(640, 480)
+    box = (0.0, -80.0, 640.0, 640.0)
     for frame in range(120):
         center = np.asarray([320.0 + 200.0 * np.sin(frame / 15.0), 240.0 + 100.0 * np.cos(frame / 10.0)])
         zoom = 1.0 + 0.5 * np.sin(frame / 25.0)
@@ -378,14 +379,14 @@ def test_a_moving_and_growing_hand_is_followed():
         low, high = (HAND * zoom + center).min(axis=0), (HAND * zoom + center).max(axis=0)
         assert (low > [x, y]).all()
         assert (high < [x + w, y + h]).all()
-        box = squares.next_square(box, HAND * zoom + center)
+        box = finders.next_square(box, HAND * zoom + center)
 
 
 def test_the_box_trembles_less_than_the_keypoints(rng):
-    boxes = [squares.first_square(640, 480)]
+    boxes = [(0.0, -80.0, 640.0, 640.0)]
     for _ in range(100):
         points = HAND + MIDDLE + rng.normal(0.0, 3.0, HAND.shape)
-        boxes.append(squares.next_square(boxes[-1], points))
+        boxes.append(finders.next_square(boxes[-1], points))
     raw = 2.0 * 3.0  # a margin of two doubles the noise of the outermost keypoints
     assert np.std(np.asarray(boxes)[20:, 2]) < raw
     np.testing.assert_allclose(np.mean(boxes[20:], axis=0), square_around(HAND + MIDDLE, 2.0), atol=15.0)
@@ -404,13 +405,13 @@ def test_the_box_trembles_less_than_the_keypoints(rng):
     ids=["unsure", "left of the image", "below the image", "collapsed", "no numbers", "no confidence"],
 )
 def test_a_hand_is_lost(points, sure):
-    assert squares.hand_score(HAND + MIDDLE, SURE, 250.0, 640, 480) == pytest.approx(0.9)
-    assert squares.hand_score(points, sure, 250.0, 640, 480) < squares.KEEP
+    assert finders.hand_score(HAND + MIDDLE, SURE, 250.0, 640, 480) == pytest.approx(0.9)
+    assert finders.hand_score(points, sure, 250.0, 640, 480) < finders.KEEP
 
 
 def test_a_search_looks_at_the_whole_then_at_a_grid_then_closer():
     """It takes more confidence than following: `ACQUIRE` is above `KEEP`."""
-    assert squares.KEEP < 0.4 < squares.ACQUIRE
+    assert finders.KEEP < 0.4 < finders.ACQUIRE
     assert find(perfect(MIDDLE, sure=np.full(21, 0.4))) == []
     looked = []
 
@@ -425,12 +426,12 @@ def test_a_search_looks_at_the_whole_then_at_a_grid_then_closer():
     assert looked == [640.0, pytest.approx(1.45 * np.ptp(HAND, axis=0).max(), abs=0.1)]
     assert found.hand.box[2] == pytest.approx(looked[-1])
     assert find(counted(np.asarray([5000.0, 0.0]), 1.0)) == []
-    assert len(looked) == 2 + 1 + len(squares.scan_squares(640, 480))
-    assert find(perfect(MIDDLE), known=[square_region(squares.first_square(640, 480))]) == []
+    assert len(looked) == 2 + 1 + len(scan_squares(640, 480))
+    assert find(perfect(MIDDLE), known=[square_region((0.0, -80.0, 640.0, 640.0))]) == []
 
 
 def test_the_most_confident_square_is_taken():
-    grid = squares.scan_squares(640, 480)
+    grid = scan_squares(640, 480)
     chosen = square_region(grid[7])
 
     def look(regions):
@@ -451,7 +452,7 @@ def test_the_most_confident_square_is_taken():
 
 @pytest.mark.parametrize(("width", "height"), [(640, 480), (1920, 1080), (480, 640), (100, 100), (1, 1), (400, 100)])
 def test_the_grid_covers_the_image_with_overlap(width, height):
-    boxes = np.asarray(squares.scan_squares(width, height))
+    boxes = np.asarray(scan_squares(width, height))
     assert (boxes[:, 2] == boxes[:, 3]).all()
     assert (boxes[:, :2] >= -1e-9).all()
     assert (boxes[:, :2] + boxes[:, 2:] <= np.asarray([width, height]) + 1e-9).all()
@@ -466,7 +467,7 @@ def test_the_grid_covers_the_image_with_overlap(width, height):
 
 def test_a_narrow_image_has_few_squares():
     """They are larger than the image is high, and cover its length."""
-    boxes = np.asarray(squares.scan_squares(1000, 30))
+    boxes = np.asarray(scan_squares(1000, 30))
     assert len(boxes) <= 40
     assert boxes[:, 0].min() <= 0.0
     assert (boxes[:, 0] + boxes[:, 2]).max() >= 1000.0

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 import safetensors.numpy
 
+from handtailor_jax.commands import command
 from handtailor_jax.detector.landmark_network import HandLandmarkConfig
 from handtailor_jax.detector.palm_detector import PalmDetectorConfig
 from handtailor_jax.detector.weights import CONFIGS, FORMAT, VERSION, structure
@@ -107,7 +108,7 @@ TABLES = {
 
 def tensor_shapes(network: str) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of all tensors of a network."""
-    return {".".join(map(str, place)): variable.shape for place, variable in structure(network)[1]}
+    return {".".join(map(str, place)): variable.shape for place, variable in structure(network)[1].items()}
 
 
 def save_weights(path: Path, network: str, tensors: Mapping[str, np.ndarray], provenance: Mapping[str, str]) -> None:
@@ -206,11 +207,14 @@ def convert(source: Path, target: Path) -> str:
     return network
 
 
-if __name__ == "__main__":
+@command("convert_mediapipe")
+def main() -> None:
+    """Convert the file on the command line."""
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    try:
-        print(f"{sys.argv[2]}: {convert(Path(sys.argv[1]), Path(sys.argv[2]))}")
-    except InputError as error:
-        print(f"convert_mediapipe: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    source, target = map(Path, sys.argv[1:])
+    print(f"{target}: {convert(source, target)}")
+
+
+if __name__ == "__main__":
+    main()

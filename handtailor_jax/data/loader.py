@@ -17,17 +17,14 @@ import jax
 import numpy as np
 
 from handtailor_jax.data.sample import Batch, Reader, crop_sample
-from handtailor_jax.errors import InputError, install
+from handtailor_jax.errors import InputError, imported, install, naming
 
 _THREADS = min(8, os.cpu_count() or 1)
 
 
 def index_stream(count: int, seed: int, *, shuffle: bool = True, epochs: int | None = None) -> Any:
     """Return the indices 0 ... count - 1, epoch after epoch (forever if `epochs` is None), as a `grain.MapDataset`."""
-    try:
-        import grain
-    except ImportError as error:
-        raise InputError(f"Grain cannot be imported ({error}): {install('datasets')}") from None
+    grain = imported("grain", "Grain cannot be imported", install("datasets"))
     stream = grain.MapDataset.range(count).seed(seed)
     return (stream.shuffle() if shuffle else stream).repeat(epochs)
 
@@ -70,10 +67,8 @@ def load(
         raise InputError(f"seed is {seed}: give 0 to 2^32 - 1")
 
     def crop(index: int) -> Batch:
-        try:
+        with naming(f"sample {index}"):
             sample = reader[int(index)]
-        except InputError as error:
-            raise InputError(f"sample {index}: {error}") from None
         found = crop_sample(sample, size, factor)
         for name, wanted in (("mask", masks or depths), ("depth", depths)):
             if wanted and getattr(found, name) is None:

@@ -17,7 +17,7 @@ import numpy as np
 from handtailor_jax.commands import command, parsed
 from handtailor_jax.data.readers import open_archive, reader_options
 from handtailor_jax.data.sample import Reader, Sample
-from handtailor_jax.errors import InputError, install
+from handtailor_jax.errors import InputError, imported, install
 from handtailor_jax.images import opencv
 from handtailor_jax.mano.loading import load_hand
 
@@ -216,11 +216,7 @@ def _stored(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tfds() -> Any:
-    try:
-        import tensorflow_datasets
-    except ImportError as error:
-        raise InputError(f"tensorflow-datasets cannot be imported ({error}): {install('datasets')}") from None
-    return tensorflow_datasets
+    return imported("tensorflow_datasets", "tensorflow-datasets cannot be imported", install("datasets"))
 
 
 @command("handtailor_jax.data.prepare")

@@ -20,9 +20,8 @@ from handtailor_jax.types import Camera, Numbers, pytree
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
 
-# Position and size in metres of the placeholder for a hand of which only 2D keypoints are known.
-_PLACEHOLDER_DEPTH = 0.5
-_PLACEHOLDER_SIZE = 0.2
+# Joints where only 2D keypoints are known, metres: in front of the camera, and no two at one point. Their weight is 0.
+_UNKNOWN_JOINTS = np.stack([0.01 * np.arange(NUM_KEYPOINTS), np.zeros(NUM_KEYPOINTS), np.full(NUM_KEYPOINTS, 0.5)], 1)
 
 JointDefinition = Literal["model", "freihand", "annotated"]
 """Definition of 3D joints: "model" joints are on the hand model's kinematic chain; "freihand" joints are regressed from
@@ -220,7 +219,7 @@ def crop_sample(sample: Sample, size: int, factor: float) -> Batch:
         keypoints_2d=floats(keypoints),
         keypoint_weight=floats(usable),
         intrinsics=floats(np.eye(3) if intrinsics is None else intrinsics),
-        joints=floats(_placeholder_hand(keypoints, intrinsics, size) if joints is None else joints),
+        joints=floats(_UNKNOWN_JOINTS if joints is None else joints),
         pose=floats(sample.pose if has_pose else np.zeros((NUM_JOINTS, 3))),
         betas=floats(sample.betas if has_pose else np.zeros(NUM_BETAS)),
         has_joints=floats(joints is not None),
@@ -267,16 +266,3 @@ def nearest_pixels(values: FloatArray, affine: DoubleArray, size: int) -> FloatA
     inside = ((row >= 0) & (row < height))[:, None] & ((column >= 0) & (column < width))[None]
     found = values[np.clip(row, 0, height - 1)[:, None], np.clip(column, 0, width - 1)[None]]
     return np.where(inside, found, np.float32(0.0)).astype(np.float32)
-
-
-def _placeholder_hand(pixels: DoubleArray, intrinsics: DoubleArray | None, size: int) -> DoubleArray:
-    """Return joints (21, 3), metres, of a flat hand parallel to the image that projects to the keypoints.
-
-    It is excluded from training by its weight of 0, but losses divide by its bone length before they apply the weight.
-    """
-    if intrinsics is None:
-        scale = _PLACEHOLDER_SIZE / (size * _PLACEHOLDER_DEPTH)
-        middle = 0.5 * (size - 1)
-        intrinsics = np.asarray([[1 / scale, 0.0, middle], [0.0, 1 / scale, middle], [0.0, 0.0, 1.0]])
-    rays = np.concatenate([pixels, np.ones((NUM_KEYPOINTS, 1))], axis=1) @ np.linalg.inv(intrinsics).T
-    return _PLACEHOLDER_DEPTH * rays

@@ -17,8 +17,17 @@ from jaxtyping import Array
 
 from handtailor_jax.detector.landmark_network import DetectedHand, HandLandmarkNetwork, recognise
 from handtailor_jax.detector.palm_detector import PalmDetector, find_palms
-from handtailor_jax.detector.regions import SURE, cut, from_box, from_palm, is_part, overlap, square_region, to_image
-from handtailor_jax.detector.squares import tiles
+from handtailor_jax.detector.regions import (
+    SURE,
+    cut,
+    from_box,
+    from_palm,
+    is_part,
+    overlap,
+    square_region,
+    tiles,
+    to_image,
+)
 from handtailor_jax.detector.weights import load_landmark_network, load_palm_detector
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.images import Image, as_rgb, check_box, whole
@@ -123,25 +132,20 @@ class HandDetector:
             InputError: If `image` is not an image.
         """
         image = as_rgb(image)
-        return self.search(image, lambda regions: self.recognise(image, regions), thorough=thorough)
-
-    def search(
-        self, image: Image, look: Look[Seen], *, thorough: bool | None = None, known: Sequence[Region] = ()
-    ) -> list[Seen]:
-        """Find all hands in an image, as `__call__` does, with another function in place of the landmark network.
-
-        Args:
-            image: (H, W, 3) RGB, uint8.
-            look: Function that estimates the hand in each region.
-            thorough: See `__call__`.
-            known: Regions of known hands, which are not searched again.
-        """
-        return answered(self.searching(image, thorough=thorough, known=known), look)
+        search: Generator[list[Region], Sequence[DetectedHand], list[DetectedHand]]
+        search = self.searching(image, thorough=thorough)
+        return answered(search, lambda regions: self.recognise(image, regions))
 
     def searching(
         self, image: Image, *, thorough: bool | None = None, known: Sequence[Region] = ()
     ) -> Generator[list[Region], Sequence[Seen], list[Seen]]:
-        """Search as `search` does, as a generator that yields regions and is sent their hands; see `answered`."""
+        """Find all hands as `__call__` does, as a generator that yields regions and is sent their hands (`answered`).
+
+        Args:
+            image: (H, W, 3) RGB, uint8.
+            thorough: See `__call__`.
+            known: Regions of known hands, which are not searched again.
+        """
         limits = self.config
         candidates = self._find_palms(image, [whole(image)], limits.palm, limits.presence)
         hands: list[Seen] = [] if thorough else (yield from self._confirm(candidates, known))

@@ -107,6 +107,7 @@ class PReLU(nnx.Module):
 
 def max_pool_2(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h_half w_half c"]:
     """Return the maximum over 2 x 2 cells, stride 2."""
+    # Slices are used because XLA's window reduction and its gradient are slow on a CPU.
     rows = jnp.maximum(x[:, ::2], x[:, 1::2])
     return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
 

@@ -34,6 +34,12 @@ _BOX_SIDES = (1.6, 0.8)
 SURE = 0.95
 """If the presence in a region of a box's first size is above this, the second size is not tried. The best of five
 values on photographs of the split `train`, in boxes of 1 to 2.6 hand sizes."""
+# Sides of the tiles of a thorough search, in shorter sides of the image.
+_TILE_SIDES = (1.0, 2.0 / 3.0)
+# Limit of the number of overlapping squares along the longer side of an image; in narrow images squares are larger.
+_MOST_TILES = 16
+# Sides of the squares of an hourglass's search, in shorter sides of the image.
+_SCAN_SIDES = (1.0, 0.5)
 # A hand inside another hand's box is taken for a part of it if its size is below the first number and its centre is
 # closer to a keypoint of the other hand than the second; both are in sizes of the other hand.
 _INSIDE_SIZE, _INSIDE_DISTANCE = 0.5, 0.2
@@ -127,3 +133,31 @@ def cut(image: Image, to_image: npt.NDArray[np.float32], size: int, *, extend: b
     border = cv2.BORDER_REPLICATE if extend else cv2.BORDER_CONSTANT
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(part, affine / step, (size, size), flags=flags, borderMode=border)
+
+
+def tiles(width: int, height: int) -> list[Box]:
+    """List the squares of a thorough search; none equals the whole image."""
+    sides = dict.fromkeys(_sides(width, height, _TILE_SIDES))
+    return [box for side in sides if side < max(width, height) for box in _cover(width, height, side)]
+
+
+def scan_squares(width: int, height: int) -> list[Box]:
+    """List the squares in which the hourglass searches after the whole image, largest first."""
+    return [box for side in dict.fromkeys(_sides(width, height, _SCAN_SIDES)) for box in _cover(width, height, side)]
+
+
+def _sides(width: int, height: int, shares: tuple[float, ...]) -> list[float]:
+    """Return the sides of squares in pixels from their shares of the shorter side of the image."""
+    return [max(share * min(width, height), 2.0 * max(width, height) / _MOST_TILES) for share in shares]
+
+
+def _cover(width: int, height: int, side: float) -> list[Box]:
+    """List squares that cover the image row by row and overlap by half or more; centred where they are larger."""
+
+    def starts(length: int) -> list[float]:
+        if side >= length:
+            return [(length - side) / 2.0]
+        count = math.ceil((length - side) / (side / 2.0)) + 1
+        return [float(start) for start in np.linspace(0.0, length - side, count)]
+
+    return [(x, y, side, side) for y in starts(height) for x in starts(width)]

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from handtailor_jax.evaluation.metrics import GRID_20_50, FloatArray, Mask, Points, distances_mm, paired_points
+from handtailor_jax.evaluation.metrics import FloatArray, Mask, Points, distances_mm, paired_points
 from handtailor_jax.geometry.similarity import POINT, PointSet, best_similarity, ratio
 from handtailor_jax.skeleton import KEYPOINTS, REFERENCE_BONE, ROOT, WRIST
 
@@ -94,7 +94,7 @@ class Protocol:
     def __str__(self) -> str:
         """Return all decisions in one line."""
         chosen = f"wrist={self.wrist} hand=mask stb_camera={self.stb_camera} joints={self.joint_definition}"
-        return f"align=lit grid={GRID_20_50.name} {chosen} truth={'+'.join(self.given_truth) or 'none'}"
+        return f"align=lit grid=20-50 {chosen} truth={'+'.join(self.given_truth) or 'none'}"
 
 
 class Aligned(NamedTuple):

@@ -5,7 +5,6 @@ that are not finite raise a ValueError.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,19 +137,7 @@ def write_predictions(path: Path, joints: Points, vertices: Points) -> None:
     joints, vertices = paired_points(joints, joints, joints=NUM_KEYPOINTS)[0], as_points("vertices", vertices)
     if len(vertices) != len(joints):
         raise ValueError(f"there are {len(joints)} hands of joints but {len(vertices)} meshes: give one for each hand")
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            file.writelines(_json_pieces(joints, vertices))
-
-    write_atomically(path, write)
-
-
-def _json_pieces(joints: FloatArray, vertices: FloatArray) -> Iterator[bytes]:
-    """Yield the file hand by hand, because FreiHAND's meshes as one string are hundreds of megabytes."""
-    for opening, points in ((b"[[", joints), (b",[", vertices)):
-        for index, hand in enumerate(points):
-            yield b"," if index else opening
-            yield json.dumps(hand.tolist()).encode()
-        yield b"]"
-    yield b"]"
+    # Hand by hand, because all numbers as Python objects would take several hundred megabytes.
+    lists = ("[" + ",".join(json.dumps(hand.tolist()) for hand in hands) + "]" for hands in (joints, vertices))
+    content = f"[{','.join(lists)}]"
+    write_atomically(path, lambda temporary: temporary.write_text(content, "utf-8"))

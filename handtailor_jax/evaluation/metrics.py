@@ -6,7 +6,6 @@ that take part; a joint without any is left out of the average. `alignment` alig
 wrong shape or with values that are not finite raise a ValueError.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -20,34 +19,18 @@ MILLIMETRES = 1e3
 """Millimetres in a metre."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """Thresholds of a PCK curve. The grid is part of the metric: AUCs on different grids cannot be compared."""
-
-    name: str
-    thresholds: tuple[float, ...]
-    """Thresholds in millimetres, increasing, at least two."""
-
-    def __post_init__(self) -> None:
-        if len(self.thresholds) < 2 or min(np.diff(self.thresholds)) <= 0.0:
-            raise ValueError(f"grid {self.name!r} has thresholds {self.thresholds}: give at least two, increasing")
-
-
-def _even(low: float, high: float, points: int) -> tuple[float, ...]:
-    return tuple(np.linspace(low, high, points).tolist())
-
-
-GRID_20_50 = Grid("20-50", _even(20.0, 50.0, 20))
+# Thresholds of PCK curves in millimetres. The grid is part of the metric: AUCs on different grids cannot be compared.
+GRID_20_50 = np.linspace(20.0, 50.0, 20)
 """Grid of BiHand and of HandTailor's Table 1; the default."""
-GRID_20_50_ZB = Grid("20-50/zb", _even(0.0, 50.0, 20)[8:])
-"""Grid of Zimmermann and Brox: the upper 12 thresholds of `0-50`, which begin at 21.05 mm."""
-GRID_20_50_ZHOU = Grid("20-50/zhou", _even(20.0, 50.0, 16))
+GRID_20_50_ZB = np.linspace(0.0, 50.0, 20)[8:]
+"""Grid of Zimmermann and Brox: the upper 12 thresholds of `GRID_0_50`, which begin at 21.05 mm."""
+GRID_20_50_ZHOU = np.linspace(20.0, 50.0, 16)
 """Grid of Zhou et al.: every 2 mm."""
-GRID_0_50 = Grid("0-50", _even(0.0, 50.0, 20))
-GRID_0_50_FREIHAND = Grid("0-50/freihand", _even(0.0, 50.0, 100))
-GRID_5_20 = Grid("5-20", _even(5.0, 20.0, 20))
-"""Grid of HandTailor's Tables 2 to 4. Its number of thresholds is not published; 20, as in `20-50`, is assumed."""
-GRID_FIGURE_3A = Grid("5-50", _even(5.0, 50.0, 46))
+GRID_0_50 = np.linspace(0.0, 50.0, 20)
+GRID_0_50_FREIHAND = np.linspace(0.0, 50.0, 100)
+GRID_5_20 = np.linspace(5.0, 20.0, 20)
+"""Grid of HandTailor's Tables 2 to 4. Its number of thresholds is not published; 20, as in `GRID_20_50`, is assumed."""
+GRID_FIGURE_3A = np.linspace(5.0, 50.0, 46)
 """Grid of HandTailor's Figure 3a: every millimetre."""
 
 
@@ -78,27 +61,27 @@ def mean_error(errors_mm: Points, counted: Mask | None = None) -> float:
     return float(np.mean([column.mean() for column in _columns(errors_mm, counted)]))
 
 
-def pck(errors_mm: Points, thresholds: tuple[float, ...], counted: Mask | None = None) -> FloatArray:
+def pck(errors_mm: Points, grid: FloatArray, counted: Mask | None = None) -> FloatArray:
     """Return the PCK curve (thresholds,): the share of hands with distance <= threshold, averaged over joints."""
     columns = [np.sort(column) for column in _columns(errors_mm, counted)]
-    return np.mean([np.searchsorted(column, thresholds, side="right") / len(column) for column in columns], axis=0)
+    return np.mean([np.searchsorted(column, grid, side="right") / len(column) for column in columns], axis=0)
 
 
-def auc(errors_mm: Points, grid: Grid = GRID_20_50, counted: Mask | None = None) -> float:
+def auc(errors_mm: Points, grid: FloatArray = GRID_20_50, counted: Mask | None = None) -> float:
     """Return the area under the PCK curve of distances (n, k) in millimetres, between 0 and 1."""
-    return curve_auc(pck(errors_mm, grid.thresholds, counted), grid)
+    return curve_auc(pck(errors_mm, grid, counted), grid)
 
 
-def curve_auc(curve: Points, grid: Grid = GRID_20_50) -> float:
+def curve_auc(curve: Points, grid: FloatArray = GRID_20_50) -> float:
     """Return the area under a PCK curve (thresholds,) by the trapezoidal rule, between 0 and 1."""
-    x, y = np.asarray(grid.thresholds), np.asarray(curve, np.float64)
-    if y.shape != x.shape:
-        raise ValueError(f"the curve has shape {y.shape}: grid {grid.name!r} needs {x.shape}")
-    return float(np.trapezoid(y, x) / np.trapezoid(np.ones_like(x), x))
+    y = np.asarray(curve, np.float64)
+    if y.shape != grid.shape:
+        raise ValueError(f"the curve has shape {y.shape}: the grid needs {grid.shape}")
+    return float(np.trapezoid(y, grid) / (grid[-1] - grid[0]))
 
 
 def auc_gain(
-    before_mm: Points, after_mm: Points, grid: Grid = GRID_5_20, *, resamples: int = 1000, seed: int = 0
+    before_mm: Points, after_mm: Points, grid: FloatArray = GRID_5_20, *, resamples: int = 1000, seed: int = 0
 ) -> Gain:
     """Return the AUC of distances (n, k) before and after the tailor, with an interval by paired bootstrap.
 
@@ -114,11 +97,10 @@ def auc_gain(
     return Gain(auc(before, grid), auc(after, grid), float(low), float(high))
 
 
-def _contribution(errors: FloatArray, grid: Grid) -> FloatArray:
+def _contribution(errors: FloatArray, grid: FloatArray) -> FloatArray:
     """Return the AUC of each single error: the area under a curve that steps from 0 to 1 at this error."""
-    x = np.asarray(grid.thresholds)
-    weights = np.diff(x, append=x[-1]) + np.diff(x, prepend=x[0])
-    return (errors[..., None] <= x) @ weights / weights.sum()
+    weights = np.diff(grid, append=grid[-1]) + np.diff(grid, prepend=grid[0])
+    return (errors[..., None] <= grid) @ weights / weights.sum()
 
 
 def reduction_ratio(before_mm: Points, after_mm: Points) -> FloatArray:

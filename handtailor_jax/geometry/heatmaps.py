@@ -11,29 +11,16 @@ from jaxtyping import Array, Float
 from handtailor_jax.geometry import exact
 
 
-def softmax_heatmaps(logits: Float[Array, "*batch rows columns k"]) -> Float[Array, "*batch rows columns k"]:
-    """Normalise logits to maps of sum 1. Adding a constant to a map's logits does not change the result."""
-    weights = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=(-3, -2), keepdims=True)))
-    return weights / jnp.sum(weights, axis=(-3, -2), keepdims=True)
-
-
-def sigmoid_heatmaps(logits: Float[Array, "*batch rows columns k"]) -> Float[Array, "*batch rows columns k"]:
-    """Normalise logits to maps of sum 1 like the released network: each sigmoid divided by the map's sum.
-
-    A background of 1e-3 in a 64 x 64 map moves the decoded keypoint by a seventh of its distance to the map's centre.
-    """
-    # If all logits of a map are below -88, a float32 sigmoid and the sum would be 0, so the maximum is divided out.
-    return softmax_heatmaps(jax.nn.log_sigmoid(logits))
-
-
-def peak_heatmaps(logits: Float[Array, "*batch rows columns k"]) -> Float[Array, "*batch rows columns k"]:
-    """Normalise the cubes of sigmoids to maps of sum 1: a background of 1e-2 moves the keypoint by less than 0.1 %."""
-    return softmax_heatmaps(3.0 * jax.nn.log_sigmoid(logits))
-
-
 def normalised(logits: Float[Array, "*batch rows columns k"], decoding: str) -> Float[Array, "*batch rows columns k"]:
-    """Normalise logits to maps of sum 1 as a decoding of `HandModuleConfig` does."""
-    return {"released": sigmoid_heatmaps, "paper": peak_heatmaps, "corrected": softmax_heatmaps}[decoding](logits)
+    """Normalise logits to maps of sum 1 as a decoding of `HandModuleConfig` does.
+
+    "released" divides sigmoids by their sum: a background of 1e-3 in a 64 x 64 map moves the decoded keypoint by a
+    seventh of its distance to the map's centre. "paper" does so with their cubes: a background of 1e-2 moves it by less
+    than 0.1 %. "corrected" is the softmax: adding a constant to a map's logits changes nothing.
+    """
+    # The powers are in the softmax's exponent, because a float32 sigmoid of a logit below -88 is 0.
+    power = {"released": 1.0, "paper": 3.0}.get(decoding)
+    return jax.nn.softmax(logits if power is None else power * jax.nn.log_sigmoid(logits), axis=(-3, -2))
 
 
 @exact

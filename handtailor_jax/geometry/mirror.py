@@ -38,10 +38,8 @@ def mirror_points(points: Float[Numbers, "*batch 3"]) -> Float[Numbers, "*batch 
 
 def mirror_intrinsics(intrinsics: Float[Numbers, "*batch 3 3"], width: int | float) -> Float[Numbers, "*batch 3 3"]:
     """Return K of the mirrored image in the mirrored frame: cx' = (width - 1) - cx, and the skew changes sign."""
-    signs = np.asarray([[1.0, -1.0, -1.0], [-1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], intrinsics.dtype)
-    shift = np.zeros((3, 3), intrinsics.dtype)
-    shift[0, 2] = width - 1
-    return intrinsics * np.broadcast_to(signs, intrinsics.shape) + np.broadcast_to(shift, intrinsics.shape)
+    pixels = np.asarray([[-1.0, 0.0, width - 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], intrinsics.dtype)
+    return pixels @ intrinsics @ np.diag([-1.0, 1.0, 1.0]).astype(intrinsics.dtype)
 
 
 def mirror_pose(pose: Float[Numbers, "*batch joints 3"]) -> Float[Numbers, "*batch joints 3"]:

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from handtailor_jax.detector.landmark_network import HandLandmarkConfig, HandLandmarkNetwork, Landmarks, by_crop
+from handtailor_jax.detector.layers import max_pool_2
 from handtailor_jax.geometry.heatmaps import gaussian_heatmaps
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.layers import (
@@ -16,7 +17,6 @@ from handtailor_jax.hand_module.layers import (
     convolution,
     head,
     linear,
-    max_pool_2,
     max_pool_3,
     space_to_depth,
     upsample_2,

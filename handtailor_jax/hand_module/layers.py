@@ -146,12 +146,6 @@ class MLP(nnx.Module):
         return self.head(x)
 
 
-def max_pool_2(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h_half w_half c"]:
-    """Return the maximum over 2 x 2 cells with stride 2."""
-    # Slices are used because XLA's window reduction and its gradient are slow on a CPU.
-    return _maximum(x[:, row::2, column::2] for row in (0, 1) for column in (0, 1))
-
-
 def max_pool_3(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h_half w_half c"]:
     """Return the maximum over 3 x 3 cells with stride 2 and padding 1, of a map of even size."""
     # In a map of even size the last window ends at the border, so only the first row and column are padded.

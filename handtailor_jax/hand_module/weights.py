@@ -4,15 +4,13 @@ Tensors are named by their dotted path in the module, such as ``stacks_2d.0.head
 ``format``, ``version``, ``config`` (JSON of `HandModuleConfig`) and ``provenance`` (JSON object of texts).
 """
 
-import contextlib
 import dataclasses
 import functools
-import importlib.resources
 import json
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -20,13 +18,14 @@ import safetensors.numpy
 from flax import nnx
 from jaxtyping import Array
 
-from handtailor_jax.errors import InputError, check_file, naming
+from handtailor_jax.errors import InputError, naming
 from handtailor_jax.hand_module.config import HandModuleConfig
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.iknet import IKNet
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand
 from handtailor_jax.results import write_atomically
+from handtailor_jax.weight_files import Structure, asset, filled, read_tensors, tensor_name
 
 FORMAT = "handtailor hand module"
 VERSION = "1"
@@ -35,7 +34,6 @@ EMBEDDED = "hourglass.safetensors"
 LANDMARK_IKNET = "landmark_iknet.safetensors"
 """Name of the embedded weights of the IKNet behind the hand landmark network (tools/finetune_landmark_iknet.py)."""
 
-Module = TypeVar("Module", bound=HandModule | IKNet)
 FileType = Literal["float32", "float16"]
 
 _IKNET = "iknet."  # prefix of IKNet's tensors in a hand module
@@ -43,10 +41,8 @@ _REMEDY = "give a file written by `handtailor convert-official` or by training"
 
 
 @functools.cache
-def module_structure(
-    config: HandModuleConfig, kind: Callable[..., Any] = HandModule
-) -> tuple[nnx.GraphDef[Any], Mapping[tuple[Any, ...], Any]]:
-    """Return the graph definition and the variables (shapes only, by path) of a module that is to be loaded."""
+def module_structure(config: HandModuleConfig, kind: Callable[..., Any] = HandModule) -> Structure:
+    """Return the structure of a module that is to be loaded."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=_OneKey())))
     return graphdef, dict(nnx.to_flat_state(state))
 
@@ -76,7 +72,7 @@ def save_weights(
     path = Path(path)
     prefix = _IKNET if isinstance(module, IKNet) else ""
     state = nnx.to_flat_state(nnx.state(module))
-    tensors = {prefix + _name(place): np.asarray(variable[...]) for place, variable in state}
+    tensors = {prefix + tensor_name(place): np.asarray(variable[...]) for place, variable in state}
     if dtype == "float16":
         for name, tensor in tensors.items():
             if np.abs(tensor).max(initial=0.0) > np.finfo(np.float16).max:
@@ -102,12 +98,10 @@ def load_weights(path: Path | str | None = None, kind: Callable[..., HandModule]
         InputError: If the file is missing, damaged or of another format or version, or its tensors do not match its
             configuration.
     """
-    if path is None:
-        with _asset(EMBEDDED) as own:
-            return load_weights(own)
-    metadata, tensors = _read(Path(path))
+    path = asset(EMBEDDED) if path is None else Path(path)
+    metadata, tensors = _read(path)
     with naming(path):
-        return _filled(*module_structure(_config(metadata, tensors), kind), tensors)
+        return filled(module_structure(_config(metadata, tensors), kind), tensors, _REMEDY)
 
 
 def load_iknet(path: Path | str | None = None) -> IKNet:
@@ -119,17 +113,12 @@ def load_iknet(path: Path | str | None = None) -> IKNet:
     Raises:
         InputError: As `load_weights` does.
     """
-    if path is None:
-        with _asset(LANDMARK_IKNET) as own:
-            return load_iknet(own)
-    metadata, tensors = _read(Path(path))
+    path = asset(LANDMARK_IKNET) if path is None else Path(path)
+    metadata, tensors = _read(path)
     with naming(path):
         structure = module_structure(_config(metadata, tensors), IKNet)
-        return _filled(*structure, {name: t for name, t in tensors.items() if name.startswith(_IKNET)}, _IKNET)
-
-
-def _asset(name: str) -> contextlib.AbstractContextManager[Path]:
-    return importlib.resources.as_file(importlib.resources.files("handtailor_jax") / "assets" / name)
+        own = {name: tensor for name, tensor in tensors.items() if name.startswith(_IKNET)}
+        return filled(structure, own, _REMEDY, _IKNET)
 
 
 def load_module(weights: str | Path | None, hand: HandModel | None) -> HandModule:
@@ -156,21 +145,6 @@ def provenance(path: Path | str) -> dict[str, str]:
     return json.loads(_read(Path(path))[0]["provenance"])
 
 
-def _filled(
-    graphdef: nnx.GraphDef[Module],
-    structure: Mapping[tuple[Any, ...], Any],
-    tensors: Mapping[str, np.ndarray],
-    prefix: str = "",
-) -> Module:
-    """Return the module with tensors named by prefix and path."""
-    named = {prefix + _name(place): (place, variable) for place, variable in structure.items()}
-    _compare({name: variable.shape for name, (_, variable) in named.items()}, tensors)
-    filled = {p: v.replace(tensors[name].astype(v.dtype)) for name, (p, v) in named.items()}
-    module = nnx.merge(graphdef, jax.device_put(nnx.from_flat_state(filled)))
-    module.eval()
-    return module
-
-
 def _config(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> HandModuleConfig:
     """Return the configuration in a file, if the file has enough tensors for it, before a module is built."""
     config = _parse_config(metadata.get("config", ""))
@@ -180,35 +154,8 @@ def _config(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> H
     return config
 
 
-def _name(place: Iterable[object]) -> str:
-    return ".".join(map(str, place))
-
-
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Read checked metadata and the tensors."""
-    with naming(path):
-        if path.is_dir():
-            raise InputError(f"is a folder; {_REMEDY}")
-        try:
-            check_file(path)
-            with safetensors.safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise InputError(f"does not contain weights of a hand module; {_REMEDY}")
-                version = str(metadata.get("version"))[:20]
-                if version != VERSION:
-                    problem = f"has format version {version}, this program reads {VERSION}"
-                    raise InputError(f"{problem}; convert or train them again, or install the version that wrote them")
-                return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (AttributeError, TypeError):
-            raise InputError(f"holds a type of numbers that NumPy lacks, such as bfloat16; {_REMEDY}") from None
-        except FileNotFoundError:
-            raise InputError(f"no such file; {_REMEDY}") from None
-        except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror or error}); check its permissions") from None
-        except safetensors.SafetensorError as error:
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(f"is not a safetensors file or is truncated ({reason}); {_REMEDY}") from None
+    return read_tensors(path, FORMAT, VERSION, "weights of a hand module", _REMEDY)
 
 
 def _parse_config(text: str) -> HandModuleConfig:
@@ -237,22 +184,3 @@ def _has_type(value: object, hint: Any) -> bool:
     if origin is not None:  # a union
         return any(_has_type(value, argument) for argument in arguments)
     return type(value) is hint
-
-
-def _compare(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray]) -> None:
-    """Check names, shapes, types and values of the tensors."""
-    missing = [name for name in expected if name not in tensors]
-    surplus = [name for name in tensors if name not in expected]
-    for verb, names, end in (("lacks", missing, ""), ("has", surplus, " too many")):
-        if names:
-            plural, more = ("s", ", ...") if len(names) > 1 else ("", "")
-            listed = f"{len(names)} tensor{plural} ({names[0][:80]}{more})"
-            raise InputError(f"{verb} {listed}{end} for its configuration; {_REMEDY}")
-    for name, shape in expected.items():
-        tensor = tensors[name]
-        if tensor.shape != shape:
-            raise InputError(f"{name} has shape {tensor.shape} instead of {shape}; {_REMEDY}")
-        if tensor.dtype not in (np.float16, np.float32, np.float64):
-            raise InputError(f"{name} holds {tensor.dtype} instead of float32 or float16; {_REMEDY}")
-        if not np.isfinite(tensor).all():
-            raise InputError(f"{name} holds values that are not finite; {_REMEDY}")

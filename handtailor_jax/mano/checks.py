@@ -87,10 +87,6 @@ _SHORTEST_BONE, _LONGEST_BONE = 0.001, 0.3
 _SMALLEST_STD = 0.001
 
 
-class HandModelError(InputError):
-    """A hand model file cannot be used; the message is one line that names the file and the remedy."""
-
-
 def check_own_arrays(arrays: Arrays) -> None:
     """Check a file in the embedded hand's layout."""
     _check_shapes(arrays, OWN_SHAPES)

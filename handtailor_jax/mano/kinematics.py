@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.rotations import left_jacobian, matrix_from_axis_angle, skew
-from handtailor_jax.skeleton import JOINT_PARENTS, NUM_JOINTS, ancestors, joint_levels
+from handtailor_jax.skeleton import FINGER_JOINTS, JOINT_PARENTS, NUM_JOINTS, ancestors
 
 # Row j is 1 at j and at every ancestor of j, so a sum along the kinematic chain is one product with this matrix.
 ANCESTRY = np.zeros((NUM_JOINTS, NUM_JOINTS), np.float32)
@@ -16,9 +16,9 @@ for _joint in range(NUM_JOINTS):
 
 PARENTS = np.asarray(JOINT_PARENTS[1:], np.int32)
 
-# Level n holds one joint of each finger, in the same order as level n - 1: three batched products instead of fifteen.
-_LEVELS = joint_levels()
-_FROM_LEVELS = np.argsort(np.concatenate([np.asarray(level, np.int32) for level in _LEVELS])).astype(np.int32)
+# A level holds one joint of each finger, in the same order as the level before: three batched products, not fifteen.
+_LEVELS = np.asarray(FINGER_JOINTS, np.int32).T
+_FROM_LEVELS = np.argsort([0, *_LEVELS.reshape(-1)]).astype(np.int32)
 
 
 @jax.custom_jvp
@@ -70,13 +70,11 @@ def chain_rotations(
     rotations: Float[Array, "16 3 3"], rest_joints: Float[Array, "16 3"]
 ) -> tuple[Float[Array, "16 3 3"], Float[Array, "16 3"]]:
     """Convert rotations relative to the parents to rotations relative to the rest frame and posed joints (metres)."""
-    level_rotations = [rotations[np.asarray(_LEVELS[0], np.int32)]]
-    for level in _LEVELS[1:]:
-        parent_rotations = level_rotations[-1]
-        if parent_rotations.shape[0] == 1:
-            parent_rotations = jnp.broadcast_to(parent_rotations, (len(level), 3, 3))
-        level_rotations.append(jnp.einsum("jab,jbc->jac", parent_rotations, rotations[np.asarray(level, np.int32)]))
-    joint_rotations = jnp.concatenate(level_rotations)[_FROM_LEVELS]
+    level, levels = jnp.broadcast_to(rotations[:1], (5, 3, 3)), [rotations[:1]]
+    for one_of_each in _LEVELS:
+        level = jnp.einsum("jab,jbc->jac", level, rotations[one_of_each])
+        levels.append(level)
+    joint_rotations = jnp.concatenate(levels)[_FROM_LEVELS]
 
     bones = rest_joints[1:] - rest_joints[PARENTS]
     steps = jnp.einsum("jab,jb->ja", joint_rotations[PARENTS], bones)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from handtailor_jax.errors import InputError, naming, read_file
 from handtailor_jax.geometry.mirror import mirror_pose
 from handtailor_jax.mano import checks
-from handtailor_jax.mano.checks import MANO_NAMES, MANO_SHAPES, Arrays, HandModelError
+from handtailor_jax.mano.checks import MANO_NAMES, MANO_SHAPES, Arrays
 from handtailor_jax.mano.checks import MANO_VERTICES as MANO_VERTICES
 from handtailor_jax.mano.hand_model import Anatomy, HandModel, LinearBlendSkin
 from handtailor_jax.mano.safe_arrays import NUMPY_GLOBALS, UNDAMAGED, UnreadableArray, decode_record, parse_npz
@@ -89,14 +89,14 @@ def load_hand(
         dtype: floating-point type of the model's arrays.
 
     Raises:
-        HandModelError: if the file is missing, damaged, unsafe, or not a hand model.
+        InputError: if the file is missing, damaged, unsafe, or not a hand model.
     """
     if path is None:
         return embedded_hand(side or "right", dtype)
     _check_side(side)
     arrays = read_arrays(path)
     if "template" in arrays:
-        with naming(path, HandModelError):
+        with naming(path):
             checks.check_own_arrays(arrays)
         return _on_side(_build(arrays, "right", dtype), side or "right")
     stored = _side_from_name(path) or side
@@ -125,12 +125,12 @@ def load_mano(
         dtype: floating-point type of the model's arrays; float64 needs ``jax.enable_x64``.
 
     Raises:
-        HandModelError: if the file is missing, damaged, unsafe, or not a MANO model, or if its side is unknown.
+        InputError: if the file is missing, damaged, unsafe, or not a MANO model, or if its side is unknown.
     """
     _check_side(side)
     named = _side_from_name(path)
     stored = read_arrays(path)
-    with naming(path, HandModelError):
+    with naming(path):
         if side is None and named is None:
             raise InputError("its name contains no side; put 'right' or 'left' into it, as in MANO_RIGHT.pkl")
         if side is not None and named is not None and side != named:
@@ -156,7 +156,7 @@ def recorded_poses(path: str | os.PathLike[str]) -> npt.NDArray[np.float32]:
         0 if the file has no `hands_coeffs`.
 
     Raises:
-        HandModelError: If the file cannot be read, or the numbers are not poses.
+        InputError: If the file cannot be read, or the numbers are not poses.
     """
     arrays = read_arrays(path, checks.RECORDED_SHAPES)
     if not checks.RECORDED_SHAPES.keys() <= arrays.keys():
@@ -167,7 +167,7 @@ def recorded_poses(path: str | os.PathLike[str]) -> npt.NDArray[np.float32]:
     poses = (mean + coefficients @ components).reshape(-1, 15, 3)
     largest = np.abs(poses).max(initial=0.0)
     if not largest <= 2.0 * np.pi:  # true for NaN, too
-        raise HandModelError(f"{path}: hands_coeffs holds a rotation of {largest:.3g} rad; {UNDAMAGED}")
+        raise InputError(f"{path}: hands_coeffs holds a rotation of {largest:.3g} rad; {UNDAMAGED}")
     return (mirror_pose(poses) if _side_from_name(path) == "left" else poses).astype(np.float32)
 
 
@@ -177,9 +177,9 @@ def read_arrays(path: str | os.PathLike[str], shapes: checks.Shapes = MANO_SHAPE
     `shapes` are the names and shapes of the arrays to read; from an npz file, those of `OWN_SHAPES` are read as well.
 
     Raises:
-        HandModelError: if the file is missing, damaged, unsafe or too large.
+        InputError: if the file is missing, damaged, unsafe or too large.
     """
-    with naming(path, HandModelError):
+    with naming(path):
         content = read_file(path, _MOST_BYTES, checks.DOWNLOAD)
         if content.startswith(b"PK"):
             return parse_npz(content, {*checks.OWN_SHAPES, *shapes}, most_bytes=_MOST_BYTES)

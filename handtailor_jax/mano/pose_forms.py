@@ -50,15 +50,15 @@ def pose_from(
     if pca is None and flat_hand_mean:
         return values
     model = given_hand(hand)
-    fingers = np.zeros(45, np.float32) if flat_hand_mean else np.asarray(model.pose_mean)
-    if pca is not None:
+    if pca is None:
+        fingers = model.finger_pose_from_axis_angle(jnp.zeros((15, 3), model.dtype), flat_hand_mean=flat_hand_mean)
+    else:
         coefficients = np.asarray(numbers("pca", pca)).reshape(-1)
         if not 1 <= coefficients.size <= 45:
             raise InputError(f"pca has {coefficients.size} values: give 1 to 45")
         coefficients = checked_array("pca", coefficients, coefficients.shape, most=MOST_PARAMETER)
-        fingers = fingers + coefficients @ np.asarray(model.pose_components)[: coefficients.size]
-    fingers = fingers.reshape(15, 3)
-    values[1:] += fingers if model.side == side else mirror_pose(fingers)
+        fingers = model.finger_pose_from_pca(jnp.asarray(coefficients, model.dtype), flat_hand_mean=flat_hand_mean)
+    values[1:] += np.asarray(fingers if model.side == side else mirror_pose(fingers))
     return values
 
 

@@ -59,7 +59,7 @@ def read_photographs(folder: Path, side: int = 320, limit: int = 4000) -> np.nda
     return np.stack(squares)
 
 
-def write_freihand(dataset: SyntheticDataset, count: int, out: Path, progress: bool = True) -> None:
+def write_freihand(dataset: SyntheticDataset, count: int, out: Path) -> None:
     """Write the first samples of a dataset to a folder, which appears when it is complete.
 
     `K`, `xyz` (metres) and `verts` are in the camera frame. `mano` holds 48 pose values (fingers relative to the
@@ -73,7 +73,6 @@ def write_freihand(dataset: SyntheticDataset, count: int, out: Path, progress: b
         dataset: Source of the samples.
         count: Number of samples.
         out: Output folder, which must be empty or not exist yet.
-        progress: Whether to show a progress bar on stderr.
 
     Raises:
         InputError: If the folder is in use or cannot be written, or if the split has fewer samples.
@@ -88,7 +87,7 @@ def write_freihand(dataset: SyntheticDataset, count: int, out: Path, progress: b
     photographs = zlib.crc32(np.asarray(dataset.assets.photographs).tobytes())
     partial = out.with_name(f".{out.name}.{_digest(dataset.config, dataset.split, seed, photographs)}.partial")
     try:
-        _write_layout(dataset, count, partial, RENDERED_PARTS[dataset.split], progress)
+        _write_layout(dataset, count, partial, RENDERED_PARTS[dataset.split])
         partial.replace(out)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}): choose another --out") from None
@@ -101,13 +100,13 @@ def _digest(config: SyntheticConfig, *more: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _write_layout(dataset: SyntheticDataset, count: int, folder: Path, part: str, progress: bool) -> None:
+def _write_layout(dataset: SyntheticDataset, count: int, folder: Path, part: str) -> None:
     """Write a dataset, except the batches whose labels exist already."""
     labels, images = folder / "labels", folder / part / "rgb"
     labels.mkdir(parents=True, exist_ok=True)
     step = dataset.config.images_at_once
     pieces = []
-    with tqdm(total=count, desc="rendering", unit="image", disable=not progress) as bar:
+    with tqdm(total=count, desc="rendering", unit="image") as bar:
         for first in range(0, count, step):
             last = min(first + step, count)
             pieces.append(labels / f"{first:08d}-{last:08d}.json")

@@ -217,7 +217,7 @@ class CalibratedProblem:
         betas, start = self.hand.num_betas, self.initial
         stds = [c.finger_std] * 45 + [c.betas_std] * betas + [c.rotation_std] * 3 + [c.pixel_std] * 2 + [c.zoom_std]
         identity = jnp.asarray([std**-2 for std in stds], dtype)
-        if c.prior == 0.0 and c.betas_prior == 0.0:
+        if c.prior == 0.0 and c.betas_prior == 0.0 and math.isinf(c.extent_std):
             return jnp.diag(identity), start
         prior = jnp.concatenate([c.prior / anatomy.std.reshape(45) ** 2, jnp.full((betas,), c.betas_prior, dtype)])
         # The extent prior applies without intrinsics only, where the hand size in pixels does not determine a depth.

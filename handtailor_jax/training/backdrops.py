@@ -1,7 +1,6 @@
 """Backgrounds of training samples: generated ones, and photographs without their hands; both are kept in a cache."""
 
 import hashlib
-import io
 import json
 import zipfile
 from collections.abc import Callable
@@ -112,7 +111,6 @@ def cached(path: Path, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, n
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be written to ({error.strerror}): choose another cache") from None
-    arrays, data = make(), io.BytesIO()
-    np.savez(data, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, lambda temporary: temporary.write_bytes(data.getvalue()))
+    arrays: Any = make()
+    write_atomically(path, lambda temporary: np.savez(temporary, **arrays))
     return arrays

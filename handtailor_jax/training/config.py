@@ -69,10 +69,6 @@ class DataConfig:
         _check(not unused, "data.photograph_backgrounds needs a pool and data.photographs: set both, or leave it out")
         share, dataset = self.photograph_share, self.dataset_share
         _check(0.0 <= share <= 1.0, f"data.photograph_share is a share between 0 and 1, got {share}")
-        _check(
-            self.photographs is not None or share < 1.0,
-            "data.photograph_share is 1 but there are no photographs: set data.photographs",
-        )
         _check(0.0 < dataset <= 1.0, f"data.dataset_share is a share above 0 and at most 1, got {dataset}")
         for one, other in (("dataset", "dataset_folder"), ("dataset_folder", "dataset")):
             missing = getattr(self, one) not in (None, "custom") and getattr(self, other) is None
@@ -250,8 +246,9 @@ class TrainingConfig:
             parts > 0 and self.batch % parts == 0,
             f"batch {self.batch} cannot be split into optimizer.accumulate = {parts} parts: choose a divisor of it",
         )
+        through_tailor = self.loss.tailored_keypoints + self.loss.tailored_mesh > 0.0
         _check(
-            not self.detached or (self.module.decoding == "corrected" and not self.through_tailor),
+            not self.detached or (self.module.decoding == "corrected" and not through_tailor),
             'detached needs module.decoding "corrected" and no losses through the tailor: set detached to False',
         )
         _check(self.module.batch_axis is None, "module.batch_axis is set by the training itself: leave it out")
@@ -275,11 +272,6 @@ class TrainingConfig:
             self.loss.paper_depth <= 0.0 or data.dataset != "freihand",
             "loss.paper_depth needs depth maps, which FreiHAND lacks: train on rhd or stb",
         )
-
-    @property
-    def through_tailor(self) -> bool:
-        """Whether a loss is on the tailored hand."""
-        return self.loss.tailored_keypoints + self.loss.tailored_mesh > 0.0
 
     @property
     def freihand_joints(self) -> bool:

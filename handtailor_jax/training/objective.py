@@ -87,7 +87,7 @@ def relative_depth(batch: Batch, prediction: Prediction) -> Term:
 
 def joints(batch: Batch, prediction: Prediction) -> Term:
     """Huber error of the lifted keypoints, root-relative, in reference bones."""
-    error = normalise_joints(prediction.estimated.joints) - _relative_in_bones(batch)
+    error = normalise_joints(prediction.estimated.joints) - normalise_joints(batch.joints)
     return weighted_mean(_huber(error, 0.05), batch.has_joints)
 
 
@@ -109,7 +109,7 @@ def model_keypoints(batch: Batch, prediction: Prediction) -> Term:
 
     It is the squared distance for quaternions, as published, and the Huber error for matrices.
     """
-    error = normalise_joints(prediction.model_keypoints) - _relative_in_bones(batch)
+    error = normalise_joints(prediction.model_keypoints) - normalise_joints(batch.joints)
     if prediction.config.module.rotation == "quaternion":
         return weighted_mean(jnp.sum(jnp.square(error), axis=-1), batch.has_joints)
     return weighted_mean(_huber(error, 0.05), batch.has_joints)
@@ -182,7 +182,7 @@ def paper_betas(batch: Batch, prediction: Prediction) -> Term:
 
 def paper_model_keypoints(batch: Batch, prediction: Prediction) -> Term:
     """L_mano of the posed hand model at the true root, in reference bones."""
-    error = losses.mano_loss(normalise_joints(prediction.model_keypoints), _relative_in_bones(batch))
+    error = losses.mano_loss(normalise_joints(prediction.model_keypoints), normalise_joints(batch.joints))
     return weighted_mean(jnp.mean(error, axis=-1), batch.has_joints)
 
 
@@ -202,7 +202,7 @@ def paper_silhouette(batch: Batch, prediction: Prediction) -> Term:
 
 def tailored_keypoints(batch: Batch, prediction: Prediction) -> Term:
     """Huber error of the tailored hand's keypoints, root-relative, in reference bones."""
-    error = normalise_joints(prediction.tailored_mesh.keypoints) - _relative_in_bones(batch)
+    error = normalise_joints(prediction.tailored_mesh.keypoints) - normalise_joints(batch.joints)
     return weighted_mean(_huber(error, 0.05), batch.has_joints)
 
 
@@ -270,10 +270,6 @@ def _positive(length: Float[Array, "batch"]) -> Float[Array, "batch"]:
 
 def _relative(joints: Array) -> Float[Array, "batch 21 3"]:
     return joints - joints[:, ROOT, None]
-
-
-def _relative_in_bones(batch: Batch) -> Float[Array, "batch 21 3"]:
-    return _relative(batch.joints) / _bone(batch.joints)[:, None, None]
 
 
 def _bone(joints: Array) -> Float[Array, "batch"]:

@@ -14,7 +14,7 @@ from handtailor_jax.data.sample import Batch, labelled_batch
 from handtailor_jax.evaluation.freihand import FREIHAND_TIPS
 from handtailor_jax.geometry import exact
 from handtailor_jax.geometry.cameras import transform_camera
-from handtailor_jax.geometry.heatmaps import expected_index, expected_value, pixels_from_indices, softmax_heatmaps
+from handtailor_jax.geometry.heatmaps import expected_index, expected_value, normalised, pixels_from_indices
 from handtailor_jax.hand_module.hand_module import HandModule, HourglassEstimate
 from handtailor_jax.hand_module.iknet import Rotations, normalise_joints
 from handtailor_jax.mano.hand_model import HandModel
@@ -111,7 +111,7 @@ def _detached_estimate(
     estimate = module.decode(camera, jax.lax.stop_gradient(stacks), features, shape_vector)
     last, stride = stacks[-1], module.config.stride
     assert last.depth_maps is not None
-    heatmaps = softmax_heatmaps(last.heatmap_logits.astype(image.dtype))
+    heatmaps = normalised(last.heatmap_logits.astype(image.dtype), "corrected")
     depth = expected_value(heatmaps, last.depth_maps.astype(image.dtype))
     return dataclasses.replace(
         estimate,

@@ -133,7 +133,8 @@ class Recorder:
             (self._folder / "pictures").mkdir(exist_ok=True)
             write_image(self._folder / "pictures" / f"{done:07d}.jpg", sheet)
         draw_curves(self._lines(), self._folder / "curves.png")
-        self._clock, before, found = time.perf_counter(), self._best, score(figures)
+        # The next rate is that of the steps from here on, without the evaluation.
+        self._logged, self._clock, before, found = done, time.perf_counter(), self._best, score(figures)
         self._best = before if found is None else max(before, found)
         return self._best > before
 

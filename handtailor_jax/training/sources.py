@@ -20,7 +20,7 @@ from handtailor_jax.data.loader import gather, index_stream, load
 from handtailor_jax.data.readers.photos import PhotoLabel, hand_mask, read_labels, read_photograph
 from handtailor_jax.data.sample import Batch, Reader, labelled_batch
 from handtailor_jax.detections import detection
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, naming
 from handtailor_jax.fit import fit_detection
 from handtailor_jax.geometry.boxes import hand_size, square_around
 from handtailor_jax.geometry.mirror import mirror_pixels, mirror_points
@@ -77,8 +77,9 @@ def open_sources(config: TrainingConfig, hand: HandModel, custom: Custom = NOTHI
     readers = checked_sources(custom.sources)
     if counts.dataset and not readers:
         readers = [(open_split(config, hand, "training"), 1.0)]
-    if counts.photographs and data.photographs is not None:
-        read_labels(data.photographs, "train")
+    if data.photographs is not None:
+        for split in ("train", "val"):  # the second for the evaluation
+            read_labels(data.photographs, split)
     if counts.synthetic and data.synthetic == "pool":
         behind = None
         if data.photograph_backgrounds and data.photographs is not None:
@@ -187,10 +188,8 @@ def _fitted(label: PhotoLabel, hand: HandModel, size: int) -> dict[str, np.ndarr
     if label.side == "left":
         points, image = mirror_pixels(points, image.shape[1]), np.ascontiguousarray(image[:, ::-1])
         joints = None if joints is None else mirror_points(joints)
-    try:
+    with naming(label.path):
         found = fit_detection(detection(points, convention=label.convention, joints_3d=joints), hand=hand)
-    except InputError as error:
-        raise InputError(f"{label.path}: {error}") from None
     if found.reprojection_after > _WORST * hand_size(points):
         return None
     # Without intrinsics a fit is in pixels, and its joints are relative to the root.

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from handtailor_jax.detector.weights import load_landmark_network
-from handtailor_jax.errors import InputError
+from handtailor_jax.errors import InputError, imported
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.weights import load_weights, module_structure
 from handtailor_jax.training.config import OptimizerConfig, TrainingConfig
@@ -182,10 +182,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         """Open the folder; nothing is read yet."""
-        try:
-            import orbax.checkpoint as orbax
-        except ImportError as error:
-            raise InputError(f"training needs Orbax ({error}): pip install orbax-checkpoint") from None
+        orbax = imported("orbax.checkpoint", "training needs Orbax", "pip install orbax-checkpoint")
         # Orbax logs an error with its traceback in each of its threads and tasks; `_writing` turns it into one line.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

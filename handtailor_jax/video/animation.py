@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.transform import Rotation
 
-from handtailor_jax.errors import InputError, naming
+from handtailor_jax.errors import imported, naming
 from handtailor_jax.results import mesh_library, write_atomically
 from handtailor_jax.skeleton import FINGER_JOINTS, JOINT_PARENTS, MANO_JOINTS, NUM_JOINTS
 from handtailor_jax.video.rig import FloatArray, Recording, Rig
@@ -64,11 +64,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def gltf_library() -> Any:
     """Import pygltflib, or raise an InputError that names the remedy."""
-    try:
-        import pygltflib
-    except ImportError as error:
-        raise InputError(f"animated meshes cannot be written ({error}): pip install pygltflib") from None
-    return pygltflib
+    return imported("pygltflib", "animated meshes cannot be written", "pip install pygltflib")
 
 
 class _Document:

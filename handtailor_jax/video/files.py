@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from handtailor_jax.errors import InputError, check_file
+from handtailor_jax.errors import InputError, check_file, imported
 from handtailor_jax.images import Image, opencv, quiet
 from handtailor_jax.results import appearing
 
@@ -187,11 +187,7 @@ class _Webcam:
 
 def _library() -> Any:
     """Import PyAV, or raise an InputError that names the remedy."""
-    try:
-        import av
-    except ImportError as error:
-        raise InputError(f"videos cannot be read or written ({error}): pip install av") from None
-    return av
+    return imported("av", "videos cannot be read or written", "pip install av")
 
 
 @contextlib.contextmanager

@@ -160,31 +160,22 @@ def _attempt(frame: Detection, model: HandModel, config: TailorConfig | None = N
 
 def _alike(hands: Sequence[Hand | None], times: Sequence[float]) -> list[Hand | None]:
     """Choose the hand or its runner-up in each frame, so that the sum of energies and jumps is least."""
-    known = [i for i, each in enumerate(hands) if each is not None]
     results = list(hands)
-    costs, back = np.zeros(1), []
-    choices: list[tuple[int, list[Hand]]] = []
-    before: list[Hand] = []
-    for i in known:
-        hand = hands[i]
-        assert hand is not None
-        options = [hand] if hand.runner_up is None else [hand, hand.runner_up]
-        gaps = np.asarray([0.0, float(min(hand.energy_gap or 0.0, _MOST_GAP))][: len(options)])
-        if before:
-            waited = 1.0 + (times[i] - times[choices[-1][0]]) / 0.1
-            jumps = np.asarray([[_jump(a, b) / waited for a in before] for b in options])
-            total = costs + np.minimum(jumps, _MOST_JUMP)
-            back.append(total.argmin(axis=1))
-            costs = total.min(axis=1) + gaps
-        else:
-            costs = gaps
-        choices.append((i, options))
-        before = options
+    frames = [(i, [h] if h.runner_up is None else [h, h.runner_up]) for i, h in enumerate(hands) if h is not None]
+    # The least cost up to a frame for each of its hands, and the hand of the frame before with which it is reached.
+    costs, origins = np.zeros(1), []
+    for n, (i, options) in enumerate(frames):
+        gaps = np.asarray([0.0, float(min(options[0].energy_gap or 0.0, _MOST_GAP))][: len(options)])
+        last, before = frames[n - 1] if n else (i, [])
+        waited = 1.0 + (times[i] - times[last]) / 0.1
+        jumps = np.asarray([[_jump(a, b) / waited for a in before] or [0.0] for b in options])
+        total = costs + np.minimum(jumps, _MOST_JUMP)
+        origins.append(total.argmin(axis=1))
+        costs = total.min(axis=1) + gaps
     chosen = int(costs.argmin())
-    for n in range(len(choices) - 1, -1, -1):
-        i, options = choices[n]
+    for (i, options), origin in zip(reversed(frames), reversed(origins), strict=True):
         results[i] = options[chosen]
-        chosen = int(back[n - 1][chosen]) if n else 0
+        chosen = int(origin[chosen])
     return results
 
 

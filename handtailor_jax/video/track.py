@@ -150,11 +150,10 @@ class HandVideo:
     def _search(self, image: Image, time: float, known: list[Found]) -> list[tuple[_Track, Found]]:
         """Search for hands that are not followed yet; a hand that was lost gets its track back."""
         tailor = self._tailor
-        look = tailor.looking(image, self._camera, self._prior)
-        if self._box is not None and self.frames == 0:
-            new = answered(tailor.finder.searching(image, None, check_box(self._box, image), passes=2), look)
-        else:
-            new = tailor.finder.all(image, look, False, [tailor.finder.next_region(found) for found in known])
+        box = check_box(self._box, image) if self._box is not None and self.frames == 0 else None
+        regions = [tailor.finder.next_region(found) for found in known]
+        search = tailor.finder.searching(image, False, box, passes=2, known=regions)
+        new = answered(search, tailor.looking(image, self._camera, self._prior))
         points = [found.keypoints_2d for found in (*known, *new)]
         chosen = merge_hands(points, [2.0] * len(known) + [found.presence for found in new])
         new = [new[index - len(known)] for index in chosen if index >= len(known)]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handtailor_jax.errors import InputError, check_range, install
+from handtailor_jax.errors import InputError, check_range, imported, install
 from handtailor_jax.images import Image, opencv
 from handtailor_jax.types import Box, Camera, Hand
 
@@ -211,10 +211,7 @@ def _reduced(image: Image) -> Image:
 
 def _serve(host: str, port: int) -> Any:
     """Start viser's server."""
-    try:
-        import viser
-    except ImportError as error:
-        raise InputError(f"the page needs viser ({error}): {install('view')}") from None
+    viser = imported("viser", "the page needs viser", install("view"))
     check_range("port", port, 0, 65535)
     # Check the address first: viser takes the next port if this one is taken, and waits forever if the host is wrong.
     try:

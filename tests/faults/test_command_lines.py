@@ -10,7 +10,7 @@ import evaluate
 import train
 from handtailor_jax import cli
 from handtailor_jax.data import prepare
-from handtailor_jax.detector import squares
+from handtailor_jax.detector import regions
 from handtailor_jax.errors import InputError, install
 from handtailor_jax.images import opencv
 
@@ -148,7 +148,7 @@ def test_mano_files_whose_names_have_no_side(refused, tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 320), (320, 1), (1, 1), (2, 10000), (16, 9)])
 def test_narrow_images_take_few_forward_passes(size):
-    for found in (squares.tiles(*size), squares.scan_squares(*size)):
+    for found in (regions.tiles(*size), regions.scan_squares(*size)):
         assert len(found) <= 40
         assert len(set(found)) == len(found)
 

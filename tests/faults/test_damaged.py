@@ -9,7 +9,7 @@ import pytest
 from handtailor_jax.data.readers import freihand
 from handtailor_jax.errors import InputError
 from handtailor_jax.mano.checks import OWN_SHAPES
-from handtailor_jax.mano.loading import HandModelError, embedded_arrays, load_hand
+from handtailor_jax.mano.loading import embedded_arrays, load_hand
 from handtailor_jax.synthetic import storage
 from handtailor_jax.synthetic.dataset import SyntheticConfig
 
@@ -44,7 +44,7 @@ MODELS = {
 @pytest.mark.parametrize("case", MODELS)
 def test_hand_models_that_are_none(tmp_path, case):
     np.savez(tmp_path / "hand.npz", **{**OWN, **MODELS[case]})
-    with pytest.raises(HandModelError, match=r"hand\.npz: ") as error:
+    with pytest.raises(InputError, match=r"hand\.npz: ") as error:
         load_hand(tmp_path / "hand.npz")
     assert "\n" not in str(error.value)
 

@@ -58,7 +58,7 @@ def read_labels(folder: Path, split: str) -> list[PhotoLabel]:
     except (ValueError, AttributeError, KeyError, TypeError):
         raise InputError(f"{path}: is not a JSON object of labels, each with a split: correct the file") from None
     if not entries:
-        raise InputError(f"{path}: has no photographs of split {split!r}: choose another split or folder")
+        raise InputError(f"{path}: has no photographs of split {split!r}: give some, as `handtailor label --val` does")
     return [_label(path, name, entry) for name, entry in entries]
 
 

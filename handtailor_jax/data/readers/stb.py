@@ -20,7 +20,7 @@ from handtailor_jax.data.sample import (
     mirrored_sample,
     read_aligned,
 )
-from handtailor_jax.errors import InputError, install
+from handtailor_jax.errors import InputError
 from handtailor_jax.images import Image, read_image
 from handtailor_jax.skeleton import KEYPOINT_ORDERS, KEYPOINTS, NUM_KEYPOINTS, ROOT, WRIST, permutation
 
@@ -72,7 +72,7 @@ class Stb:
 
         Raises:
             InputError: if a file is missing or damaged, a split or option does not exist, the camera has no depth or
-                mask, or scipy is missing.
+                mask.
         """
         check_choice("camera", camera, ("SK", "BB_left", "BB_right"), "STB")
         check_choice("wrist", wrist, ("bihand", "ge", "palm"), "STB")
@@ -165,10 +165,8 @@ def _seen_by_colour(depth: FloatArray) -> FloatArray:
 
 def _labels(path: Path) -> DoubleArray:
     """Read the annotated points of a sequence, (frames, 21, 3), metres."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise InputError(f"scipy, which reads STB's labels, is missing ({error}): {install('datasets')}") from None
+    from scipy.io import loadmat
+
     if not path.is_file():
         raise InputError(f"{path}: no such file: {_REMEDY}")
     try:

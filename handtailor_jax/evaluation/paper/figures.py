@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
-from handtailor_jax.errors import InputError, install
+from handtailor_jax.errors import imported, install
 from handtailor_jax.evaluation.metrics import GRID_20_50, GRID_FIGURE_3A, FloatArray, auc, pck, reduction_ratio
 from handtailor_jax.evaluation.paper.subjects import (
     CROP,
@@ -160,8 +160,7 @@ def _figure3a(subject: Subject, path: Path) -> None:
     ):
         errors = subject.errors_mm(hands)
         label = f"{name}: AUC 20-50 {auc(errors, GRID_20_50):.3f}"
-        thresholds = GRID_FIGURE_3A.thresholds
-        axis.plot(thresholds, pck(errors, thresholds), style, label=label, color=_INK, linewidth=1.8)
+        axis.plot(GRID_FIGURE_3A, pck(errors, GRID_FIGURE_3A), style, label=label, color=_INK, linewidth=1.8)
     axis.set_xlabel("error threshold, mm")
     axis.set_ylabel("share of joints below it (PCK)")
     axis.set_ylim(0.0, 1.01)
@@ -199,12 +198,8 @@ def _over(subject: Subject, vertices: Numbers, camera: Camera, background: Image
 
 
 def _axes(subject: Subject) -> tuple[Any, Any]:
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        raise InputError(f"figures need matplotlib ({error}): {install('figures')}") from None
-    matplotlib.use("Agg")
-    figure = matplotlib.figure.Figure(figsize=(6.4, 4.4), layout="constrained")
+    library = imported("matplotlib.figure", "figures need matplotlib", install("figures"))
+    figure = library.Figure(figsize=(6.4, 4.4), layout="constrained")
     axis = figure.subplots()
     axis.set_title(f"{_data(subject)}, lit", fontsize=9)
     return figure, axis
