@@ -11,7 +11,7 @@ are), and TensorFlow Lite is `pip install ai-edge-litert`. Without them only thi
 import dataclasses
 import importlib.resources
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ import jax
 import numpy as np
 import numpy.typing as npt
 from flax import nnx
-from timing import check_json, check_positive, command, publish
+from timing import check, command, report, table
 
 from handtailor_jax.detector.detector import HandDetector
 from handtailor_jax.detector.weights import load_landmark_network, load_palm_detector
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.report import environment, markdown_table
 from handtailor_jax.images import Image, read_image
 
 Call = Callable[[], Any]
@@ -45,19 +44,6 @@ class DetectorBenchmark:
     """Rounds of timing."""
     json: Path | None = None
     """JSON file to which the results are also written."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One call."""
-
-    name: str
-    first_seconds: float
-    """Wall-clock time of the first call, which compiles."""
-    milliseconds: float
-    """Median wall-clock time of a later call."""
-    processor_milliseconds: float
-    """Median processor time of all threads of a later call."""
 
 
 def network_call(load: Callable[[], Any]) -> Call:
@@ -123,8 +109,13 @@ def calls(config: DetectorBenchmark) -> dict[str, Call]:
     return named
 
 
-def measure_calls(named: Mapping[str, Call], rounds: int) -> list[Row]:
-    """Time calls in rounds."""
+def measure_calls(named: Mapping[str, Call], rounds: int) -> list[dict[str, Any]]:
+    """Time calls in rounds.
+
+    Returns:
+        For each call, by column heading: its name, median wall-clock and processor times (of all threads) after the
+        first call, which compiles, and the wall-clock time of the first call.
+    """
 
     def clocks(call: Call) -> tuple[float, float]:
         begin = time.perf_counter(), time.process_time()
@@ -134,12 +125,15 @@ def measure_calls(named: Mapping[str, Call], rounds: int) -> list[Row]:
     first = {name: clocks(call)[0] for name, call in named.items()}
     times = np.asarray([[clocks(call) for call in named.values()] for _ in range(rounds)])
     medians = 1e3 * np.median(times, axis=0)
-    return [Row(name, first[name], float(m[0]), float(m[1])) for name, m in zip(named, medians, strict=True)]
+    return [
+        {"call": name, "ms": wall, "ms of processor time": processor, "first call, s": first[name]}
+        for name, (wall, processor) in zip(named, medians, strict=True)
+    ]
 
 
-def ratios(rows: list[Row]) -> dict[str, float]:
+def ratios(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return processor times of our networks relative to TensorFlow Lite's; empty without it."""
-    times = {row.name: row.processor_milliseconds for row in rows}
+    times = {row["call"]: row["ms of processor time"] for row in rows}
     return {name: times[name] / times[f"{name}, {LITE}"] for name in NETWORKS if f"{name}, {LITE}" in times}
 
 
@@ -149,18 +143,10 @@ def measure(config: DetectorBenchmark) -> None:
     Raises:
         InputError: If an option is out of range or something is missing.
     """
-    check_positive(config, "rounds")
-    check_json(config.json)
+    check(config, "rounds")
     rows = measure_calls(calls(config), config.rounds)
-    body = [
-        [row.name, f"{row.milliseconds:.1f}", f"{row.processor_milliseconds:.1f}", f"{row.first_seconds:.1f}"]
-        for row in rows
-    ]
-    lines = [", ".join(f"{key} {value}" for key, value in environment().items()), ""]
-    lines += markdown_table(["", "ms", "ms of processor time", "first call, s"], body)
-    lines += [""] + [f"{name}: {ratio:.2f} times the processor time of {LITE}" for name, ratio in ratios(rows).items()]
-    content = {"environment": environment(), "rows": [dataclasses.asdict(row) for row in rows], "ratios": ratios(rows)}
-    publish("\n".join(lines), content, config.json)
+    compared = [f"{name}: {ratio:.2f} times the processor time of {LITE}" for name, ratio in ratios(rows).items()]
+    report([*table(rows), "", *compared], {"rows": rows, "ratios": ratios(rows)}, config.json)
 
 
 if __name__ == "__main__":

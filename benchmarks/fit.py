@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from simulation import View, tailor_problems
-from timing import check_json, check_positive, command, publish
+from timing import check, command, publish, table
 from tqdm import tqdm
 
 from handtailor_jax.evaluation.alignment import scale_and_shift
-from handtailor_jax.evaluation.report import markdown_table
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import project
 from handtailor_jax.mano.hand_model import HandModel
@@ -40,61 +39,25 @@ class FitBenchmark:
     """JSON file to which the results are also written."""
 
 
-@dataclasses.dataclass(frozen=True)
-class FitRow:
-    """Figures of one kind of camera."""
-
-    camera: View
-    median_mm: float
-    """Median over hands of the mean joint error in the camera frame, after scale and shift only."""
-    p90_mm: float
-    """90th percentile of that error."""
-    runner_up_p90_mm: float
-    """90th percentile of the error of the better of the solution and its runner-up."""
-    flipped_percent: float
-    """Share of hands whose joint depths correlate negatively with the true ones."""
-    reprojection_percent: float
-    """Median distance from the noisy keypoints, in percent of the hand size."""
-    hands_per_second: float
-
-
-def measure(config: FitBenchmark, hand: HandModel | None = None) -> tuple[FitRow, ...]:
+def measure(config: FitBenchmark, hand: HandModel | None = None) -> None:
     """Measure, print the table, and write the JSON file if one is asked for."""
-    check_positive(config, "problems", "noise")
-    check_json(config.json)
+    check(config, "problems", "noise")
     hand = embedded_hand() if hand is None else hand
-    rows = tuple(_row(hand, config, view) for view in VIEWS)
-    columns = [
-        "camera",
-        "joint error, median",
-        "90 %",
-        "with runner-up, 90 %",
-        "flipped hands",
-        "reprojection",
-        "hands/s",
-    ]
-    body = [
-        [
-            row.camera.replace("_", " "),
-            f"{row.median_mm:.2f} mm",
-            f"{row.p90_mm:.1f} mm",
-            f"{row.runner_up_p90_mm:.1f} mm",
-            f"{row.flipped_percent:.1f} %",
-            f"{row.reprojection_percent:.2f} %",
-            f"{row.hands_per_second:.0f}",
-        ]
-        for row in rows
-    ]
+    rows = [_row(hand, config, view) for view in VIEWS]
     heading = (
         f"2D keypoints alone, {config.problems} hands a row, {100 * config.noise:g} % noise (rms), seed {config.seed}"
     )
-    content = {"problems": config.problems, "noise": config.noise, "seed": config.seed}
-    content["rows"] = [dataclasses.asdict(row) for row in rows]
-    publish("\n".join([heading, "", *markdown_table(columns, body)]), content, config.json)
-    return rows
+    content = {"problems": config.problems, "noise": config.noise, "seed": config.seed, "rows": rows}
+    publish("\n".join([heading, "", *table(rows)]), content, config.json)
 
 
-def _row(hand: HandModel, config: FitBenchmark, view: View) -> FitRow:
+def _row(hand: HandModel, config: FitBenchmark, view: View) -> dict[str, Any]:
+    """Return the figures of one kind of camera, by column heading.
+
+    The joint error is the mean over the joints of a hand in the camera frame, after scale and shift only; with the
+    runner-up, that of the better of two solutions. In a flipped hand, the depths of the joints correlate negatively
+    with the true ones. The reprojection is the median distance from the noisy keypoints, in percent of the hand size.
+    """
     # `config.noise` is over both axes, `keypoint_noise` per axis.
     problems = tailor_problems(
         hand, config.problems, config.seed, noise="gaussian", camera=view, keypoint_noise=config.noise / 2**0.5
@@ -121,15 +84,15 @@ def _row(hand: HandModel, config: FitBenchmark, view: View) -> FitRow:
     second = np.stack([keypoints for _, keypoints in solved])
     error, other = _errors(best, truth), _errors(second, truth)
     flipped = [np.corrcoef(found[:, 2], true[:, 2])[0, 1] < 0 for found, true in zip(best, truth, strict=True)]
-    return FitRow(
-        camera=view,
-        median_mm=float(np.median(error)),
-        p90_mm=float(np.quantile(error, 0.9)),
-        flipped_percent=100.0 * float(np.mean(flipped)),
-        runner_up_p90_mm=float(np.quantile(np.minimum(error, other), 0.9)),
-        reprojection_percent=float(np.median(_reprojection(problems.observation, best))),
-        hands_per_second=config.problems / seconds,
-    )
+    return {
+        "camera": view,
+        "joint error, median, mm": float(np.median(error)),
+        "90 %, mm": float(np.quantile(error, 0.9)),
+        "with runner-up, 90 %, mm": float(np.quantile(np.minimum(error, other), 0.9)),
+        "flipped hands, %": 100.0 * float(np.mean(flipped)),
+        "reprojection, %": float(np.median(_reprojection(problems.observation, best))),
+        "hands/s": config.problems / seconds,
+    }
 
 
 def _errors(found: np.ndarray, truth: np.ndarray) -> np.ndarray:

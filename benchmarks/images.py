@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timing import check_json, check_positive, command, interleaved, publish, seconds
+from timing import check, command, interleaved, report, seconds
 
 import handtailor_jax
-from handtailor_jax.evaluation.report import environment, markdown_table
+from handtailor_jax.evaluation.report import markdown_table
 from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import Image, opencv, read_image
 from handtailor_jax.inputs import Source
@@ -70,14 +70,13 @@ class ImagesBenchmark:
     """JSON file to which the results are also written."""
 
 
-def measure(config: ImagesBenchmark) -> dict[str, Any]:
+def measure(config: ImagesBenchmark) -> None:
     """Measure, print the tables, and write the JSON file if one is asked for.
 
     Raises:
         InputError: An option is not positive, or the JSON file cannot be written.
     """
-    check_positive(config, "rounds", "frames")
-    check_json(config.json)
+    check(config, "rounds", "frames")
     landmarks = HandTailor.load()
     calls = image_calls(landmarks)
     first = {name: seconds(lambda call=call: call(0)) for name, call in calls.items()}  # type: ignore[misc]
@@ -86,8 +85,7 @@ def measure(config: ImagesBenchmark) -> dict[str, Any]:
         for name, t in interleaved(calls, config.rounds, config.seed, "images").items()
     }
     body = [[name, f"{warm[name]:.1f}", f"{warm[name] / warm[REFERENCE]:.2f}", f"{first[name]:.1f}"] for name in calls]
-    lines = [", ".join(f"{key} {value}" for key, value in environment().items()), ""]
-    lines += markdown_table(["image to meshes", "ms", "of the hourglass", "first call, s"], body)
+    lines = markdown_table(["image to meshes", "ms", "of the hourglass", "first call, s"], body)
     rates = {
         f"{hands} followed": frames_per_second(landmarks, image, hands, config.frames)
         for image, hands in ((ONE, 1), (TWO, 2))
@@ -108,15 +106,13 @@ def measure(config: ImagesBenchmark) -> dict[str, Any]:
         body = [[name, f"{cold:.1f}", f"{cached:.1f}"] for name, (cold, cached) in starts.items()]
         lines += ["", *markdown_table(["new process to first result, s", "first", "later"], body)]
     content = {
-        "environment": environment(),
         "milliseconds": warm,
         "first_call_seconds": first,
         "frames_per_second": rates,
         "folder_wall_and_cpu_seconds": folder,
         "start_seconds": starts,
     }
-    publish("\n".join(lines), content, config.json)
-    return content
+    report(lines, content, config.json)
 
 
 def image_calls(landmarks: HandTailor) -> dict[str, Callable[[int], Any]]:

@@ -10,16 +10,14 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import viser
 from images import EXAMPLES, ONE, TWO, write_video
-from timing import check_json, check_positive, command, publish
+from timing import check, command, report, table
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from handtailor_jax.evaluation.report import environment, markdown_table
 from handtailor_jax.hand_tailor import HandTailor
 from handtailor_jax.images import read_image
 from handtailor_jax.video.files import Video
@@ -37,22 +35,16 @@ class LiveBenchmark:
     """JSON file to which the results are also written."""
 
 
-def measure(config: LiveBenchmark) -> dict[str, Any]:
+def measure(config: LiveBenchmark) -> None:
     """Measure, print the table, and write the JSON file if one is asked for.
 
     Raises:
         InputError: The number of frames is not positive, or the JSON file cannot be written.
     """
-    check_positive(config, "frames")
-    check_json(config.json)
+    check(config, "frames")
     tailor = HandTailor.load()
     rows = {hands: measure_hands(tailor, name, hands, config.frames) for name, hands in ((ONE, 1), (TWO, 2))}
-    body = [[str(hands), *(f"{value:.1f}" for value in row.values())] for hands, row in rows.items()]
-    lines = [", ".join(f"{key} {value}" for key, value in environment().items()), ""]
-    lines += markdown_table(["hands", *rows[1]], body)
-    content = {"environment": environment(), "hands": rows}
-    publish("\n".join(lines), content, config.json)
-    return content
+    report(table([{"hands": hands, **row} for hands, row in rows.items()]), {"hands": rows}, config.json)
 
 
 def measure_hands(tailor: HandTailor, name: str, hands: int, count: int) -> dict[str, float]:

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from simulation import TailorProblems, tailor_problems
-from timing import check_json, check_positive, command, interleaved, publish, seconds
+from timing import check, command, interleaved, publish, seconds
 from torch_network import seeded_state, torch_network
 
 from handtailor_jax.detector.regions import square_region
@@ -147,10 +147,9 @@ def measure(config: PredictBenchmark, hand: HandModel | None = None) -> PredictR
     Raises:
         InputError: An option is not positive or empty, or the JSON file cannot be written.
     """
-    check_positive(config, "batches", "rounds", "seconds")
+    check(config, "batches", "rounds", "seconds")
     if not config.networks:
         raise InputError("--networks is empty: give small, official or both")
-    check_json(config.json)
     # A program compiled by an earlier run would make the time of the first call meaningless.
     jax.config.update("jax_enable_compilation_cache", False)
     hand = embedded_hand() if hand is None else hand

@@ -13,11 +13,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import check_json, check_positive, command, interleaved, publish, seconds
+from timing import check, command, interleaved, report, seconds, table
 
 import handtailor_jax as ht
 from handtailor_jax.errors import InputError
-from handtailor_jax.evaluation.report import environment, markdown_table
 from handtailor_jax.images import read_image
 
 EXAMPLES = Path(ht.__file__).parent / "assets" / "examples"
@@ -64,16 +63,15 @@ def calls(network: ht.HandTailor, batch: int) -> dict[str, Callable[[int], Any]]
     }
 
 
-def measure(config: RecoverHandBenchmark) -> dict[str, Any]:
+def measure(config: RecoverHandBenchmark) -> None:
     """Measure, print the table, and write the JSON file if one is asked for.
 
     Raises:
         InputError: If a count is not positive, nothing is to be measured, or the JSON file cannot be written.
     """
-    check_positive(config, "rounds", "batch")
+    check(config, "rounds", "batch")
     if not config.networks or not config.forms:
         raise InputError("--networks and --forms must not be empty")
-    check_json(config.json)
     jax.config.update("jax_enable_compilation_cache", False)
     timed = {
         (name, form): call
@@ -87,13 +85,7 @@ def measure(config: RecoverHandBenchmark) -> dict[str, Any]:
         {"network": network, "call": form, "first, s": first[network, form], "later, ms": 1000.0 * later[network, form]}
         for network, form in timed
     ]
-    lines = [", ".join(f"{key} {value}" for key, value in environment().items()), ""]
-    lines += markdown_table(
-        [*rows[0]], [[value if isinstance(value, str) else f"{value:.1f}" for value in row.values()] for row in rows]
-    )
-    content = {"environment": environment(), "rows": rows}
-    publish("\n".join(lines), content, config.json)
-    return content
+    report(table(rows), {"rows": rows}, config.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from timing import check_json, check_positive, command, publish
+from timing import check, command, publish
 from tqdm import tqdm
 
 import handtailor_jax as ht
@@ -58,8 +58,7 @@ class SequenceBenchmark:
 
 def measure(config: SequenceBenchmark) -> None:
     """Measure, print the tables, and write the JSON file if one is asked for."""
-    check_positive(config, "hands", "frames", "noise", "size")
-    check_json(config.json)
+    check(config, "hands", "frames", "noise", "size")
     still, moving = _still(config), _videos(config)
     columns = ["still hands", "depth, median", "depth, most", "length, median", "length, most", "posed length, median"]
     body = [[name, *(f"{value:.2f} mm" for value in values)] for name, values in still.items()]

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timing import check_json, check_positive, command, publish, seconds
+from timing import check, command, report, seconds, table
 
-from handtailor_jax.evaluation.report import environment, markdown_table
 from handtailor_jax.synthetic.dataset import SyntheticConfig, SyntheticDataset
 
 
@@ -27,39 +26,25 @@ class SyntheticBenchmark:
     """JSON file to which the results are also written."""
 
 
-@dataclasses.dataclass(frozen=True)
-class RenderingRate:
-    """Rate of one image size."""
-
-    size: int
-    images_per_second: float
-    first_call_seconds: float
-    """Time of the first call, compilation included."""
-
-
-def measure(config: SyntheticBenchmark) -> tuple[RenderingRate, ...]:
+def measure(config: SyntheticBenchmark) -> None:
     """Render batches of new samples on the default device, and print the table.
 
     Raises:
         InputError: An option is not positive, or a size cannot be rendered.
     """
-    check_positive(config, "sizes", "batch", "at_once", "rounds")
-    check_json(config.json)
-    rates = tuple(_rate(config, size) for size in config.sizes)
-    body = [[str(r.size), f"{r.images_per_second:.1f}", f"{r.first_call_seconds:.0f} s"] for r in rates]
-    about = ", ".join(f"{key} {value}" for key, value in environment().items())
-    content: dict[str, Any] = {"environment": environment(), "rows": [dataclasses.asdict(rate) for rate in rates]}
-    publish("\n".join([about, "", *markdown_table(["pixels", "images/s", "first call"], body)]), content, config.json)
-    return rates
+    check(config, "sizes", "batch", "at_once", "rounds")
+    rows = [_rate(config, size) for size in config.sizes]
+    report(table(rows), {"rows": rows}, config.json)
 
 
-def _rate(config: SyntheticBenchmark, size: int) -> RenderingRate:
+def _rate(config: SyntheticBenchmark, size: int) -> dict[str, Any]:
+    """Return the figures of one image size, by column heading; the first call compiles."""
     dataset = SyntheticDataset(SyntheticConfig(size=size, images_at_once=config.at_once))
     first, *times = (
         seconds(lambda k=k: dataset.batch(np.arange(k * config.batch, (k + 1) * config.batch)))  # type: ignore[misc]
         for k in range(config.rounds + 1)
     )
-    return RenderingRate(size, config.batch / float(np.median(times)), first)
+    return {"pixels": size, "images/s": config.batch / float(np.median(times)), "first call, s": first}
 
 
 if __name__ == "__main__":

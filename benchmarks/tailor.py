@@ -17,7 +17,7 @@ import numpy.typing as npt
 from jaxtyping import Array, Float
 from original_way import OriginalWay
 from simulation import Noise, TailorProblems, tailor_problems
-from timing import check_json, check_positive, command, interleaved, publish, seconds
+from timing import check, command, interleaved, publish, seconds
 
 from handtailor_jax.evaluation.report import environment, markdown_table
 from handtailor_jax.geometry.boxes import hand_size
@@ -176,8 +176,7 @@ def measure(config: TailorBenchmark, hand: HandModel | None = None) -> TailorRep
     Raises:
         InputError: An option is not positive, or the JSON file cannot be written.
     """
-    check_positive(config, "iterations", "damped_iterations", "batches", "problems", "rounds")
-    check_json(config.json)
+    check(config, "iterations", "damped_iterations", "batches", "problems", "rounds")
     hand = embedded_hand() if hand is None else hand
     problems = {noise: tailor_problems(hand, config.problems, config.seed, noise) for noise in NOISES}
     variants = _variants(config)

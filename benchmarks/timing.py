@@ -8,7 +8,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from handtailor_jax.errors import InputError
+from handtailor_jax.evaluation.report import environment, markdown_table
 from handtailor_jax.results import prepare_folder, write_json
 
 Key = TypeVar("Key", bound=Hashable)
@@ -58,22 +59,43 @@ def interleaved(
     return {key: np.asarray(values).T for key, values in times.items()}
 
 
-def check_positive(config: Any, *names: str) -> None:
-    """Check that the named fields, numbers or tuples of numbers, are positive and not empty.
+def check(config: Any, *positive: str) -> None:
+    """Check the options of a benchmark before anything is measured.
+
+    Args:
+        config: Options; the field `json` is the path of the JSON report, or None.
+        positive: Names of the fields, numbers or tuples of numbers, that must be positive and not empty.
 
     Raises:
-        InputError: If one is not; the error names the option.
+        InputError: If a field is not positive, which the error names as an option, or the report cannot be written.
     """
-    for name in names:
+    for name in positive:
         values = np.atleast_1d(getattr(config, name))
         if not values.size or values.min() <= 0:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(config, name)}: give positive numbers")
+    if config.json is not None:
+        prepare_folder(config.json.absolute().parent, [config.json.name])
 
 
-def check_json(path: Path | None) -> None:
-    """Check that the JSON report can be written, before anything is measured."""
-    if path is not None:
-        prepare_folder(path.absolute().parent, [path.name])
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of a markdown table with the keys of the rows as headings.
+
+    Numbers below 10 have two decimals, others one, and integers none.
+    """
+    return markdown_table(list(rows[0]), [[_text(value) for value in row.values()] for row in rows])
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2f}" if abs(value) < 10.0 else f"{value:.1f}"
+
+
+def report(lines: Sequence[str], content: Mapping[str, Any], path: Path | None) -> None:
+    """Publish lines and JSON content, both preceded by the device, the processor and the versions."""
+    about = environment()
+    heading = ", ".join(f"{key} {value}" for key, value in about.items())
+    publish("\n".join([heading, "", *lines]), {"environment": about, **content}, path)
 
 
 def publish(markdown: str, content: Mapping[str, Any], path: Path | None) -> None:

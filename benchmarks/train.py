@@ -13,14 +13,14 @@ from typing import Annotated
 
 import jax
 import tyro
-from timing import check_json, check_positive, publish
+from timing import check, publish
 
 from handtailor_jax.commands import command
-from handtailor_jax.errors import InputError
 from handtailor_jax.training.config import TrainingConfig
 from handtailor_jax.training.loop import Run
 from handtailor_jax.training.report import provenance
 
+_TRAIN = Path(__file__).parents[1] / "train.py"
 _WARM = 2
 # Dense bfloat16 operations per second as stated by the manufacturers, by a part of JAX's name of the device.
 _PEAKS = {
@@ -95,8 +95,7 @@ def measure(options: TrainBenchmark) -> StepTime:
     Raises:
         InputError: An option or the configuration cannot be used.
     """
-    check_positive(options, "rounds")
-    check_json(options.json)
+    check(options, "rounds")
     config = options.training
     with tempfile.TemporaryDirectory() as folder:
         run = Run(config, Path(folder), devices=options.devices)
@@ -133,9 +132,8 @@ def bfloat16_peak(device_kind: str) -> float | None:
 def main() -> None:
     """Parse the command line and measure."""
     file, _ = tyro.cli(ConfigFile, return_unknown_args=True, add_help=False)
-    if not file.config.is_file():
-        raise InputError(f"{file.config}: no such file: give one of the files in configs/")
-    default = TrainBenchmark(training=runpy.run_path(str(file.config))["config"])
+    read_config = runpy.run_path(str(_TRAIN))["read_config"]  # `import train` would find this file
+    default = TrainBenchmark(training=read_config(file.config))
     measure(tyro.cli(TrainBenchmark, default=default, description=__doc__))
 
 

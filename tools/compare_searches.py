@@ -6,7 +6,6 @@ Of a list of labels, only the images 1, 3, 5, ... are used: the others must not 
 """
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import tyro
 from measure_hands import Counts, count, print_header, read_entries
 from tqdm import tqdm
 
-from handtailor_jax.cli import keep_compiled_programs
+from handtailor_jax.commands import command, keep_compiled_programs
 from handtailor_jax.detector.detector import DetectorConfig, HandDetector
-from handtailor_jax.errors import InputError, check_range
+from handtailor_jax.errors import check_range
 from handtailor_jax.hand_tailor import HandTailor, LandmarkFinder
 from handtailor_jax.images import read_image, whole
 from handtailor_jax.types import Region
@@ -68,6 +67,7 @@ class TurnedRegions(HandDetector):
         return super().search(image, again, thorough=thorough, known=known)
 
 
+@command("compare_searches")
 def main(folder: tyro.conf.Positional[Path], split: str = "train", every: int = 1) -> None:
     """Compare ways of searching for hands.
 
@@ -102,8 +102,4 @@ def main(folder: tyro.conf.Positional[Path], split: str = "train", every: int = 
 
 if __name__ == "__main__":
     keep_compiled_programs()
-    try:
-        tyro.cli(main, description=__doc__)
-    except InputError as error:
-        print(f"compare_searches: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    tyro.cli(main, description=__doc__)

@@ -6,9 +6,6 @@ Needs matplotlib. Writes keypoints, rest_frame, conventions and bends to docs/pi
 """
 
 import argparse
-import importlib.resources
-import json
-import math
 from pathlib import Path
 
 import cv2
@@ -22,6 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
 from make_examples import region_colors
+from scipy.spatial.transform import Rotation
 
 from handtailor_jax.mano.hand_model import HandModel, PosedHand
 from handtailor_jax.mano.landmarks import load_convention
@@ -29,6 +27,7 @@ from handtailor_jax.mano.loading import embedded_arrays, embedded_hand
 from handtailor_jax.render.overlay import FINGER_COLORS
 from handtailor_jax.render.shading import render_mesh
 from handtailor_jax.skeleton import BONES, FINGER_KEYPOINTS, FINGERS, JOINT_KEYPOINTS, KEYPOINTS, MANO_JOINTS
+from handtailor_jax.synthetic.poses import gestures
 from handtailor_jax.types import Camera
 
 PAPER = (255, 255, 255)
@@ -63,23 +62,17 @@ def main() -> None:
 
 def pose_of(hand: HandModel, gesture: str | None = None, **degrees: tuple[float, float, float]) -> PosedHand:
     """Pose the mean hand in a gesture, or flat with flexion, abduction and twist (degrees) of named joints."""
-    coordinates = np.zeros((15, 3), np.float32)
-    if gesture is not None:
-        text = importlib.resources.files("handtailor_jax").joinpath("assets", "gestures.json").read_text()
-        coordinates = np.asarray(json.loads(text)[gesture], np.float32)
+    coordinates = np.zeros((15, 3), np.float32) if gesture is None else gestures()[gesture].copy()
     for name, values in degrees.items():
-        coordinates[MANO_JOINTS.index(name) - 1] = values
-    fingers = hand.anatomy.finger_pose(jnp.radians(jnp.asarray(coordinates)))
+        coordinates[MANO_JOINTS.index(name) - 1] = np.radians(values)
+    fingers = hand.anatomy.finger_pose(jnp.asarray(coordinates))
     pose = jnp.concatenate([jnp.zeros((1, 3), jnp.float32), fingers])
     return hand.shape(jnp.zeros((hand.num_betas,), jnp.float32)).pose(pose)
 
 
 def tilted(view: np.ndarray, about_x: float = 0.0, about_y: float = 0.0) -> np.ndarray:
     """Return a view turned about the image's horizontal and vertical axis, degrees."""
-    a, b = math.radians(about_x), math.radians(about_y)
-    x = np.array([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
-    y = np.array([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
-    return x @ y @ view
+    return Rotation.from_euler("yx", [about_y, about_x], degrees=True).as_matrix() @ view
 
 
 class Drawing:
@@ -239,10 +232,10 @@ def conventions(hand: HandModel) -> plt.Figure:
 
 def bends(hand: HandModel) -> np.ndarray:
     """Draw six gestures from four sides, one row per gesture."""
-    gestures = ("fist", "pinch", "point", "spread", "thumbs_up", "opposition")
+    shown = ("fist", "pinch", "point", "spread", "thumbs_up", "opposition")
     cell, scale, margin, header = 230, 1080.0, 110, 40
-    sheet = np.full((header + cell * len(gestures), margin + cell * len(VIEWS), 3), 255, np.uint8)
-    for row, gesture in enumerate(gestures):
+    sheet = np.full((header + cell * len(shown), margin + cell * len(VIEWS), 3), 255, np.uint8)
+    for row, gesture in enumerate(shown):
         posed = pose_of(hand, gesture)
         top = header + row * cell
         for column, view in enumerate(VIEWS.values()):

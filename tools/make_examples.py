@@ -9,9 +9,7 @@ betas and convention. The output depends on the seed alone.
 
 import argparse
 import dataclasses
-import importlib.resources
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import cv2
 import jax.numpy as jnp
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from handtailor_jax.geometry.boxes import hand_size
 from handtailor_jax.geometry.cameras import project
@@ -28,6 +27,7 @@ from handtailor_jax.mano.landmarks import load_convention
 from handtailor_jax.mano.loading import embedded_arrays, embedded_hand
 from handtailor_jax.render.shading import render_mesh
 from handtailor_jax.skeleton import KEYPOINTS, ROOT
+from handtailor_jax.synthetic.poses import gestures
 from handtailor_jax.tailor.placement import camera_keypoints, camera_mesh
 from handtailor_jax.types import Camera, HandParameters, Side
 
@@ -242,10 +242,9 @@ def simulated_detection(
 
 def place(hand: HandModel, scene: Scene, width: int) -> tuple[Camera, HandParameters]:
     """Return a camera, and the hand in front of it as the scene specifies."""
-    text = importlib.resources.files("handtailor_jax").joinpath("assets", "gestures.json").read_text()
-    fingers = hand.anatomy.finger_pose(jnp.radians(jnp.asarray(json.loads(text)[scene.gesture], jnp.float32)))
-    about_y, about_x, about_z = (math.radians(angle) for angle in scene.turn)
-    turn = rotation(2, about_z) @ rotation(0, about_x) @ rotation(1, -about_y)
+    fingers = hand.anatomy.finger_pose(jnp.asarray(gestures()[scene.gesture]))
+    about_y, about_x, about_z = scene.turn
+    turn = Rotation.from_euler("yxz", [-about_y, about_x, about_z], degrees=True).as_matrix()
     # A left hand's fingers point along +x in its rest frame.
     upright = UPRIGHT if scene.side == "right" else np.diag([-1.0, 1.0, 1.0]) @ UPRIGHT @ np.diag([-1.0, 1.0, 1.0])
     world = axis_angle_from_matrix(jnp.asarray(turn @ upright, jnp.float32))
@@ -269,13 +268,6 @@ def place(hand: HandModel, scene: Scene, width: int) -> tuple[Camera, HandParame
         parameters = dataclasses.replace(parameters, translation=parameters.translation + step)
         focal *= scene.fill * SIZE / float(hand_size(pixels))
     return camera, parameters
-
-
-def rotation(axis: int, angle: float) -> np.ndarray:
-    """Return the rotation matrix about a coordinate axis, right-handed, radians."""
-    vector = np.zeros(3, np.float32)
-    vector[axis] = angle
-    return np.asarray(matrix_from_axis_angle(jnp.asarray(vector)), np.float64)
 
 
 def draw(placed: Sequence[tuple[Scene, Camera, HandParameters]], width: int, rng: np.random.Generator) -> np.ndarray:

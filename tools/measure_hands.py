@@ -24,7 +24,6 @@ such folder.
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from handtailor_jax import predict, results
-from handtailor_jax.cli import keep_compiled_programs
+from handtailor_jax.commands import command, keep_compiled_programs
 from handtailor_jax.errors import InputError, check_range, read_json
 from handtailor_jax.geometry.boxes import hand_size, overlap
 from handtailor_jax.geometry.cameras import project
@@ -172,6 +171,7 @@ def read_entries(folder: Path, split: str, every: int) -> list[dict[str, Any]]:
     return entries[::every]
 
 
+@command("measure_hands")
 def main(
     folder: tyro.conf.Positional[Path],
     split: str = "val",
@@ -222,8 +222,4 @@ def main(
 
 if __name__ == "__main__":
     keep_compiled_programs()
-    try:
-        tyro.cli(main, description=__doc__)
-    except InputError as error:
-        print(f"measure_hands: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    tyro.cli(main, description=__doc__)

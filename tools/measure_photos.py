@@ -6,7 +6,6 @@ The labels' 3D joints are another network's estimate, so distances to them measu
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from handtailor_jax import predict, results
-from handtailor_jax.cli import keep_compiled_programs
+from handtailor_jax.commands import command, keep_compiled_programs
 from handtailor_jax.data.readers.photos import PhotoLabel, read_labels
 from handtailor_jax.detections import Detection, detection
 from handtailor_jax.errors import InputError
@@ -207,7 +206,7 @@ def _write_sheet(path: Path, labels: Sequence[PhotoLabel], fits: Sequence[Hand],
     overlays, captions = [], []
     for i in np.unique(np.linspace(0, len(fits) - 1, _ON_SHEET).round().astype(int)).tolist():
         error = errors[i]
-        overlays.append(predict.overlay(fits[i], read_image(labels[i].path)))
+        overlays.append(predict.overlay([fits[i]], read_image(labels[i].path)))
         flips = f"  {error.flipped.sum()} flipped" if error.flipped.any() else ""
         captions.append(f"{labels[i].name}  {error.reprojection_percent:.1f} %  {error.distance_mm:.0f} mm{flips}")
     results.write_image(path, predict.sheet(overlays, captions))
@@ -242,15 +241,12 @@ def markdown(measured: Sequence[CollectionErrors]) -> str:
     return "\n".join(markdown_table(header, body))
 
 
+@command("measure_photos")
 def main() -> None:
     """Parse the command line, measure and print."""
     config = tyro.cli(FitMeasurement, description=__doc__)
     keep_compiled_programs()
-    try:
-        measured = measure_fits(config)
-    except InputError as error:
-        print(f"measure_photos: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    measured = measure_fits(config)
     known = "2D keypoints and 3D joints as a hint" if config.hint else "2D keypoints alone"
     print(f"{known}, split {config.split}\n\n{markdown(measured)}")
 

@@ -8,7 +8,6 @@ accuracy.
 """
 
 import dataclasses
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +21,9 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from handtailor_jax import predict, results
-from handtailor_jax.cli import keep_compiled_programs
+from handtailor_jax.commands import command, keep_compiled_programs
 from handtailor_jax.data.readers.photos import PhotoLabel, read_labels
-from handtailor_jax.errors import InputError, InputWarning, check_range
+from handtailor_jax.errors import InputWarning, check_range
 from handtailor_jax.evaluation.alignment import similarity
 from handtailor_jax.evaluation.report import markdown_table
 from handtailor_jax.geometry.boxes import hand_size, square_around
@@ -178,7 +177,7 @@ def _landmarks(
 
 
 def _write_sheet(path: Path, labels: Sequence[PhotoLabel], hands: Sequence[Hand | None]) -> None:
-    shown = np.linspace(0, len(labels) - 1, _ON_SHEET).round().astype(int).tolist()
+    shown = np.unique(np.linspace(0, len(labels) - 1, _ON_SHEET).round().astype(int)).tolist()
     drawn = [[] if (hand := hands[i]) is None else [hand] for i in shown]
     overlays = [predict.overlay(drawn[k], read_image(labels[i].path)) for k, i in enumerate(tqdm(shown, desc="sheet"))]
     captions = [
@@ -206,15 +205,12 @@ def markdown(measured: Sequence[StageErrors]) -> str:
     return "\n".join(markdown_table(header, body))
 
 
+@command("measure_predictions")
 def main() -> None:
     """Parse the command line, measure and print."""
     config = tyro.cli(PredictionMeasurement, description=__doc__)
     keep_compiled_programs()
-    try:
-        measured = measure_predictions(config)
-    except InputError as error:
-        print(f"measure_predictions: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    measured = measure_predictions(config)
     print(f"split {config.split}; errors in percent of the labelled hand size\n\n{markdown(measured)}")
 
 

@@ -20,8 +20,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from handtailor_jax.cli import keep_compiled_programs
-from handtailor_jax.commands import command
+from handtailor_jax.commands import command, keep_compiled_programs
 from handtailor_jax.errors import InputError
 from handtailor_jax.geometry.mirror import mirror_intrinsics, mirror_points
 from handtailor_jax.images import crop_square, whole
