@@ -13,6 +13,7 @@ import trimesh
 from handtailor_jax import cli, hand_tailor, predict
 from handtailor_jax.errors import InputError
 from handtailor_jax.hand_module.config import HandModuleConfig
+from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.weights import load_module, load_weights, provenance, save_weights
 from handtailor_jax.hand_tailor import HandTailor
 
@@ -55,6 +56,13 @@ def test_half_precision_keeps_three_digits(tmp_path):
     with pytest.raises(InputError, match=r"stem.merge.0.kernel holds numbers too large for float16"):
         save_weights(tmp_path / "huge.safetensors", module, {}, dtype="float16")
     assert not (tmp_path / "huge.safetensors").exists()
+
+
+def test_a_class_of_your_own_takes_them():
+    class Own(HandModule):
+        pass
+
+    assert type(load_weights(None, Own)) is Own
 
 
 @pytest.mark.slow

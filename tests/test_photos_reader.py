@@ -13,7 +13,8 @@ from handtailor_jax.geometry.boxes import square_around
 from handtailor_jax.images import crop_square
 from handtailor_jax.skeleton import BONES
 from handtailor_jax.training.backdrops import composed, paste, surroundings
-from handtailor_jax.training.sources import prepare_photographs
+from handtailor_jax.training.config import DataConfig, TrainingConfig
+from handtailor_jax.training.sources import open_sources, prepare_photographs
 
 
 def entry(**changes):
@@ -33,6 +34,14 @@ def test_splits_are_kept_apart(tmp_path):
     assert [label.source for label in labels] == ["a", "b"]
     assert labels[0].path == tmp_path / "a" / "1.jpg"
     assert read_labels(folder, "val")[0].side == "right"
+
+
+def test_training_needs_both_splits(tmp_path, hand):
+    """That is found before the pool is rendered; the second split is for the evaluation."""
+    config = TrainingConfig(data=DataConfig(cache=tmp_path / "cache", photographs=write(tmp_path, {"a.jpg": entry()})))
+    with pytest.raises(InputError, match=r"has no photographs of split 'val': give some, as `handtailor label --val`"):
+        open_sources(config, hand)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_keypoints_in_2d_are_enough(tmp_path):

@@ -189,6 +189,16 @@ def test_calibrated_energy_is_invariant_to_resolution(hand, seen):
     np.testing.assert_allclose(energy_of(large, 0.0), energy_of(small, 0.0), rtol=1e-4)
 
 
+def test_the_extent_prior_needs_no_other_prior(hand, seen):
+    one = pick(seen["weak_perspective"], 1)
+    zoom = []
+    for std in (math.inf, 0.1):
+        energy = dataclasses.replace(DEFAULT.energy, prior=0.0, betas_prior=0.0, extent_std=std)
+        problem = pose_problem(hand, one.truth, one.observation, dataclasses.replace(DEFAULT, energy=energy))
+        zoom.append(problem._precision()[0][-1, -1])
+    assert zoom[1] - zoom[0] == pytest.approx(0.1**-2)
+
+
 def test_energy_is_zero_at_a_perfect_start(hand, seen):
     one = pick(seen["perspective"], 4)
     pixels = project(one.observation.camera, one.keypoints)

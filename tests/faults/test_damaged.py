@@ -1,6 +1,8 @@
 """Hand models, pools, records of runs and lists that are damaged, of another shape, or on a disk that is read-only."""
 
+import dataclasses
 import importlib.util
+import json
 import os
 
 import numpy as np
@@ -113,6 +115,24 @@ def test_records_of_a_run_that_are_damaged(tmp_path):
     recorder = Recorder(TrainingConfig(), tmp_path, lambda _: ({}, None), 5)
     recorder.progress.close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole + b"\n"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("optax") is None, reason="training needs Optax")
+def test_the_rate_after_an_evaluation_is_that_of_the_steps_since(tmp_path, monkeypatch):
+    from handtailor_jax.training import report
+    from handtailor_jax.training.config import TrainingConfig
+    from handtailor_jax.training.state import TrainState
+
+    state = object.__new__(TrainState)
+    vars(state).update({field.name: None for field in dataclasses.fields(state)} | {"step": 10})
+    clock = iter([0.0, 100.0, 101.0])  # start, end of the evaluation after step 10, step 15
+    recorder = report.Recorder(TrainingConfig(batch=4), tmp_path, lambda _: ({"figure": 1.0}, None), 0)
+    monkeypatch.setattr(report.time, "perf_counter", lambda: next(clock))
+    recorder._clock = next(clock)
+    recorder.evaluate(state)
+    recorder.log(15, {"loss": 1.0})
+    recorder.progress.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["images_per_second"] == 20.0
 
 
 def test_lists_on_a_disk_that_is_read_only(tmp_path, monkeypatch):
