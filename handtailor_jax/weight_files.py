@@ -67,7 +67,7 @@ def read_tensors(
 
 
 def filled(structure: Structure, tensors: Mapping[str, np.ndarray], remedy: str, prefix: str = "") -> Any:
-    """Return the module of a structure with tensors that are named by prefix and path, in evaluation mode.
+    """Return the module of a structure with tensors that are named by prefix and path, float32, in evaluation mode.
 
     Raises:
         InputError: If names, shapes, types or values of the tensors do not match; the message does not name the file.
@@ -76,7 +76,7 @@ def filled(structure: Structure, tensors: Mapping[str, np.ndarray], remedy: str,
     named = {prefix + tensor_name(path): (path, variable) for path, variable in variables.items()}
     _compare({name: variable.shape for name, (_, variable) in named.items()}, tensors, remedy)
     # All at once, and converted by NumPy, because JAX would compile a conversion for every shape.
-    values = {path: variable.replace(tensors[name].astype(variable.dtype)) for name, (path, variable) in named.items()}
+    values = {path: variable.replace(tensors[name].astype(np.float32)) for name, (path, variable) in named.items()}
     module = nnx.merge(graphdef, jax.device_put(nnx.from_flat_state(values)))
     module.eval()
     return module
