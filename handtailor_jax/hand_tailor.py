@@ -62,11 +62,14 @@ class HandTailor:
         The hand model is the one that the hand module was trained with. See `load` for the arguments.
 
         Raises:
-            InputError: If the energy is not defined for this hand module's keypoints.
+            InputError: If the energy is not defined for this hand module's keypoints, or `hand_length` is no hand's.
         """
         hand = given_hand(hand)
         self.hand = hand if hand.side == "right" else hand.mirrored()
-        self.config, self.hand_length = fitting_config(module, config), hand_length
+        self.config = fitting_config(module, config)
+        self.hand_length = (
+            None if hand_length is None else checked_length(hand_length, np.eye(3))
+        )  # cameras come with images
         self.finder: LandmarkFinder | HourglassFinder
         if isinstance(module, HandModule):
             module = inference_form(module)

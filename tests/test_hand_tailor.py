@@ -109,6 +109,8 @@ def test_a_known_length_makes_depths_metric(tailor):
     np.testing.assert_allclose(found.vertices, free.vertices * factor, atol=1e-4)
     with pytest.raises(InputError, match="hand_length is given without camera"):
         sized(image)
+    with pytest.raises(InputError, match=r"hand_length .* is 180.0: give 0.03 to 0.5"):
+        HandTailor(tailor.module, hand_length=180.0)
 
 
 def test_one_hand_in_a_box(tailor):
