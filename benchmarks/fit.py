@@ -62,21 +62,13 @@ def _row(hand: HandModel, config: FitBenchmark, view: View) -> dict[str, Any]:
     problems = tailor_problems(
         hand, config.problems, config.seed, noise="gaussian", camera=view, keypoint_noise=config.noise / 2**0.5
     )
-    settings = TailorConfig.keypoints_only()
-
-    @jax.jit
-    def solve(observation: Observation) -> Any:
-        found = search(hand, observation, settings, SearchConfig())
-        assert found.runner_up is not None
-        return tuple(camera_keypoints(hand, each.parameters) for each in (found, found.runner_up))
-
     observations = [
         dataclasses.replace(jax.tree.map(lambda leaf, i=i: leaf[i], problems.observation), confidence=jnp.ones(21))
         for i in range(config.problems)
     ]
-    jax.block_until_ready(solve(observations[0]))
+    jax.block_until_ready(_solve(hand, observations[0]))
     started = time.perf_counter()
-    solved = [jax.device_get(solve(o)) for o in tqdm(observations, desc=view, unit="hand")]
+    solved = [jax.device_get(_solve(hand, o)) for o in tqdm(observations, desc=view, unit="hand")]
     seconds = time.perf_counter() - started
 
     truth = np.asarray(problems.keypoints) / np.asarray(problems.truth.scale)[:, None, None]
@@ -93,6 +85,14 @@ def _row(hand: HandModel, config: FitBenchmark, view: View) -> dict[str, Any]:
         "reprojection, %": float(np.median(_reprojection(problems.observation, best))),
         "hands/s": config.problems / seconds,
     }
+
+
+@jax.jit
+def _solve(hand: HandModel, observation: Observation) -> Any:
+    """Return the keypoints of the solution and of its runner-up."""
+    found = search(hand, observation, TailorConfig.keypoints_only(), SearchConfig())
+    assert found.runner_up is not None
+    return tuple(camera_keypoints(hand, each.parameters) for each in (found, found.runner_up))
 
 
 def _errors(found: np.ndarray, truth: np.ndarray) -> np.ndarray:

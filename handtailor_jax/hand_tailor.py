@@ -67,9 +67,7 @@ class HandTailor:
         hand = given_hand(hand)
         self.hand = hand if hand.side == "right" else hand.mirrored()
         self.config = fitting_config(module, config)
-        self.hand_length = (
-            None if hand_length is None else checked_length(hand_length, np.eye(3))
-        )  # cameras come with images
+        self.hand_length = None if hand_length is None else checked_length(hand_length, camera="of each image")
         self.finder: LandmarkFinder | HourglassFinder
         if isinstance(module, HandModule):
             module = inference_form(module)

@@ -28,7 +28,8 @@ SWITCH = "HANDTAILOR_TRACED_PROGRAMS"
 _FOLDER = "handtailor_traced"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 # Options of JAX that change what is traced.
-_OPTIONS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_numpy_dtype_promotion", "jax_debug_nans")
+_NUMPY = "jax_numpy_dtype_promotion", "jax_numpy_rank_promotion"
+_OPTIONS = ("jax_enable_x64", "jax_default_matmul_precision", "jax_debug_nans", *_NUMPY)
 
 
 def kept(function: Callable[..., R], name: str, *about: Any) -> Callable[..., R]:

@@ -24,8 +24,6 @@ if "HANDTAILOR_TEST_CACHE" not in os.environ:
     os.environ["HANDTAILOR_TEST_CACHE"] = tempfile.mkdtemp(prefix="handtailor-tests-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["HANDTAILOR_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-# Tests replace functions of the package; what is traced then must not be kept.
-os.environ["HANDTAILOR_TRACED_PROGRAMS"] = "0"
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +36,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 PACKAGE = "handtailor_jax"
+# Bytes that a worker keeps after a test; more make the slow tests faster.
+_MOST_MEMORY = float(os.environ.get("HANDTAILOR_TEST_MEMORY", "1.3e9"))
 
 
 def _register_dataclass_unchecked(cls: type, data_fields: Any = None, meta_fields: Any = None, **kwargs: Any) -> type:
@@ -77,6 +77,10 @@ from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand, load_mano
 from tests.goldens import write_mano
 
+# Tracing makes many objects that live; looking through them again and again takes 6 % of its time.
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
+
 # glibc keeps what is freed: after the compilation of a training step more than a gigabyte. Other systems lack the call.
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
@@ -96,6 +100,17 @@ def _resident() -> int:
     return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the files with the most slow tests first, in both halves, so that the last ones are light."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = {path: sum(item.get_closest_marker("slow") is not None for item in own) for path, own in files.items()}
+    order = sorted(files, key=lambda path: -slow[path])
+    items[:] = [item for path in (*order[0::2], *order[1::2]) for item in files[path]]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def freed() -> Iterator[None]:
     """Frees the compiled programs of a module after its last test: kept, they fill several gigabytes in a worker."""
@@ -107,11 +122,11 @@ def freed() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def bounded_memory() -> Iterator[None]:
-    """Frees them earlier if a worker holds more than 1.3 GB; they are loaded again from the cache of the run."""
+    """Frees them earlier if a worker holds too much; they are loaded again from the cache of the run."""
     yield
-    if _resident() > 1.2e9:
+    if _resident() > _MOST_MEMORY - 1e8:
         _give_back()
-    if _resident() > 1.3e9:
+    if _resident() > _MOST_MEMORY:
         jax.clear_caches()
         gc.collect()
         _give_back()
@@ -142,7 +157,13 @@ def quick_process() -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[1])
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     jax_only = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    return os.environ | jax_only | {"PYTHONPATH": root, "HANDTAILOR_TRACED_PROGRAMS": "1"}
+    return os.environ | jax_only | {"PYTHONPATH": root}
+
+
+@pytest.fixture(scope="session")
+def optimised_process(quick_process: dict[str, str]) -> dict[str, str]:
+    """The same with programs as users have them, which compile longer; for processes that run them for long."""
+    return quick_process | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 
 @pytest.fixture(scope="session")

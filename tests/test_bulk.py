@@ -190,14 +190,13 @@ def test_results_that_are_kept(weights, tmp_path, capsys):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_resumed(tmp_path, quick_process):
+def test_a_killed_run_is_resumed(tmp_path, optimised_process):
     """Twice, at some result: what is complete stays, and in the end all files are those of a run without a break."""
 
     def start(out):
         command = (sys.executable, "-m", "handtailor_jax.cli", "predict", str(EXAMPLES[0].parent), "--mesh", "glb")
-        return subprocess.Popen(
-            (*command, "--resume", "--out", str(out)), env=quick_process, stdout=subprocess.PIPE, text=True
-        )
+        options = ("--no-overlay", "--resume", "--out", str(out))
+        return subprocess.Popen((*command, *options), env=optimised_process, stdout=subprocess.PIPE, text=True)
 
     def results():
         return sorted(path for path in (tmp_path / "out").glob("*.json") if path.name[0] != ".")

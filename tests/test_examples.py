@@ -69,7 +69,7 @@ def test_jit_vmap_and_grad(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_training_through_the_tailor(capsys):
-    main(4)(steps=40, batch=16)
+    main(4)(steps=40, batch=8)
     errors = [float(line.split()[2]) for line in capsys.readouterr().out.splitlines()]
     assert sum(errors[-5:]) < 0.8 * sum(errors[:5])
 

@@ -143,7 +143,6 @@ def check_against_differences(loss, inputs, one, rng, rtol, names=None, step=1e-
 @pytest.mark.parametrize(
     ("camera", "iterations"),
     [
-        ("perspective", 1),
         ("perspective", 2),
         ("weak_perspective", 2),
     ],

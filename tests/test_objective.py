@@ -16,7 +16,6 @@ import optax
 import pytest
 from flax import nnx
 
-from handtailor_jax.data.augmentation import augment
 from handtailor_jax.data.sample import Batch
 from handtailor_jax.hand_module.hand_module import HandModule
 from handtailor_jax.hand_module.weights import load_weights, save_weights
@@ -25,7 +24,7 @@ from handtailor_jax.training.config import DataConfig, LossWeights, OptimizerCon
 from handtailor_jax.training.objective import objective
 from handtailor_jax.training.prediction import predict
 from handtailor_jax.training.state import create_network, create_optimizer, initial_state, moving_average
-from handtailor_jax.training.step import compile_step, sample_keys
+from handtailor_jax.training.step import compile_step
 from tests.test_training_datasets import RHD, TINY
 
 
@@ -149,25 +148,6 @@ def on_images(tmp_path):
     )
 
 
-@pytest.mark.slow
-def test_terms(hand, tmp_path):
-    """Every term with known and unknown joints, poses, cameras, masks and depth maps."""
-    config = on_images(tmp_path)
-    graph, state = nnx.split(load_weights(config.weights))
-
-    @jax.jit
-    def terms(state, hand, batch):
-        keys = sample_keys(config.seed, jnp.zeros((), jnp.int32), jnp.arange(8, dtype=jnp.int32))
-        crops = augment(batch, keys, config.augmentation, config.module.image_size)
-        module = nnx.merge(graph, state, copy=True)
-        module.train()
-        noise_keys = jax.vmap(lambda key: jax.random.fold_in(key, 7))(keys)
-        prediction = predict(module, hand, crops, noise_keys, config)
-        return tuple(loss(prediction.batch, prediction) for _, loss in objective(config))
-
-    assert_recorded(means(config, terms(state, hand, fixed_batch(hand, maps=True))))
-
-
 # The design of the paper in small.
 PAPER = dataclasses.replace(
     TINY,
@@ -255,7 +235,7 @@ def test_gradients_of_eq_7(eq_7):
 
 @pytest.mark.slow
 def test_steps_on_images(hand, tmp_path):
-    """Gradients of all terms over two steps."""
+    """All terms and their gradients, with known and unknown joints, poses, cameras, masks and depth maps, twice."""
     config = on_images(tmp_path)
     state, metrics = take(config, hand, fixed_batch(hand, maps=True), 2)
     assert_recorded(means(config, metrics[0].losses.terms))

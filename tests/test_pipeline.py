@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+import math
 
 import jax
 import jax.numpy as jnp
@@ -50,11 +51,13 @@ def true_hand(hand, translation=(0.02, -0.01, 0.5)):
 
 def paint(keypoints_2d, height=480, width=640, radius=4.0):
     """An image with a dot of its own colour on every keypoint, antialiased."""
-    y, x = np.mgrid[:height, :width]
+    rows, columns = np.mgrid[:height, :width]
     image = np.full((height, width, 3), 128.0)
     for (u, v), color in zip(np.asarray(keypoints_2d, float), PALETTE, strict=True):
-        cover = np.clip(radius + 0.5 - np.hypot(x - u, y - v), 0.0, 1.0)[..., None]
-        image = image * (1.0 - cover) + cover * color
+        left, top = (max(0, math.floor(center - radius) - 1) for center in (u, v))
+        near = np.s_[top : max(top, math.ceil(v + radius) + 2), left : max(left, math.ceil(u + radius) + 2)]
+        cover = np.clip(radius + 0.5 - np.hypot(columns[near] - u, rows[near] - v), 0.0, 1.0)[..., None]
+        image[near] = image[near] * (1.0 - cover) + cover * color
     return np.round(image).astype(np.uint8)
 
 

@@ -68,14 +68,15 @@ def write_inputs(folder):
 
 
 @pytest.fixture
-def start(quick_process, tmp_path):
+def start(quick_process, optimised_process, tmp_path):
     """Start a command; on a full disk no file grows beyond a few kilobytes, which are fewer than its results have."""
 
     def run(name, full=False):
         # Not a function that runs after the fork, against which JAX warns.
         limit = ("bash", "-c", f'ulimit -f {1 if name == "evaluate" else 6}; exec "$@"', "bash") if full else ()
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen((*limit, *COMMANDS[name]), cwd=tmp_path, env=quick_process, **pipes)
+        env = optimised_process if name == "predict" else quick_process
+        return subprocess.Popen((*limit, *COMMANDS[name]), cwd=tmp_path, env=env, **pipes)
 
     return run
 
