@@ -24,6 +24,8 @@ if "HANDTAILOR_TEST_CACHE" not in os.environ:
     os.environ["HANDTAILOR_TEST_CACHE"] = tempfile.mkdtemp(prefix="handtailor-tests-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["HANDTAILOR_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Tests replace functions of the package; what is traced then must not be kept.
+os.environ["HANDTAILOR_TRACED_PROGRAMS"] = "0"
 
 import jax
 import jax.numpy as jnp
@@ -76,10 +78,6 @@ from benchmarks.simulation import TailorProblems, tailor_problems
 from handtailor_jax.mano.hand_model import HandModel
 from handtailor_jax.mano.loading import embedded_hand, load_mano
 from tests.goldens import write_mano
-
-# Tracing makes many objects that live; looking through them again and again takes 6 % of its time.
-gc.freeze()
-gc.set_threshold(50_000, 20, 50)
 
 # glibc keeps what is freed: after the compilation of a training step more than a gigabyte. Other systems lack the call.
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -157,7 +155,7 @@ def quick_process() -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[1])
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     jax_only = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    return os.environ | jax_only | {"PYTHONPATH": root}
+    return os.environ | jax_only | {"PYTHONPATH": root, "HANDTAILOR_TRACED_PROGRAMS": "1"}
 
 
 @pytest.fixture(scope="session")
