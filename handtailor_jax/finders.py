@@ -98,7 +98,7 @@ class LandmarkFinder:
 
 
 class HourglassFinder:
-    """Finds one hand for an hourglass without a landmark network: the most confident keypoints in upright"""
+    """Finds one hand for an hourglass without a landmark network: the most confident keypoints in upright squares."""
 
     def __init__(self, size: int) -> None:
         """Prepare a finder for an hourglass whose crops have the side `size`."""

@@ -78,7 +78,7 @@ def open_sources(config: TrainingConfig, hand: HandModel, custom: Custom = NOTHI
     if counts.dataset and not readers:
         readers = [(open_split(config, hand, "training"), 1.0)]
     if data.photographs is not None:
-        for split in ("train", "val"):  # the second for the evaluation
+        for split in ("train", "val") if counts.photographs else ("val",):  # val: for the evaluation
             read_labels(data.photographs, split)
     if counts.synthetic and data.synthetic == "pool":
         behind = None
