@@ -6,7 +6,6 @@ Of a list of labels, only the images 1, 3, 5, ... are used: the others must not 
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +52,14 @@ class TurnedImage(HandDetector):
 class TurnedRegions(HandDetector):
     """Detector that turns regions without a hand by right angles and tries again."""
 
-    def search(self, image: Any, look: Any, *, thorough: bool | None = None, known: Sequence[Region] = ()) -> list[Any]:
-        """Search with additional forward passes."""
-
-        def again(regions: list[Region]) -> list[Any]:
-            found = list(look(regions))
-            for i, region in enumerate(regions):
-                if found[i].presence <= self.config.presence:
-                    others = look([turned(region, angle) for angle in RIGHT_ANGLES])
-                    found[i] = max([found[i], *others], key=lambda hand: hand.presence)
-            return found
-
-        return super().search(image, again, thorough=thorough, known=known)
+    def recognise(self, image: Any, regions: list[Region]) -> list[Any]:
+        """Estimate the hands with additional forward passes."""
+        found = list(super().recognise(image, regions))
+        for i, region in enumerate(regions):
+            if found[i].presence <= self.config.presence:
+                others = super().recognise(image, [turned(region, angle) for angle in RIGHT_ANGLES])
+                found[i] = max([found[i], *others], key=lambda hand: hand.presence)
+        return found
 
 
 @command("compare_searches")
