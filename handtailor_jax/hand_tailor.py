@@ -62,7 +62,7 @@ class HandTailor:
         The hand model is the one that the hand module was trained with. See `load` for the arguments.
 
         Raises:
-            InputError: If the energy is not defined for this hand module's keypoints, or `hand_length` is no hand's.
+            InputError: If the energy is not defined for this hand module's keypoints, or `hand_length` is not a hand's.
         """
         hand = given_hand(hand)
         self.hand = hand if hand.side == "right" else hand.mirrored()

@@ -20,7 +20,7 @@ from handtailor_jax.types import Camera, Numbers, pytree
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
 
-# Joints where only 2D keypoints are known, metres: in front of the camera, and no two at one point. Their weight is 0.
+# Joints where only 2D keypoints are known, metres: in front of the camera, all different. Their weight is 0.
 _UNKNOWN_JOINTS = np.stack([0.01 * np.arange(NUM_KEYPOINTS), np.zeros(NUM_KEYPOINTS), np.full(NUM_KEYPOINTS, 0.5)], 1)
 
 JointDefinition = Literal["model", "freihand", "annotated"]
